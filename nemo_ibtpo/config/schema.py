@@ -1,0 +1,299 @@
+"""The typed shape of a run's configuration.
+
+YAML under ``conf/`` is the only home of a default: no field here has one. ``config.loader`` composes the YAML
+with Hydra, builds these dataclasses and refuses unknown keys, missing keys and wrong types;
+``config.validation`` refuses values that contradict each other. Names follow Megatron-Core and NeMo RL where
+they have one; sizes carry their unit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model to train.
+
+    Attributes:
+        path: directory with a Hugging Face model: config.json, safetensors weights and tokenizer.
+        dtype: compute precision of the actor; with bf16 the optimizer keeps fp32 main weights.
+    """
+
+    path: str
+    dtype: Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class ActorConfig:
+    """How the Megatron actor is laid out over ranks.
+
+    Attributes:
+        device: ``cuda`` (NCCL), ``cpu`` (gloo) or ``auto``: cuda where there is one.
+        tensor_model_parallel_size: ranks that share each layer's matrices.
+        pipeline_model_parallel_size: stages that share the layers.
+        sequence_parallel: shard norms and residuals over the tensor-parallel ranks.
+        use_distributed_optimizer: shard optimizer state over the data-parallel ranks.
+        recompute: activations recomputed in the backward pass.
+        max_tokens_per_microbatch: most packed tokens in one micro-batch.
+        logprob_chunk_tokens: tokens whose float32 logits are alive at once.
+    """
+
+    device: Literal["auto", "cpu", "cuda"]
+    tensor_model_parallel_size: int
+    pipeline_model_parallel_size: int
+    sequence_parallel: bool
+    use_distributed_optimizer: bool
+    recompute: Literal["none", "selective", "full"]
+    max_tokens_per_microbatch: int
+    logprob_chunk_tokens: int
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam with decoupled weight decay, warm-up and decay.
+
+    Attributes:
+        lr: peak learning rate.
+        min_lr: learning rate at the end of the decay.
+        warmup_steps: optimizer steps from 0 to ``lr``.
+        decay_steps: optimizer steps from the start until ``min_lr``; 0 means all steps of the run.
+        decay_style: shape of the decay.
+        weight_decay: decoupled weight decay.
+        adam_beta1, adam_beta2, adam_eps: Adam's constants.
+        clip_grad: largest global gradient norm; 0 switches clipping off.
+    """
+
+    lr: float
+    min_lr: float
+    warmup_steps: int
+    decay_steps: int
+    decay_style: Literal["constant", "linear", "cosine"]
+    weight_decay: float
+    adam_beta1: float
+    adam_beta2: float
+    adam_eps: float
+    clip_grad: float
+
+
+@dataclass(frozen=True)
+class IBScoreConfig:
+    """Constants of the IB-Score and of the advantage's local term.
+
+    Attributes:
+        beta: weight of exploitation against exploration; > 0.
+        step_probability: pi(step), the exponential of the mean (``geometric_mean``) or the sum (``product``)
+            of its tokens' log-probabilities.
+        value_estimator: p_hat of a node, the mean over its leaves or over its children.
+    """
+
+    beta: float
+    step_probability: Literal["geometric_mean", "product"]
+    value_estimator: Literal["leaf_mean", "children_mean"]
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How a prompt's tree grows: G = initial_rollouts + (rounds - 1) * branch_points * rollouts_per_branch.
+
+    Attributes:
+        name: ``ib`` branches where the IB-Score is highest, ``random`` anywhere, ``independent`` never.
+        initial_rollouts: trajectories from the prompt (the paper's B0).
+        rounds: rounds of growth, the first trajectories included (L); 1 for ``independent``.
+        branch_points: nodes branched in a round (K).
+        rollouts_per_branch: continuations sampled from each of them (B).
+        min_new_tokens: a node is a candidate only with so many tokens left under the length limit.
+        max_trees_in_flight: trees grown at once on one engine.
+    """
+
+    name: Literal["ib", "random", "independent"]
+    initial_rollouts: int
+    rounds: int
+    branch_points: int
+    rollouts_per_branch: int
+    min_new_tokens: int
+    max_trees_in_flight: int
+
+    @property
+    def trajectories_per_prompt(self) -> int:
+        """G, the trajectories of one tree."""
+        return self.initial_rollouts + (self.rounds - 1) * self.branch_points * self.rollouts_per_branch
+
+
+@dataclass(frozen=True)
+class AdvantageConfig:
+    """What a step is credited with.
+
+    Attributes:
+        name: ``ibtpo`` (step level) or ``grpo`` (one advantage a trajectory).
+        ib_coef: lambda, the weight of the local term; ``ibtpo`` only.
+        zero_variance: ``drop`` leaves a group whose rewards are all equal out, ``keep`` gives it advantage 0.
+    """
+
+    name: Literal["ibtpo", "grpo"]
+    ib_coef: float
+    zero_variance: Literal["drop", "keep"]
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The clipped surrogate.
+
+    Attributes:
+        clip_eps_low, clip_eps_high: the ratio is clipped to [1 - low, 1 + high].
+        kl_coef: weight of KL(policy || reference policy); 0 skips the reference policy altogether.
+        normalization: ``token_mean`` or ``sequence_mean``, with one global denominator either way.
+    """
+
+    clip_eps_low: float
+    clip_eps_high: float
+    kl_coef: float
+    normalization: Literal["token_mean", "sequence_mean"]
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How responses are sampled.
+
+    Attributes:
+        engine: ``transformers``, embedded in every rank.
+        max_new_tokens: most tokens of a trajectory, prompt excluded.
+        temperature, top_p, top_k: the sampling distribution (top_k 0 keeps all tokens).
+        stop: texts that end a response.
+        allow_truncated_sampling: accept top_p < 1 or top_k > 0, whose log-probabilities the actor does not
+            reproduce.
+        max_batch_size: sequences decoded at once by one engine.
+        cache_tokens: key/value slots of one engine, in tokens.
+    """
+
+    engine: Literal["transformers"]
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    stop: list[str]
+    allow_truncated_sampling: bool
+    max_batch_size: int
+    cache_tokens: int
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """Where problems come from.
+
+    Attributes:
+        source: ``reasoning_gym``, ``jsonl``, ``parquet`` or ``huggingface``.
+        path: reasoning-gym task name, file path, or Hugging Face data set id or directory.
+        subset: Hugging Face configuration name, or null.
+        split: Hugging Face split, or null.
+        question_key, answer_key: columns of a row.
+        size: number of problems (reasoning-gym makes so many); null takes all rows there are.
+        seed: seed of a generated data set.
+        options: arguments of the reasoning-gym task.
+        verifier: ``reasoning_gym``, ``math`` or ``exact``.
+    """
+
+    source: Literal["reasoning_gym", "jsonl", "parquet", "huggingface"]
+    path: str
+    subset: str | None
+    split: str | None
+    question_key: str
+    answer_key: str
+    size: int | None
+    seed: int
+    options: dict[str, Any]
+    verifier: Literal["reasoning_gym", "math", "exact"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Problems and how they become prompts.
+
+    Attributes:
+        train, validation: the data sets.
+        template: ``chat`` applies the tokenizer's chat template to the filled ``prompt_format``, ``plain``
+            takes it as it is.
+        prompt_format: text with one ``{question}``.
+        system_prompt: system message of the chat template, or null.
+        max_prompt_tokens: a longer prompt is left out and counted.
+        shuffle: draw problems in an order given by the run's seed, another one in each epoch.
+    """
+
+    train: DatasetConfig
+    validation: DatasetConfig
+    template: Literal["chat", "plain"]
+    prompt_format: str
+    system_prompt: str | None
+    max_prompt_tokens: int
+    shuffle: bool
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """How answers are verified.
+
+    Attributes:
+        num_workers: verifier processes per rank that owns an engine.
+        timeout_s: a verification that takes longer is killed, scores 0 and is counted.
+    """
+
+    num_workers: int
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """The loop.
+
+    Attributes:
+        max_steps: steps of the run.
+        num_prompts_per_step: prompts sampled in a step, over all ranks.
+        num_prompts_per_update: prompts of one optimizer step; divides ``num_prompts_per_step``.
+        val_period: steps between evaluations; 0 evaluates only before and after.
+        val_samples_per_prompt: k of avg@k.
+        val_temperature: temperature of the evaluation's samples.
+        save_period: steps between checkpoints; 0 saves only at the end.
+    """
+
+    max_steps: int
+    num_prompts_per_step: int
+    num_prompts_per_update: int
+    val_period: int
+    val_samples_per_prompt: int
+    val_temperature: float
+    save_period: int
+
+
+@dataclass(frozen=True)
+class LoggerConfig:
+    """Where metrics go besides ``metrics.jsonl`` and the console."""
+
+    tensorboard: bool
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run.
+
+    Attributes:
+        name: name of the run; the recipe's name unless overridden.
+        output_dir: everything the run writes lies below it.
+        seed: every random choice of the run derives from it.
+    """
+
+    name: str
+    output_dir: str
+    seed: int
+    model: ModelConfig
+    actor: ActorConfig
+    optimizer: OptimizerConfig
+    ib_score: IBScoreConfig
+    sampler: SamplerConfig
+    advantage: AdvantageConfig
+    loss: LossConfig
+    rollout: RolloutConfig
+    data: DataConfig
+    reward: RewardConfig
+    trainer: TrainerConfig
+    logger: LoggerConfig

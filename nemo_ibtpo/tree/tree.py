@@ -17,11 +17,19 @@ Invariants (asserted by ``tests/unit/tree/test_tree.py``):
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 FinishReason = Literal["eos", "stop", "length"]
+ValueEstimator = Literal["leaf_mean", "children_mean"]
+Step = tuple[Sequence[int], Sequence[float]]
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 ROOT = 0
+_VERSION = 1
 
 
 @dataclass(slots=True)
@@ -54,3 +62,238 @@ class Node:
     def is_leaf(self) -> bool:
         """Whether a trajectory ends with this step."""
         return self.finish_reason is not None
+
+
+class Tree:
+    """The trajectories sampled for one prompt.
+
+    Args:
+        prompt_id: the problem's identifier.
+        prompt_tokens: token ids of the prompt, at least one: the first sampled token needs a predecessor.
+
+    Raises:
+        ValueError: the prompt is empty.
+    """
+
+    def __init__(self, prompt_id: str, prompt_tokens: Sequence[int]) -> None:
+        if len(prompt_tokens) == 0:
+            raise ValueError(f"tree {prompt_id!r}: the prompt is empty; it needs at least one token")
+        self.prompt_id = prompt_id
+        self.nodes: list[Node] = [Node(index=ROOT, parent=-1, tokens=tuple(prompt_tokens))]
+
+    def insert(self, branch_node: int, steps: Sequence[Step], finish_reason: FinishReason, round: int) -> int:
+        """Add a trajectory that was sampled from ``branch_node`` on.
+
+        Steps that equal existing ones, token for token and in whether the trajectory ends there, are merged
+        into them (declared); the log-probabilities and the finish reason of the first sample are kept. Every
+        step given here was sampled freely, so each of its nodes counts one draw more.
+
+        Args:
+            branch_node: the node whose path was the prefix; ``ROOT`` for an independent trajectory.
+            steps: (token ids, log-probabilities) of each sampled step, in order.
+            finish_reason: why the trajectory ended with the last of them.
+            round: the round of growth it belongs to.
+
+        Returns:
+            Index of the leaf.
+
+        Raises:
+            ValueError: the node does not exist or is a leaf, or a step is empty or lacks log-probabilities.
+        """
+        where = f"tree {self.prompt_id!r}"
+        if not 0 <= branch_node < len(self.nodes):
+            raise ValueError(f"{where}: no node {branch_node} to branch at; there are {len(self.nodes)}")
+        if self.nodes[branch_node].is_leaf:
+            raise ValueError(
+                f"{where}: node {branch_node} is a leaf; only a step that goes on can be branched"
+            )
+        if not steps:
+            raise ValueError(
+                f"{where}: a trajectory from node {branch_node} has no step; it needs at least one"
+            )
+        for tokens, logprobs in steps:
+            if len(tokens) == 0:
+                raise ValueError(
+                    f"{where}: an empty step below node {branch_node}; a step has at least one token"
+                )
+            if len(tokens) != len(logprobs):
+                raise ValueError(
+                    f"{where}: a step below node {branch_node} has {len(tokens)} tokens but {len(logprobs)} "
+                    "log-probabilities; it needs one for each token"
+                )
+        current = branch_node
+        for position, (tokens, logprobs) in enumerate(steps):
+            reason = finish_reason if position == len(steps) - 1 else None
+            current = self._child(current, tuple(tokens), tuple(logprobs), reason, round)
+            self.nodes[current].draws += 1
+        return current
+
+    def _child(
+        self,
+        parent: int,
+        tokens: tuple[int, ...],
+        logprobs: tuple[float, ...],
+        finish_reason: FinishReason | None,
+        round: int,
+    ) -> int:
+        """Index of the child of ``parent`` that holds this step; made if there is none."""
+        for index in self.nodes[parent].children:
+            child = self.nodes[index]
+            if child.tokens == tokens and child.is_leaf == (finish_reason is not None):
+                return index
+        node = Node(len(self.nodes), parent, tokens, logprobs, round=round, finish_reason=finish_reason)
+        self.nodes.append(node)
+        self.nodes[parent].children.append(node.index)
+        return node.index
+
+    def set_reward(self, leaf: int, reward: float) -> None:
+        """Set the outcome reward, in [0, 1], of a leaf.
+
+        Raises:
+            ValueError: the node is not a leaf, already has another reward, or the reward is out of range.
+        """
+        node = self.nodes[leaf]
+        if not node.is_leaf:
+            raise ValueError(f"tree {self.prompt_id!r}: node {leaf} is not a leaf; only leaves have rewards")
+        if not 0.0 <= reward <= 1.0:
+            raise ValueError(f"tree {self.prompt_id!r}: reward {reward} of leaf {leaf} is outside [0, 1]")
+        if node.reward is not None and node.reward != reward:
+            raise ValueError(
+                f"tree {self.prompt_id!r}: leaf {leaf} has reward {node.reward}; it cannot become {reward}"
+            )
+        node.reward = float(reward)
+
+    def path(self, node: int) -> list[int]:
+        """Node indices from the root down to ``node``, both included."""
+        path = [node]
+        while path[-1] != ROOT:
+            path.append(self.nodes[path[-1]].parent)
+        return path[::-1]
+
+    def response_tokens(self, node: int) -> tuple[int, ...]:
+        """Sampled token ids from below the root down to the end of ``node``."""
+        return tuple(token for index in self.path(node)[1:] for token in self.nodes[index].tokens)
+
+    def depth_tokens(self, node: int) -> int:
+        """Sampled tokens down to and including ``node``; 0 at the root."""
+        return sum(len(self.nodes[index].tokens) for index in self.path(node)[1:])
+
+    def leaves(self) -> Iterator[Node]:
+        """The last steps of the trajectories, oldest first; each counts ``draws`` trajectories."""
+        return (node for node in self.nodes if node.is_leaf)
+
+    def sum_over_leaves(self, per_node: FloatArray) -> FloatArray:
+        """Sum, for each node, of ``draws * per_node`` over the leaves at or below it; [N] to [N].
+
+        Every quantity of a node that is a sum over the trajectories through it is of this form, because a
+        trajectory is known by its leaf. Entries of ``per_node`` that do not belong to a leaf are not read.
+        """
+        total = np.zeros(len(self.nodes))
+        for node in reversed(self.nodes):  # children have larger indices: they are complete before parents
+            if node.is_leaf:
+                total[node.index] = node.draws * per_node[node.index]
+            if node.parent >= 0:
+                total[node.parent] += total[node.index]
+        return total
+
+    def n_paths(self) -> IntArray:
+        """Trajectories through each node, a leaf counted once per draw that ended in it; [N]."""
+        return self.sum_over_leaves(np.ones(len(self.nodes))).astype(np.int64)
+
+    @property
+    def num_trajectories(self) -> int:
+        """G, the trajectories sampled so far."""
+        return sum(leaf.draws for leaf in self.leaves())
+
+    def rewards(self) -> FloatArray:
+        """Reward of every trajectory, leaf after leaf, one entry per draw; [G].
+
+        Raises:
+            ValueError: a reward is not known yet.
+        """
+        return np.array([self._reward(leaf) for leaf in self.leaves() for _ in range(leaf.draws)])
+
+    def values(self, estimator: ValueEstimator) -> FloatArray:
+        """p_hat(a*|s), the reward density below each node; [N], in [0, 1].
+
+        Args:
+            estimator: ``leaf_mean`` (paper) is the mean reward of the trajectories through the node, a leaf
+                counted once per draw; ``children_mean`` (declared) is the mean of the children's values, a
+                child counted once per draw, so that sampling more below one child does not move the value.
+
+        Raises:
+            ValueError: there is no trajectory yet, or a reward is not known yet.
+        """
+        if len(self.nodes) == 1:
+            raise ValueError(f"tree {self.prompt_id!r}: no trajectory yet, so no node has a value")
+        rewards = np.array([self._reward(node) if node.is_leaf else 0.0 for node in self.nodes])
+        if estimator == "leaf_mean":
+            return self.sum_over_leaves(rewards) / self.n_paths()
+        values = rewards
+        for node in reversed(self.nodes):
+            if node.children:
+                draws = [self.nodes[child].draws for child in node.children]
+                values[node.index] = np.average(values[node.children], weights=draws)
+        return values
+
+    def _reward(self, leaf: Node) -> float:
+        if leaf.reward is None:
+            raise ValueError(f"tree {self.prompt_id!r}: the reward of leaf {leaf.index} is not known yet")
+        return leaf.reward
+
+    @property
+    def unique_tokens(self) -> int:
+        """Sampled tokens, each shared one counted once: what a pass over the packed tree trains on."""
+        return sum(len(node.tokens) for node in self.nodes[1:])
+
+    @property
+    def duplicated_tokens(self) -> int:
+        """Sampled tokens summed over the trajectories: what separate sequences would hold."""
+        return sum(leaf.draws * self.depth_tokens(leaf.index) for leaf in self.leaves())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The tree as plain lists and numbers, for JSON."""
+        return {"version": _VERSION, "prompt_id": self.prompt_id, "nodes": [asdict(n) for n in self.nodes]}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Tree:
+        """The tree that :meth:`to_dict` described, also after a round trip through JSON.
+
+        Raises:
+            ValueError: the data has another version or breaks an invariant of the module.
+        """
+        if data.get("version") != _VERSION:
+            raise ValueError(
+                f"a tree of version {data.get('version')!r}; this release reads version {_VERSION}"
+            )
+        try:
+            nodes = [
+                Node(**{**node, "tokens": tuple(node["tokens"]), "logprobs": tuple(node["logprobs"])})
+                for node in data["nodes"]
+            ]
+            tree = cls(data["prompt_id"], nodes[ROOT].tokens)
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"not the description of a tree: {error!r}") from error
+        tree.nodes = nodes
+        tree._check()
+        return tree
+
+    def _check(self) -> None:
+        """Raise ValueError unless the invariants of the module hold."""
+        for index, node in enumerate(self.nodes):
+            is_root = index == ROOT
+            linked = node.parent == -1 if is_root else 0 <= node.parent < index
+            if not (
+                node.index == index
+                and linked
+                and (is_root or index in self.nodes[node.parent].children)
+                and all(index < c < len(self.nodes) and self.nodes[c].parent == index for c in node.children)
+                and len(node.tokens) > 0
+                and len(node.logprobs) == (0 if is_root else len(node.tokens))
+                and (is_root or node.draws > 0)
+                and (is_root or node.is_leaf != bool(node.children))
+                and (node.reward is None or node.is_leaf)
+            ):
+                raise ValueError(
+                    f"tree {self.prompt_id!r}: node {index} breaks an invariant of trees: {node}"
+                )

@@ -104,18 +104,12 @@ class Tree:
         if not 0 <= branch_node < len(self.nodes):
             raise ValueError(f"{where}: no node {branch_node} to branch at; there are {len(self.nodes)}")
         if self.nodes[branch_node].is_leaf:
-            raise ValueError(
-                f"{where}: node {branch_node} is a leaf; only a step that goes on can be branched"
-            )
+            raise ValueError(f"{where}: node {branch_node} is a leaf; only a step that goes on can be branched")
         if not steps:
-            raise ValueError(
-                f"{where}: a trajectory from node {branch_node} has no step; it needs at least one"
-            )
+            raise ValueError(f"{where}: a trajectory from node {branch_node} has no step; it needs at least one")
         for tokens, logprobs in steps:
             if len(tokens) == 0:
-                raise ValueError(
-                    f"{where}: an empty step below node {branch_node}; a step has at least one token"
-                )
+                raise ValueError(f"{where}: an empty step below node {branch_node}; a step has at least one token")
             if len(tokens) != len(logprobs):
                 raise ValueError(
                     f"{where}: a step below node {branch_node} has {len(tokens)} tokens but {len(logprobs)} "
@@ -263,9 +257,7 @@ class Tree:
             ValueError: the data has another version or breaks an invariant of the module.
         """
         if data.get("version") != _VERSION:
-            raise ValueError(
-                f"a tree of version {data.get('version')!r}; this release reads version {_VERSION}"
-            )
+            raise ValueError(f"a tree of version {data.get('version')!r}; this release reads version {_VERSION}")
         try:
             nodes = [
                 Node(**{**node, "tokens": tuple(node["tokens"]), "logprobs": tuple(node["logprobs"])})
@@ -294,6 +286,4 @@ class Tree:
                 and (is_root or node.is_leaf != bool(node.children))
                 and (node.reward is None or node.is_leaf)
             ):
-                raise ValueError(
-                    f"tree {self.prompt_id!r}: node {index} breaks an invariant of trees: {node}"
-                )
+                raise ValueError(f"tree {self.prompt_id!r}: node {index} breaks an invariant of trees: {node}")

@@ -1,0 +1,59 @@
+"""Cutting a response into steps, on the token ids as they were sampled.
+
+A step ends with the first token that completes a blank line (paper: steps are split on ``"\\n\\n"``). Decoded
+text is only looked at, never tokenised again. What the tests hold:
+
+- The steps of a response, concatenated, are the response; no step is empty.
+- Blank lines at the start of a step belong to it (declared): a run of blank lines makes no steps of its own,
+  so every step but perhaps the last has visible text before the blank line that ends it.
+- Whether a step ends at a token depends on the tokens of that step up to this one only. Hence a continuation
+  sampled after a step is cut as it would have been cut inside the whole response, and equal steps of different
+  trajectories merge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+SEPARATOR = "\n\n"
+
+
+class Tokenizer(Protocol):
+    """The one method that splitting needs; Hugging Face tokenizers have it."""
+
+    def decode(self, token_ids: list[int], /, *, skip_special_tokens: bool) -> str:
+        """Text of the tokens."""
+
+
+class StepSplitter:
+    """Splits responses of one tokenizer, in time linear in their length.
+
+    Each token is decoded alone, and once in the splitter's life. That is sound although byte-level tokens can
+    hold parts of a character: a line feed is one byte in UTF-8 and never part of another character, so it
+    shows in the text of its own token whatever the neighbours are.
+
+    Args:
+        tokenizer: decodes the token ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._text_of: dict[int, str] = {}
+
+    def split(self, tokens: Sequence[int]) -> list[slice]:
+        """Where each step lies in ``tokens``, in order; the last one may lack a blank line at its end."""
+        steps, start, text = [], 0, ""  # text: of the step so far, leading blanks dropped, end only
+        for position, token in enumerate(tokens):
+            text = text[1 - len(SEPARATOR) :] + self._text(token) if text else self._text(token).lstrip()
+            if SEPARATOR in text:
+                steps.append(slice(start, position + 1))
+                start, text = position + 1, ""
+        if start < len(tokens):
+            steps.append(slice(start, len(tokens)))
+        return steps
+
+    def _text(self, token: int) -> str:
+        if token not in self._text_of:
+            self._text_of[token] = self._tokenizer.decode([token], skip_special_tokens=False)
+        return self._text_of[token]

@@ -267,7 +267,11 @@ class TrainerConfig:
 
 @dataclass(frozen=True)
 class LoggerConfig:
-    """Where metrics go besides ``metrics.jsonl`` and the console."""
+    """Where metrics go besides ``metrics.jsonl`` and the console.
+
+    Attributes:
+        tensorboard: also write TensorBoard scalars.
+    """
 
     tensorboard: bool
 

@@ -1,0 +1,257 @@
+"""A recipe and the command line become one ``RunConfig``.
+
+Hydra composes: ``conf/`` holds every default, a recipe is the primary config whose defaults list starts with
+``config``, and words of the command line come last. What comes out is built into the frozen dataclasses of
+``schema``, field by field, with exact types: an integer serves as a float, nothing else is converted.
+
+Invariants (held by ``tests/unit/config/test_loader.py``): a key that the schema does not know, a key without
+a value and a value of another type are refused with one line that names the key, where it was written and the
+closest known name; what ``to_yaml`` writes is a recipe that composes to the same configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import types
+import typing
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.paths import conf_dir, did_you_mean, find_recipe, recipes_dir
+from nemo_ibtpo.config.reference import field_types, keys, sections
+from nemo_ibtpo.config.schema import RunConfig
+
+_MISSING = "???"  # OmegaConf's mark of a value that must be given
+_NO_CHOICE = re.compile(
+    r"Could not find '(?P<group>[^']+)/(?P<choice>[^'/]+)'\s+"
+    r"Available options in '[^']+':(?P<options>(\n\t.*)+)"
+)
+
+
+def compose(recipe: str, overrides: Sequence[str]) -> RunConfig:
+    """Build the configuration of a run.
+
+    Args:
+        recipe: name of a shipped recipe, or path of a YAML file.
+        overrides: words of the command line, ``key=value`` or ``group=choice``.
+
+    Raises:
+        UserError: anything in the recipe or the command line is not as it should be.
+    """
+    path = find_recipe(recipe)
+    written = _read(path)
+    words = [_checked_override(word) for word in overrides]
+    composed = _compose(path, words)
+    if composed.get("name", _MISSING) == _MISSING:
+        OmegaConf.update(composed, "name", path.stem, force_add=True)
+    sources = _Sources(path, written, words)
+    for key in _missing(OmegaConf.to_container(composed)):
+        raise UserError(
+            f"{key} has no value: give it in {path} or as {key}=<value> on the command line{_meaning(key)}"
+        )
+    try:
+        resolved = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        key = error.full_key or ""
+        raise UserError(f"{key} {sources.of(key)}: {_first_line(error)}") from None
+    config: RunConfig = _build(RunConfig, resolved, "", sources)
+    return config
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The whole configuration as YAML; saved beside a run, it is a recipe that repeats it."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+
+
+class _Sources:
+    """Tells where the value of a key was written."""
+
+    def __init__(self, recipe: Path, written: Mapping[str, Any], words: Sequence[str]) -> None:
+        self._recipe = recipe
+        self._written = written
+        self._words = {word.lstrip("+").partition("=")[0] for word in words}
+
+    def of(self, key: str) -> str:
+        names = key.split(".")
+        if any(".".join(names[: depth + 1]) in self._words for depth in range(len(names))):
+            return "on the command line"
+        node: Any = self._written
+        for name in names:
+            if not isinstance(node, Mapping) or name not in node:
+                return f"in the defaults under {conf_dir()}"
+            node = node[name]
+        return f"in {self._recipe}"
+
+
+def _read(recipe: Path) -> Mapping[str, Any]:
+    """What a recipe's file itself holds."""
+    try:
+        written = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{recipe} cannot be read: {_first_line(error)}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{recipe} is not YAML: {error.problem}{where}") from None
+    if not isinstance(written, Mapping):
+        raise UserError(f"{recipe} is no mapping of keys to values")
+    namesake = recipe.parent / "config.yaml"
+    if "config" in (written.get("defaults") or []) and namesake.is_file():
+        raise UserError(f"{namesake} hides the defaults that {recipe} starts from: rename it or move the recipe")
+    return written
+
+
+def _checked_override(word: str) -> str:
+    """Check one word of the command line against the schema; the word as Hydra takes it."""
+    try:
+        override: Override = OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        reason = _first_line(error, skip="Error parsing override")
+        raise UserError(f"'{word}' on the command line is not key=value: {reason}") from None
+    key = override.key_or_group
+    if override.type is not OverrideType.CHANGE or override.package is not None:
+        raise UserError(f"'{word}' on the command line: write it as plain key=value, without +, ~ or @")
+    if override.is_sweep_override():
+        raise UserError(
+            f"'{word}' on the command line gives several values; a run takes one (quote a text with a comma)"
+        )
+    if key in sections():
+        if not (conf_dir() / key).is_dir():
+            inside = ", ".join(path for path in keys() if path.startswith(f"{key}."))
+            raise UserError(f"'{word}' on the command line: {key} is a section; set one of {inside}")
+        if not isinstance(override.value(), str):
+            raise UserError(f"'{word}' on the command line: {key}=<name> chooses one of {_choices(key)}")
+        return word
+    if key in keys():
+        return f"++{word}" if _is_free_form(key) else word
+    if any(key.startswith(f"{path}.") and _is_free_form(path) for path in keys()):
+        return f"++{word}"  # Hydra would otherwise only change what is there
+    raise UserError(f"unknown key '{key}' on the command line{did_you_mean(key, [*keys(), 'recipe'])}")
+
+
+def _compose(recipe: Path, words: Sequence[str]) -> DictConfig:
+    search = ", ".join(f"'file://{directory}'" for directory in (conf_dir(), recipes_dir()))
+    try:
+        with (
+            warnings.catch_warnings(action="error", category=UserWarning),  # Hydra warns of a list without _self_
+            hydra.initialize_config_dir(config_dir=str(recipe.parent), version_base="1.3"),
+        ):
+            return hydra.compose(recipe.stem, [f"hydra.searchpath=[{search}]", *words])
+    except UserWarning as warning:
+        raise UserError(f"{recipe}: {_first_line(warning).partition(' See ')[0]} End it with _self_.") from None
+    except (HydraException, OmegaConfBaseException) as error:
+        if match := _NO_CHOICE.search(str(error)):
+            options = match["options"].split()
+            raise UserError(
+                f"{match['group']}={match['choice']}: there is no such choice"
+                f"{did_you_mean(match['choice'], options)}; choose one of {', '.join(options)}"
+            ) from None
+        raise UserError(f"{recipe}: {_first_line(error)}") from None
+
+
+def _build(section: type, raw: Any, path: str, sources: _Sources) -> Any:
+    """Build one dataclass of the schema from plain values."""
+    if not isinstance(raw, Mapping):
+        raise UserError(f"{path} {sources.of(path)} is a section of keys, not {raw!r}")
+    hints = field_types(section)
+    prefix = f"{path}." if path else ""
+    for name in raw:
+        if name not in hints:
+            known = [*keys(), *sections()] if not path else [f"{prefix}{hint}" for hint in hints]
+            raise UserError(
+                f"unknown key '{prefix}{name}' {sources.of(f'{prefix}{name}')}"
+                f"{did_you_mean(f'{prefix}{name}', known)}"
+            )
+    for name in hints:
+        if name not in raw:
+            start = "; does the recipe's defaults list start with `config`?" if not path else ""
+            raise UserError(f"{prefix}{name} is missing{_meaning(f'{prefix}{name}')}{start}")
+    return section(
+        **{
+            name: (_build if dataclasses.is_dataclass(hint) else _typed)(hint, raw[name], f"{prefix}{name}", sources)
+            for name, hint in hints.items()
+        }
+    )
+
+
+def _typed(hint: Any, value: Any, key: str, sources: _Sources) -> Any:
+    """The value if it is of the asked type, else a ``UserError``; an integer serves as a float."""
+    if hint is float and type(value) is int:
+        return float(value)
+    if not _matches(hint, value):
+        shown = json.dumps(value, ensure_ascii=False, default=repr)
+        raise UserError(f"{key}={shown} {sources.of(key)}: expected {_spoken(hint)}{_meaning(key)}")
+    return value
+
+
+def _matches(hint: Any, value: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return value in args and isinstance(value, str)
+    if origin is types.UnionType:
+        return any(_matches(arg, value) for arg in args)
+    if origin is list:
+        return isinstance(value, list) and all(_matches(args[0], item) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(isinstance(name, str) for name in value)
+    if hint is float:
+        return type(value) is float and math.isfinite(value)
+    return type(value) is hint  # exact: True is not an integer here
+
+
+def _spoken(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return f"one of {', '.join(args)}"
+    if origin is types.UnionType:
+        return " or ".join(_spoken(arg) for arg in args)
+    if origin is list:
+        return f"a list, each item {_spoken(args[0])}"
+    if origin is dict:
+        return "a mapping of names to values"
+    return {
+        int: "an integer",
+        float: "a finite number",
+        bool: "true or false",
+        str: "a quoted text",
+        type(None): "null",
+    }[hint]
+
+
+def _missing(node: Any, prefix: str = "") -> Iterator[str]:
+    for name, value in node.items():
+        if isinstance(value, dict):
+            yield from _missing(value, f"{prefix}{name}.")
+        elif value == _MISSING:
+            yield f"{prefix}{name}"
+
+
+def _is_free_form(key: str) -> bool:
+    return typing.get_origin(keys()[key].type) is dict
+
+
+def _choices(group: str) -> str:
+    return ", ".join(sorted(path.stem for path in (conf_dir() / group).glob("*.yaml")))
+
+
+def _meaning(key: str) -> str:
+    return f" ({keys()[key].doc.rstrip('.')})" if key in keys() and keys()[key].doc else ""
+
+
+def _first_line(error: BaseException, skip: str = " ") -> str:
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(skip)]
+    return lines[0].strip() if lines else type(error).__name__

@@ -1,0 +1,94 @@
+"""The clipped policy loss over the unique tokens of packed trees.
+
+With r = pi_theta / pi_old and the sums ``weight``, ``positive``, ``negative`` of :mod:`.credit`::
+
+    loss = sum_t [ -positive * min(r, 1 + eps_high) + negative * max(r, 1 - eps_low)
+                   + kl_coef * weight * k3 ] / denominator
+    k3   = exp(log pi_reference - log pi_theta) - (log pi_reference - log pi_theta) - 1
+
+For a token with one advantage A and weight w, ``positive`` is w * max(A, 0) and ``negative`` w * max(-A, 0). If
+A >= 0, ``min(r A, clip(r) A) = A * min(r, 1 + eps_high)``, because the lower clip can only raise r A; if A < 0,
+it is ``A * max(r, 1 - eps_low)`` in the same way. So the first two terms are ``-w * min(r A, clip(r) A)``, the
+usual surrogate; k3 (paper: GRPO's) estimates KL(pi_theta || pi_reference) and is never negative.
+
+The denominator belongs to the whole optimizer step, over all ranks and micro-batches. Losses of micro-batches
+therefore add up, and so do the metrics, which are sums until :func:`mean_metrics` divides them. Nothing here
+replaces a value that is not finite: it shows in the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from nemo_ibtpo.config.schema import LossConfig
+
+
+def clipped_tree_loss(
+    logprobs_T: Tensor,
+    old_logprobs_T: Tensor,
+    reference_logprobs_T: Tensor | None,
+    *,
+    weight_T: Tensor,
+    positive_T: Tensor,
+    negative_T: Tensor,
+    loss_mask_T: Tensor,
+    denominator: float,
+    config: LossConfig,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of one micro-batch and the sums behind its metrics.
+
+    Args:
+        logprobs_T: log-probabilities (nats) of the tokens under the policy that is trained.
+        old_logprobs_T: under the policy before the update, the one that sampled them.
+        reference_logprobs_T: under the reference policy; None if ``kl_coef`` is 0.
+        weight_T, positive_T, negative_T: the token targets.
+        loss_mask_T: bool; the other entries of all arguments are not read.
+        denominator: of the whole optimizer step, over all ranks; > 0.
+        config: clipping and the weight of the KL term.
+
+    Returns:
+        The scalar loss, and detached sums for :func:`mean_metrics`.
+
+    Raises:
+        ValueError: the KL term is asked for without reference log-probabilities, or the denominator is not
+            positive.
+    """
+    if not denominator > 0:
+        raise ValueError(f"the loss is divided by {denominator}; a step needs a trajectory that is trained on")
+    if config.kl_coef != 0 and reference_logprobs_T is None:
+        raise ValueError(f"kl_coef={config.kl_coef} needs the log-probabilities of the reference policy")
+    logprobs, weight = logprobs_T[loss_mask_T], weight_T[loss_mask_T]
+    positive, negative = positive_T[loss_mask_T], negative_T[loss_mask_T]
+    log_ratio = logprobs - old_logprobs_T[loss_mask_T]
+    ratio = log_ratio.exp()
+    high, low = 1 + config.clip_eps_high, 1 - config.clip_eps_low
+
+    policy_loss = (negative * ratio.clamp(min=low) - positive * ratio.clamp(max=high)).sum() / denominator
+    loss = policy_loss
+    sums = {
+        "weight": weight.sum(),
+        "ratio": (weight * ratio).sum(),
+        "policy_kl": (weight * (ratio - 1 - log_ratio)).sum(),
+        "clip_fraction_high": (weight * ((ratio > high) & (positive > 0))).sum(),
+        "clip_fraction_low": (weight * ((ratio < low) & (negative > 0))).sum(),
+        "policy_loss": policy_loss,
+    }
+    if reference_logprobs_T is not None:
+        reference_log_ratio = reference_logprobs_T[loss_mask_T] - logprobs
+        reference_kl = (weight * (reference_log_ratio.exp() - reference_log_ratio - 1)).sum()
+        loss = loss + config.kl_coef * reference_kl / denominator
+        sums["reference_kl"] = reference_kl
+    return loss, {name: value.detach() for name, value in sums.items()}
+
+
+def mean_metrics(sums: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of an optimizer step from the sums of all its micro-batches and ranks.
+
+    Means are over the tokens as the loss weighs them: ``ratio`` of pi_theta / pi_old, ``policy_kl`` (k3 of
+    KL(pi_old || pi_theta)), ``reference_kl`` (k3 of KL(pi_theta || pi_reference)), ``clip_fraction_high`` and ``clip_fraction_low`` (where clipping stops the
+    gradient of a positive or negative advantage). ``policy_loss`` is a sum already.
+    """
+    rest = {name: value / sums["weight"] for name, value in sums.items() if name not in ("weight", "policy_loss")}
+    return {"policy_loss": sums["policy_loss"], **rest}

@@ -1,0 +1,138 @@
+"""What can be said about a Hugging Face model directory without loading it.
+
+Reads ``config.json``, the headers of the safetensors files and ``tokenizer.json`` as plain JSON, so that a
+wrong, half-copied or unsupported model is refused within a second, before torch is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from nemo_ibtpo.config.errors import UserError
+
+SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "vocab_size",
+)
+_LENGTH_BYTES = 8  # a safetensors file starts with its header's length, little-endian
+
+
+def read_model_directory(path: str) -> dict[str, Any]:
+    """Check the files of a model and return its ``config.json``.
+
+    ``num_key_value_heads`` is always there: a file that lacks it has as many as attention heads.
+
+    Raises:
+        UserError: a file is missing or corrupt, or the actor cannot build such a model.
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        raise UserError(f"model.path={path}: there is no such directory; give a Hugging Face model directory")
+    config = _read_json(directory / "config.json")
+    _check_config(config, directory / "config.json")
+    for weights in _weight_files(directory):
+        _check_safetensors(weights)
+    _check_vocabulary(directory / "tokenizer.json", config["vocab_size"])
+    return config
+
+
+def _check_config(config: dict[str, Any], file: Path) -> None:
+    architecture = (config.get("architectures") or ["none"])[0]
+    if architecture not in SUPPORTED_ARCHITECTURES:
+        raise UserError(
+            f"{file}: architecture {architecture} is not supported; "
+            f"supported are {', '.join(SUPPORTED_ARCHITECTURES)}"
+        )
+    config.setdefault("num_key_value_heads", config.get("num_attention_heads"))
+    for name in (*_SIZES, "num_key_value_heads"):
+        size = config.get(name)
+        if type(size) is not int or size < 1:
+            raise UserError(f"{file}: {name} must be a positive integer, not {json.dumps(size)}")
+    heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
+    if heads % groups:
+        raise UserError(f"{file}: {heads} attention heads cannot share {groups} key/value heads evenly")
+    if architecture == "MistralForCausalLM":
+        window = config.get("sliding_window", "absent (which means 4096)")
+    else:
+        window = config.get("sliding_window") if config.get("use_sliding_window") else None
+    if window is not None:
+        raise UserError(
+            f"{file}: sliding-window attention is not supported (sliding_window is {window}); "
+            "set it to null if full attention is right for this model"
+        )
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    index = directory / "model.safetensors.index.json"
+    if not index.exists():
+        if (single := directory / "model.safetensors").is_file():
+            return [single]
+        raise UserError(
+            f"{directory} has neither model.safetensors nor {index.name}; only safetensors are read"
+        )
+    names = _read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise UserError(f"{index}: weight_map is missing or empty")
+    shards = [directory / name for name in sorted(set(names.values()))]
+    if absent := [shard.name for shard in shards if not shard.is_file()]:
+        raise UserError(f"{index} names {len(shards)} files, of which these are missing: {', '.join(absent)}")
+    return shards
+
+
+def _check_safetensors(file: Path) -> None:
+    """Compare the size of a file with what its header promises: a torn copy is the usual damage."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(_LENGTH_BYTES))
+            header = json.loads(stream.read(min(length, size)))
+        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+        promised = _LENGTH_BYTES + length + max(entry["data_offsets"][1] for entry in tensors)
+    except (struct.error, ValueError, AttributeError, KeyError, TypeError, IndexError):
+        raise UserError(
+            f"{file} is not a safetensors file, or its header is damaged; copy it again"
+        ) from None
+    if size != promised:
+        raise UserError(f"{file} has {size} bytes where its header promises {promised}; copy it again")
+
+
+def _check_vocabulary(file: Path, vocab_size: int) -> None:
+    tokenizer = _read_json(file)
+    try:
+        vocabulary = tokenizer["model"]["vocab"]
+        ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+        added = (token["id"] for token in tokenizer.get("added_tokens") or [])
+        highest = max([*ids, *added])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{file} holds no vocabulary (model.vocab); save it with transformers again"
+        ) from None
+    if highest >= vocab_size:
+        raise UserError(
+            f"{file} has token ids up to {highest}, but the model embeds only {vocab_size} (vocab_size of "
+            "config.json): tokenizer and model do not belong together"
+        )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{file} is missing; give a Hugging Face model directory with its tokenizer"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise UserError(f"{file} is corrupt: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is corrupt: a JSON object is expected")
+    return content

@@ -1,0 +1,50 @@
+"""The batch plan: what a configuration amounts to, in words and numbers, before anything runs."""
+
+from __future__ import annotations
+
+from nemo_ibtpo.config.schema import RunConfig
+from nemo_ibtpo.config.validation import model_parallel_ranks, trajectory_tokens
+
+
+def batch_plan(config: RunConfig, world_size: int) -> str:
+    """Describe one training step of a validated configuration on ``world_size`` ranks, several lines."""
+    actor, sampler, trainer = config.actor, config.sampler, config.trainer
+    data_parallel = world_size // model_parallel_ranks(config)
+    trees = trainer.num_prompts_per_step
+    per_tree = sampler.trajectories_per_prompt
+    updates = trees // trainer.num_prompts_per_update
+    prompt, response = config.data.max_prompt_tokens, config.rollout.max_new_tokens
+    branched = (sampler.rounds - 1) * sampler.branch_points * sampler.rollouts_per_branch
+    growth = f"{sampler.initial_rollouts} from the prompt"
+    if branched:
+        growth += f" + {sampler.rounds - 1} rounds of {branched // (sampler.rounds - 1)}"
+    lines = {
+        "model": f"{config.model.path} in {config.model.dtype}, written to {config.output_dir}",
+        "ranks": (
+            f"{_count(world_size, 'rank')} = {actor.tensor_model_parallel_size} tensor x "
+            f"{actor.pipeline_model_parallel_size} pipeline x {data_parallel} data parallel"
+        ),
+        "step": (
+            f"{_count(trees, 'prompt')} -> {_count(trees, 'tree')} ({sampler.name}) of "
+            f"{_count(per_tree, 'trajectory')} ({growth}) = {_count(trees * per_tree, 'trajectory')}, "
+            f"advantage {config.advantage.name}"
+        ),
+        "updates": (
+            f"{_count(updates, 'optimizer step')} a step, each on {_count(trees // updates, 'tree')} over "
+            f"{_count(data_parallel, 'data-parallel rank')}; {trainer.max_steps * updates:,} in the run of "
+            f"{_count(trainer.max_steps, 'step')}"
+        ),
+        "tokens": (
+            f"a trajectory has at most {prompt:,} + {response:,} = {trajectory_tokens(config):,}, a tree "
+            f"{prompt + per_tree * response:,}, a step {trees * (prompt + per_tree * response):,}; "
+            f"a micro-batch {actor.max_tokens_per_microbatch:,}"
+        ),
+    }
+    return "\n".join(
+        [f"batch plan of '{config.name}'", *(f"  {name:<9}{text}" for name, text in lines.items())]
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"

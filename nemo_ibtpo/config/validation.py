@@ -1,0 +1,276 @@
+"""Values that contradict each other, the model or the machine are refused before any work is done.
+
+Every check is one line here and one line for the user: the key, its value, and what would be right. Needs no
+torch; the same on every rank.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.model_directory import read_model_directory
+from nemo_ibtpo.config.schema import DatasetConfig, RunConfig
+
+
+def validate(config: RunConfig, world_size: int) -> None:
+    """Check a whole run: its values, its layout over ``world_size`` ranks, its model, its output directory.
+
+    Raises:
+        UserError: for the first thing that is wrong.
+    """
+    check_optimization(config)
+    check_sampling(config)
+    check_data(config)
+    check_world_size(config, world_size)
+    check_model(config, read_model_directory(config.model.path))
+    check_output_dir(config.output_dir)
+
+
+def check_optimization(config: RunConfig) -> None:
+    """Constants of the loss, the optimizer and the loop."""
+    optimizer, loss, trainer = config.optimizer, config.loss, config.trainer
+    _positive("optimizer.lr", optimizer.lr)
+    _not_negative("optimizer.min_lr", optimizer.min_lr)
+    _refuse_if(
+        optimizer.min_lr > optimizer.lr,
+        f"optimizer.min_lr={optimizer.min_lr} is above optimizer.lr={optimizer.lr}; the decay goes down",
+    )
+    for name in ("adam_beta1", "adam_beta2"):
+        beta = getattr(optimizer, name)
+        _refuse_if(not 0 <= beta < 1, f"optimizer.{name}={beta} must be at least 0 and below 1")
+    _positive("optimizer.adam_eps", optimizer.adam_eps)
+    _not_negative("optimizer.weight_decay", optimizer.weight_decay)
+    _not_negative("optimizer.clip_grad", optimizer.clip_grad)
+
+    eps_low = loss.clip_eps_low
+    _refuse_if(not 0 < eps_low < 1, f"loss.clip_eps_low={eps_low} must be above 0 and below 1")
+    _positive("loss.clip_eps_high", loss.clip_eps_high)
+    _not_negative("loss.kl_coef", loss.kl_coef)
+
+    for name in ("max_steps", "num_prompts_per_step", "num_prompts_per_update", "val_samples_per_prompt"):
+        _positive(f"trainer.{name}", getattr(trainer, name))
+    _not_negative("trainer.val_period", trainer.val_period)
+    _not_negative("trainer.save_period", trainer.save_period)
+    _positive("trainer.val_temperature", trainer.val_temperature)
+    per_step, per_update = trainer.num_prompts_per_step, trainer.num_prompts_per_update
+    _refuse_if(
+        per_step % per_update != 0,
+        f"trainer.num_prompts_per_update={per_update} does not divide trainer.num_prompts_per_step="
+        f"{per_step}; use one of {_divisors(per_step)}",
+    )
+    updates = trainer.max_steps * per_step // per_update
+    _not_negative("optimizer.warmup_steps", optimizer.warmup_steps)
+    _not_negative("optimizer.decay_steps", optimizer.decay_steps)
+    _refuse_if(
+        optimizer.warmup_steps > updates,
+        f"optimizer.warmup_steps={optimizer.warmup_steps} is longer than the run, which makes {updates} "
+        "optimizer steps",
+    )
+    _refuse_if(
+        0 < optimizer.decay_steps < optimizer.warmup_steps,
+        f"optimizer.decay_steps={optimizer.decay_steps} ends before optimizer.warmup_steps="
+        f"{optimizer.warmup_steps}; it counts from the start of the run",
+    )
+    _not_negative("seed", config.seed)
+
+
+def check_sampling(config: RunConfig) -> None:
+    """The growth of trees, their credit, and the engine that samples them."""
+    sampler, rollout, advantage = config.sampler, config.rollout, config.advantage
+    _positive("ib_score.beta", config.ib_score.beta)
+    _not_negative("advantage.ib_coef", advantage.ib_coef)
+    _refuse_if(
+        advantage.name == "grpo" and advantage.ib_coef != 0,
+        f"advantage.ib_coef={advantage.ib_coef} has no meaning for advantage.name=grpo; set it to 0",
+    )
+    for name in ("initial_rollouts", "rounds", "branch_points", "rollouts_per_branch", "max_trees_in_flight"):
+        _positive(f"sampler.{name}", getattr(sampler, name))
+    _refuse_if(
+        sampler.name == "independent" and sampler.rounds != 1,
+        f"sampler.rounds={sampler.rounds} has no meaning for sampler.name=independent, which never branches; "
+        "set it to 1",
+    )
+    _refuse_if(
+        sampler.trajectories_per_prompt < 2,
+        "the sampler grows one trajectory a prompt; an advantage compares at least 2: raise "
+        "sampler.initial_rollouts or sampler.rounds",
+    )
+    _positive("rollout.max_new_tokens", rollout.max_new_tokens)
+    _refuse_if(
+        not 1 <= sampler.min_new_tokens <= rollout.max_new_tokens,
+        f"sampler.min_new_tokens={sampler.min_new_tokens} must lie between 1 and rollout.max_new_tokens="
+        f"{rollout.max_new_tokens}",
+    )
+    _positive("rollout.temperature", rollout.temperature)
+    _refuse_if(not 0 < rollout.top_p <= 1, f"rollout.top_p={rollout.top_p} must be above 0 and at most 1")
+    _not_negative("rollout.top_k", rollout.top_k)
+    truncated = rollout.top_p < 1 or rollout.top_k > 0
+    _refuse_if(
+        truncated and not rollout.allow_truncated_sampling,
+        f"rollout.top_p={rollout.top_p} with rollout.top_k={rollout.top_k} truncates the distribution, whose "
+        "log-probabilities the actor does not reproduce: use top_p=1 and top_k=0, or accept the mismatch "
+        "with rollout.allow_truncated_sampling=true",
+    )
+    _refuse_if("" in rollout.stop, "rollout.stop holds an empty text, which would end every response at once")
+    _positive("rollout.max_batch_size", rollout.max_batch_size)
+    _positive("reward.num_workers", config.reward.num_workers)
+    _positive("reward.timeout_s", config.reward.timeout_s)
+
+
+def check_data(config: RunConfig) -> None:
+    """Problems, prompts and the buffers that have to hold them."""
+    data = config.data
+    for name, dataset in (("data.train", data.train), ("data.validation", data.validation)):
+        _check_dataset(name, dataset)
+    _refuse_if(
+        _overlap(data.train, data.validation),
+        f"data.validation.seed={data.validation.seed} repeats problems of data.train.seed={data.train.seed}: "
+        "problem i is made from seed + i; set the seeds further apart than data.train.size",
+    )
+    _refuse_if(
+        data.prompt_format.count("{question}") != 1,
+        f"data.prompt_format holds {{question}} {data.prompt_format.count('{question}')} times; "
+        "it needs it exactly once",
+    )
+    _refuse_if(
+        data.template == "plain" and data.system_prompt is not None,
+        "data.system_prompt is not used by data.template=plain; set it to null, or data.template=chat",
+    )
+    _positive("data.max_prompt_tokens", data.max_prompt_tokens)
+    longest = trajectory_tokens(config)
+    budgets = {
+        "actor.max_tokens_per_microbatch": config.actor.max_tokens_per_microbatch,
+        "rollout.cache_tokens": config.rollout.cache_tokens,
+    }
+    for key, tokens in budgets.items():
+        _refuse_if(
+            tokens < longest,
+            f"{key}={tokens} cannot hold one trajectory: data.max_prompt_tokens + rollout.max_new_tokens = "
+            f"{longest}",
+        )
+    _positive("actor.logprob_chunk_tokens", config.actor.logprob_chunk_tokens)
+
+
+def _check_dataset(name: str, dataset: DatasetConfig) -> None:
+    if dataset.size is not None:
+        _positive(f"{name}.size", dataset.size)
+    generated = dataset.source == "reasoning_gym"
+    _refuse_if(not dataset.path, f"{name}.path is empty; name a task, a file or a data set")
+    _refuse_if(
+        generated and dataset.size is None,
+        f"{name}.size=null: reasoning_gym makes problems without end; say how many",
+    )
+    _refuse_if(
+        not generated and dataset.verifier == "reasoning_gym",
+        f"{name}.verifier=reasoning_gym checks only problems of source=reasoning_gym; use math or exact",
+    )
+    _refuse_if(
+        not generated and bool(dataset.options),
+        f"{name}.options are arguments of a reasoning_gym task; source={dataset.source} takes none",
+    )
+
+
+def _overlap(train: DatasetConfig, validation: DatasetConfig) -> bool:
+    """Whether two generated data sets share problems (reasoning-gym seeds problem i with seed + i)."""
+    if train.size is None or validation.size is None or train.source != "reasoning_gym":
+        return False
+    same = (train.source, train.path, train.options) == (
+        validation.source,
+        validation.path,
+        validation.options,
+    )
+    start = max(train.seed, validation.seed)
+    return same and start < min(train.seed + train.size, validation.seed + validation.size)
+
+
+def check_world_size(config: RunConfig, world_size: int) -> None:
+    """The layout against the number of ranks."""
+    actor = config.actor
+    tensor, pipeline = actor.tensor_model_parallel_size, actor.pipeline_model_parallel_size
+    _positive("actor.tensor_model_parallel_size", tensor)
+    _positive("actor.pipeline_model_parallel_size", pipeline)
+    _refuse_if(
+        actor.sequence_parallel and tensor == 1,
+        "actor.sequence_parallel=true shards over tensor-parallel ranks, but "
+        "actor.tensor_model_parallel_size=1; set it to false",
+    )
+    ranks = model_parallel_ranks(config)
+    _refuse_if(
+        world_size % ranks != 0,
+        f"{world_size} rank{'s' * (world_size != 1)} cannot hold copies of a model on {ranks} "
+        f"(actor.tensor_model_parallel_size={tensor} x actor.pipeline_model_parallel_size={pipeline}); "
+        f"start {ranks}, {2 * ranks}, {3 * ranks}, ... (torchrun --nproc-per-node {ranks})",
+    )
+
+
+def check_model(config: RunConfig, hf_config: dict[str, Any]) -> None:
+    """The layout and the lengths against the model's config, as ``read_model_directory`` returns it."""
+    tensor = config.actor.tensor_model_parallel_size
+    shared = {
+        "attention heads": hf_config["num_attention_heads"],
+        "key/value heads": hf_config["num_key_value_heads"],
+        "MLP channels": hf_config["intermediate_size"],
+    }
+    uneven = [f"{size} {what}" for what, size in shared.items() if size % tensor]
+    _refuse_if(
+        bool(uneven),
+        f"actor.tensor_model_parallel_size={tensor} does not divide the model's {' and '.join(uneven)}; "
+        f"use one of {_divisors(*shared.values())}",
+    )
+    pipeline, layers = config.actor.pipeline_model_parallel_size, hf_config["num_hidden_layers"]
+    _refuse_if(
+        layers % pipeline != 0,
+        f"actor.pipeline_model_parallel_size={pipeline} does not divide the model's {layers} layers; "
+        f"use one of {_divisors(layers)}",
+    )
+    longest, positions = trajectory_tokens(config), hf_config["max_position_embeddings"]
+    _refuse_if(
+        longest > positions,
+        f"data.max_prompt_tokens + rollout.max_new_tokens = {longest} tokens, but the model has {positions} "
+        "positions (max_position_embeddings of config.json)",
+    )
+
+
+def check_output_dir(output_dir: str) -> None:
+    """Whether files can be made under ``output_dir``, which need not exist yet; leaves no trace."""
+    directory = Path(output_dir).absolute()
+    existing = next(path for path in (directory, *directory.parents) if os.path.lexists(path))
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"output_dir={output_dir}: cannot write to {existing}: {error.strerror}; choose another"
+        ) from None
+
+
+def trajectory_tokens(config: RunConfig) -> int:
+    """Most tokens of one trajectory, prompt included."""
+    return config.data.max_prompt_tokens + config.rollout.max_new_tokens
+
+
+def model_parallel_ranks(config: RunConfig) -> int:
+    """Ranks that hold one copy of the model."""
+    return config.actor.tensor_model_parallel_size * config.actor.pipeline_model_parallel_size
+
+
+def _refuse_if(wrong: bool, message: str) -> None:
+    if wrong:
+        raise UserError(message)
+
+
+def _positive(key: str, value: float) -> None:
+    _refuse_if(value <= 0, f"{key}={value} must be above 0")
+
+
+def _not_negative(key: str, value: float) -> None:
+    _refuse_if(value < 0, f"{key}={value} must not be negative")
+
+
+def _divisors(*numbers: int) -> str:
+    """The common divisors, spelled out."""
+    return ", ".join(str(d) for d in range(1, min(numbers) + 1) if all(number % d == 0 for number in numbers))

@@ -77,6 +77,12 @@ def to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
 
 
+def default_values() -> dict[str, Any]:
+    """Every default of ``conf/`` by its dotted key, interpolations and ``???`` as they are written."""
+    composed = OmegaConf.to_container(_compose(conf_dir() / "config.yaml", []))
+    return {key: _at(composed, key) for key in keys()}
+
+
 class _Sources:
     """Tells where the value of a key was written."""
 
@@ -111,9 +117,7 @@ def _read(recipe: Path) -> Mapping[str, Any]:
         raise UserError(f"{recipe} is no mapping of keys to values")
     namesake = recipe.parent / "config.yaml"
     if "config" in (written.get("defaults") or []) and namesake.is_file():
-        raise UserError(
-            f"{namesake} hides the defaults that {recipe} starts from: rename it or move the recipe"
-        )
+        raise UserError(f"{namesake} hides the defaults that {recipe} starts from: rename it or move the recipe")
     return written
 
 
@@ -149,16 +153,12 @@ def _compose(recipe: Path, words: Sequence[str]) -> DictConfig:
     search = ", ".join(f"'file://{directory}'" for directory in (conf_dir(), recipes_dir()))
     try:
         with (
-            warnings.catch_warnings(
-                action="error", category=UserWarning
-            ),  # Hydra warns of a list without _self_
+            warnings.catch_warnings(action="error", category=UserWarning),  # Hydra warns of a list without _self_
             hydra.initialize_config_dir(config_dir=str(recipe.parent), version_base="1.3"),
         ):
             return hydra.compose(recipe.stem, [f"hydra.searchpath=[{search}]", *words])
     except UserWarning as warning:
-        raise UserError(
-            f"{recipe}: {_first_line(warning).partition(' See ')[0]} End it with _self_."
-        ) from None
+        raise UserError(f"{recipe}: {_first_line(warning).partition(' See ')[0]} End it with _self_.") from None
     except (HydraException, OmegaConfBaseException) as error:
         if match := _NO_CHOICE.search(str(error)):
             options = match["options"].split()
@@ -188,9 +188,7 @@ def _build(section: type, raw: Any, path: str, sources: _Sources) -> Any:
             raise UserError(f"{prefix}{name} is missing{_meaning(f'{prefix}{name}')}{start}")
     return section(
         **{
-            name: (_build if dataclasses.is_dataclass(hint) else _typed)(
-                hint, raw[name], f"{prefix}{name}", sources
-            )
+            name: (_build if dataclasses.is_dataclass(hint) else _typed)(hint, raw[name], f"{prefix}{name}", sources)
             for name, hint in hints.items()
         }
     )
@@ -246,6 +244,12 @@ def _missing(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _missing(value, f"{prefix}{name}.")
         elif value == _MISSING:
             yield f"{prefix}{name}"
+
+
+def _at(node: Any, key: str) -> Any:
+    for name in key.split("."):
+        node = node[name]
+    return node
 
 
 def _is_free_form(key: str) -> bool:

@@ -75,9 +75,7 @@ def _weight_files(directory: Path) -> list[Path]:
     if not index.exists():
         if (single := directory / "model.safetensors").is_file():
             return [single]
-        raise UserError(
-            f"{directory} has neither model.safetensors nor {index.name}; only safetensors are read"
-        )
+        raise UserError(f"{directory} has neither model.safetensors nor {index.name}; only safetensors are read")
     names = _read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise UserError(f"{index}: weight_map is missing or empty")
@@ -97,9 +95,7 @@ def _check_safetensors(file: Path) -> None:
         tensors = [entry for name, entry in header.items() if name != "__metadata__"]
         promised = _LENGTH_BYTES + length + max(entry["data_offsets"][1] for entry in tensors)
     except (struct.error, ValueError, AttributeError, KeyError, TypeError, IndexError):
-        raise UserError(
-            f"{file} is not a safetensors file, or its header is damaged; copy it again"
-        ) from None
+        raise UserError(f"{file} is not a safetensors file, or its header is damaged; copy it again") from None
     if size != promised:
         raise UserError(f"{file} has {size} bytes where its header promises {promised}; copy it again")
 
@@ -112,9 +108,7 @@ def _check_vocabulary(file: Path, vocab_size: int) -> None:
         added = (token["id"] for token in tokenizer.get("added_tokens") or [])
         highest = max([*ids, *added])
     except (KeyError, TypeError, ValueError):
-        raise UserError(
-            f"{file} holds no vocabulary (model.vocab); save it with transformers again"
-        ) from None
+        raise UserError(f"{file} holds no vocabulary (model.vocab); save it with transformers again") from None
     if highest >= vocab_size:
         raise UserError(
             f"{file} has token ids up to {highest}, but the model embeds only {vocab_size} (vocab_size of "
@@ -126,9 +120,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"{file} is missing; give a Hugging Face model directory with its tokenizer"
-        ) from None
+        raise UserError(f"{file} is missing; give a Hugging Face model directory with its tokenizer") from None
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
     except ValueError as error:  # not JSON, or not UTF-8

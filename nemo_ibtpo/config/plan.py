@@ -40,9 +40,7 @@ def batch_plan(config: RunConfig, world_size: int) -> str:
             f"a micro-batch {actor.max_tokens_per_microbatch:,}"
         ),
     }
-    return "\n".join(
-        [f"batch plan of '{config.name}'", *(f"  {name:<9}{text}" for name, text in lines.items())]
-    )
+    return "\n".join([f"batch plan of '{config.name}'", *(f"  {name:<9}{text}" for name, text in lines.items())])
 
 
 def _count(number: int, noun: str) -> str:

@@ -149,8 +149,7 @@ def check_data(config: RunConfig) -> None:
     for key, tokens in budgets.items():
         _refuse_if(
             tokens < longest,
-            f"{key}={tokens} cannot hold one trajectory: data.max_prompt_tokens + rollout.max_new_tokens = "
-            f"{longest}",
+            f"{key}={tokens} cannot hold one trajectory: data.max_prompt_tokens + rollout.max_new_tokens = {longest}",
         )
     _positive("actor.logprob_chunk_tokens", config.actor.logprob_chunk_tokens)
 

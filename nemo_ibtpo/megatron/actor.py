@@ -1,0 +1,380 @@
+"""The Megatron actor: the policy that is trained, through Megatron-Core's own schedules and optimizer.
+
+Life cycle, in the manner of NeMo-Aligner's alignable models::
+
+    actor.prepare_for_inference(); actor.logprobs(...); actor.reference_logprobs(...); actor.finish_inference()
+    actor.prepare_for_training(); actor.train_step(...); actor.finish_training()
+    for name, tensor in actor.named_weights(): ...
+
+There is one forward function; what becomes of the logits is a post-processor's affair. The loss arrives divided by
+a denominator that is global over the optimizer step, and gradients are summed over micro-batches and ranks, so the
+gradient does not depend on how the step was cut up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.schema import ActorConfig, OptimizerConfig
+from nemo_ibtpo.megatron.architecture import Architecture
+from nemo_ibtpo.megatron.host_copies import HostCopies
+from nemo_ibtpo.megatron.logprobs import tree_logprobs
+from nemo_ibtpo.megatron.model import build_model, transformer_config
+from nemo_ibtpo.megatron.parallel import ParallelContext
+from nemo_ibtpo.megatron.tree_attention import TreeSequence
+from nemo_ibtpo.megatron.weights import WeightExporter, load_weights
+from nemo_ibtpo.tree.microbatches import MicroBatch
+from nemo_ibtpo.tree.packing import FloatArray, tree_slices
+
+REFERENCE = "reference"
+
+Fields = Mapping[str, Tensor]
+# (log-probs [N], entropies [N], the micro-batch's fields [N]) of the N tokens in the loss
+# -> (loss, already over the global denominator; sums to report).
+LossFunction = Callable[[Tensor, Tensor, Fields], tuple[Tensor, dict[str, Tensor]]]
+
+
+class MegatronActor:
+    """A Hugging Face model on this rank's share of a tensor x pipeline x data parallel layout.
+
+    Args:
+        architecture: the model.
+        weights: full Hugging Face tensors by name, looked up one at a time.
+        actor: the parallel layout.
+        optimizer: Adam's settings; None builds an actor that only computes log-probabilities.
+        total_updates: optimizer steps of the whole run, for the decay.
+        dtype: compute precision.
+        temperature: of the sampling distribution whose log-probabilities are computed.
+        keep_reference: keep a host copy of the initial weights as the reference policy.
+        context: what :func:`nemo_ibtpo.megatron.parallel.initialize` returned.
+
+    Raises:
+        UserError: the weights do not fit the architecture.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        weights: Mapping[str, Tensor],
+        *,
+        actor: ActorConfig,
+        optimizer: OptimizerConfig | None,
+        total_updates: int,
+        dtype: torch.dtype,
+        temperature: float,
+        keep_reference: bool,
+        context: ParallelContext,
+    ) -> None:
+        self._architecture = architecture
+        self._actor = actor
+        self._temperature = temperature
+        self._context = context
+        with context.scope():
+            config = transformer_config(architecture, actor, dtype, context.device)
+            model = build_model(architecture, config).to(context.device)
+            load_weights(model, architecture, weights)
+            self._exporter = WeightExporter(model, architecture)
+            config.finalize_model_grads_func = _sum_gradients
+            self._model = DistributedDataParallel(
+                config,
+                DistributedDataParallelConfig(
+                    grad_reduce_in_fp32=True,
+                    use_distributed_optimizer=actor.use_distributed_optimizer,
+                    overlap_grad_reduce=False,
+                ),
+                model,
+            )
+            if optimizer is not None:
+                self._optimizer = get_megatron_optimizer(
+                    _megatron_optimizer_config(optimizer, actor, dtype), [self._model]
+                )
+                self._lr_scheduler = _lr_scheduler(self._optimizer, optimizer, total_updates)
+            self._copies = HostCopies(model)
+            if keep_reference:
+                self._copies.save(REFERENCE)
+
+    @property
+    def data_parallel_rank(self) -> int:
+        """Which share of a step's trees this rank computes."""
+        return int(parallel_state.get_data_parallel_rank())
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Shares a step's trees are cut into."""
+        return int(parallel_state.get_data_parallel_world_size())
+
+    def prepare_for_inference(self) -> None:
+        """Before log-probabilities are computed."""
+        self._model.eval()
+
+    def finish_inference(self) -> None:
+        """After log-probabilities were computed."""
+
+    def prepare_for_training(self) -> None:
+        """Before the optimizer steps of an iteration."""
+        self._model.train()
+
+    def finish_training(self) -> None:
+        """After the optimizer steps of an iteration."""
+
+    @torch.no_grad()
+    def logprobs(self, batches: Sequence[MicroBatch]) -> list[FloatArray]:
+        """Log-probabilities (nats, at the sampling temperature) of every token in the loss.
+
+        Args:
+            batches: this data-parallel rank's micro-batches; all ranks have equally many.
+
+        Returns:
+            For each micro-batch [T] float32, 0 for tokens outside the loss; the same on all ranks of a
+            tensor x pipeline parallel group.
+        """
+
+        def spread(logits_TV: Tensor, inputs: _ModelInputs) -> Tensor:
+            logprobs_T = logits_TV.new_zeros(len(inputs.tokens), dtype=torch.float32)
+            logprobs_T[inputs.in_loss] = self._logprobs(logits_TV, inputs)[0].float()
+            return logprobs_T
+
+        with self._context.scope():
+            results = self._run(batches, spread, forward_only=True)
+            rows = [self._from_last_stage(results, i, (self._padded_length(b),)) for i, b in enumerate(batches)]
+            return [row.cpu().numpy()[: len(batch)] for row, batch in zip(rows, batches, strict=True)]
+
+    @torch.no_grad()
+    def logits(self, batches: Sequence[MicroBatch]) -> list[FloatArray]:
+        """Logits [T, vocab_size] float32 of each micro-batch, on every rank; to verify weights, not to train."""
+        group = parallel_state.get_tensor_model_parallel_group()
+
+        def gather(logits_TV: Tensor, inputs: _ModelInputs) -> Tensor:
+            shards = [torch.empty_like(logits_TV) for _ in range(group.size())]
+            dist.all_gather(shards, logits_TV.contiguous(), group=group)
+            return torch.cat(shards, dim=1)[:, : self._architecture.vocab_size].float().contiguous()
+
+        with self._context.scope():
+            results = self._run(batches, gather, forward_only=True)
+            vocab = self._architecture.vocab_size
+            rows = [
+                self._from_last_stage(results, i, (self._padded_length(b), vocab)) for i, b in enumerate(batches)
+            ]
+            return [row.cpu().numpy()[: len(batch)] for row, batch in zip(rows, batches, strict=True)]
+
+    def reference_logprobs(self, batches: Sequence[MicroBatch]) -> list[FloatArray]:
+        """:meth:`logprobs` under the frozen reference policy."""
+        with self._copies.swapped_in(REFERENCE):
+            return self.logprobs(batches)
+
+    def train_step(self, batches: Sequence[MicroBatch], loss_function: LossFunction) -> dict[str, float]:
+        """One optimizer step.
+
+        Args:
+            batches: this data-parallel rank's micro-batches; all ranks have equally many.
+            loss_function: the loss of a micro-batch's tokens, over the global denominator.
+
+        Returns:
+            The sums that the loss function reports, over all micro-batches and ranks, and ``loss``,
+            ``grad_norm`` and ``lr``; the same on every rank.
+
+        Raises:
+            UserError: the loss or a gradient is not finite; the weights are left as they were.
+        """
+        def to_loss(logits_TV: Tensor, inputs: _ModelInputs) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            loss, sums = loss_function(*self._logprobs(logits_TV, inputs), inputs.fields)
+            if len(inputs.in_loss) == 0:
+                # A micro-batch without a token in the loss still takes part in the backward pass.
+                loss = loss + 0.0 * logits_TV.sum()
+            report = {name: value.detach() for name, value in sums.items()} | {"loss": loss.detach()}
+            return loss, torch.zeros((), dtype=torch.int), report
+
+        with self._context.scope():
+            self._model.zero_grad_buffer()
+            self._optimizer.zero_grad()
+            reported = self._run(batches, to_loss, forward_only=False)
+            metrics = self._reduce(reported)
+            self._refuse_non_finite(metrics["loss"])
+            _, grad_norm, _ = self._optimizer.step()
+            metrics |= {"grad_norm": float(grad_norm), "lr": self._optimizer.param_groups[0]["lr"]}
+            self._lr_scheduler.step(increment=1)
+            return metrics
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, full tensor), on every rank; a collective that must be consumed to its end."""
+        with self._context.scope():
+            yield from self._exporter.named_weights()
+
+    def _run(self, batches: Sequence[MicroBatch], post_process: Any, *, forward_only: bool) -> list[Any]:
+        """Run Megatron's schedule; what the post-processor returned on the last stage, nothing elsewhere."""
+        results: list[Any] = get_forward_backward_func()(
+            forward_step_func=partial(self._forward_step, post_process=post_process),
+            data_iterator=iter(batches),
+            model=[self._model],
+            num_microbatches=len(batches),
+            seq_length=max(map(len, batches)),  # shapes are exchanged; this is not relied upon
+            micro_batch_size=1,
+            forward_only=forward_only,
+            collect_non_loss_data=forward_only,
+        )
+        return results
+
+    def _forward_step(
+        self, batches: Iterator[MicroBatch], model: torch.nn.Module, post_process: Any
+    ) -> tuple[Tensor, Any]:
+        batch = next(batches)
+        inputs = _ModelInputs(batch, self._padded_length(batch) - len(batch), self._context.device)
+        output = model(
+            input_ids=inputs.tokens[None],
+            position_ids=inputs.depth[None],
+            attention_mask=None,
+            packed_seq_params=inputs.sequence,
+        )
+
+        def from_logits(logits_1TV: Tensor, non_loss_data: bool = False) -> Any:
+            return post_process(logits_1TV[0], inputs)
+
+        return output, from_logits
+
+    def _logprobs(self, logits_TV: Tensor, inputs: _ModelInputs) -> tuple[Tensor, Tensor]:
+        return tree_logprobs(
+            logits_TV,
+            inputs.tokens[inputs.in_loss],
+            inputs.predecessor[inputs.in_loss],
+            vocab_size=self._architecture.vocab_size,
+            temperature=self._temperature,
+            chunk_tokens=self._actor.logprob_chunk_tokens,
+            group=parallel_state.get_tensor_model_parallel_group(),
+        )
+
+    @property
+    def _length_multiple(self) -> int:
+        return self._actor.tensor_model_parallel_size if self._actor.sequence_parallel else 1
+
+    def _padded_length(self, batch: MicroBatch) -> int:
+        return -(-len(batch) // self._length_multiple) * self._length_multiple
+
+    def _from_last_stage(self, results: Sequence[Tensor], index: int, shape: tuple[int, ...]) -> Tensor:
+        """The float32 result of micro-batch ``index`` on every stage; ``results`` is empty except on the last."""
+        value = results[index] if results else torch.empty(shape, device=self._context.device)
+        group = parallel_state.get_pipeline_model_parallel_group()
+        if group.size() > 1:
+            dist.broadcast(value, src=parallel_state.get_pipeline_model_parallel_last_rank(), group=group)
+        return value
+
+    def _reduce(self, reported: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+        """Sum what the last stages reported over micro-batches and data-parallel ranks, for every rank."""
+        totals: list[dict[str, float] | None] = [None]
+        if reported:
+            names = list(reported[0])
+            sums = torch.stack(
+                [torch.stack([report[name].double() for report in reported]).sum() for name in names]
+            )
+            dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
+            totals = [dict(zip(names, sums.tolist(), strict=True))]
+        group = parallel_state.get_pipeline_model_parallel_group()
+        if group.size() > 1:
+            source = parallel_state.get_pipeline_model_parallel_last_rank()
+            dist.broadcast_object_list(totals, src=source, group=group)
+        assert totals[0] is not None
+        return totals[0]
+
+    def _refuse_non_finite(self, loss: float) -> None:
+        finite = np.isfinite(loss) and all(
+            bool(torch.isfinite(buffer.grad_data).all())
+            for buffer in (*self._model.buffers, *self._model.expert_parallel_buffers)
+        )
+        everywhere = torch.tensor(float(finite), device=self._context.device)
+        dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
+        if not everywhere:
+            what = f"the loss is {loss}" if not np.isfinite(loss) else "a gradient is not finite"
+            raise UserError(
+                f"{what}; the weights were left as they were. Lower optimizer.lr, or set optimizer.clip_grad; "
+                "with bf16 try model.dtype=fp32 to see whether precision is the cause"
+            )
+
+
+class _ModelInputs:
+    """A micro-batch as tensors on the device, padded so that sequence parallelism can shard it.
+
+    Attributes:
+        tokens, depth, predecessor: [T_padded].
+        in_loss: [N] storage indices of the tokens whose loss is computed.
+        fields: the micro-batch's fields at those tokens, [N] each.
+        sequence: the tree's shape, for the attention.
+    """
+
+    def __init__(self, batch: MicroBatch, padding: int, device: torch.device) -> None:
+        packed = batch.packed
+        pad_index = np.arange(len(packed), len(packed) + padding)
+
+        def to_device(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array).to(device)
+
+        self.tokens = to_device(np.pad(packed.tokens, (0, padding)))
+        self.depth = to_device(np.pad(packed.depth, (0, padding)))
+        self.predecessor = to_device(packed.predecessor)
+        # A padding token is a tree of its own: it attends to itself and nothing attends to it.
+        self.sequence = TreeSequence(
+            qkv_format="sbhd",
+            subtree_end=to_device(np.concatenate((packed.subtree_end, pad_index + 1))),
+            tree_starts=[piece.start for piece in tree_slices(packed)] + pad_index.tolist(),
+        )
+        in_loss = np.flatnonzero(packed.loss_mask)
+        self.in_loss = to_device(in_loss)
+        self.fields = {name: to_device(values[in_loss]) for name, values in batch.fields.items()}
+
+
+def _sum_gradients(model: list[torch.nn.Module], num_tokens: Tensor | None = None, **kwargs: Any) -> None:
+    """Megatron's reduction of gradients without its division: the loss has its global denominator already."""
+    finalize_model_grads(model, None, **kwargs)
+
+
+def _megatron_optimizer_config(
+    optimizer: OptimizerConfig, actor: ActorConfig, dtype: torch.dtype
+) -> MegatronOptimizerConfig:
+    return MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=optimizer.lr,
+        min_lr=optimizer.min_lr,
+        weight_decay=optimizer.weight_decay,
+        adam_beta1=optimizer.adam_beta1,
+        adam_beta2=optimizer.adam_beta2,
+        adam_eps=optimizer.adam_eps,
+        clip_grad=optimizer.clip_grad,
+        bf16=dtype is torch.bfloat16,
+        params_dtype=dtype,
+        use_distributed_optimizer=actor.use_distributed_optimizer,
+    )
+
+
+def _lr_scheduler(
+    megatron_optimizer: Any, optimizer: OptimizerConfig, total_updates: int
+) -> OptimizerParamScheduler:
+    decay_steps = optimizer.decay_steps or total_updates
+    scheduler = OptimizerParamScheduler(
+        megatron_optimizer,
+        init_lr=0.0,
+        max_lr=optimizer.lr,
+        min_lr=optimizer.min_lr,
+        lr_warmup_steps=optimizer.warmup_steps,
+        lr_decay_steps=max(decay_steps, optimizer.warmup_steps + 1),
+        lr_decay_style=optimizer.decay_style,
+        start_wd=optimizer.weight_decay,
+        end_wd=optimizer.weight_decay,
+        wd_incr_steps=total_updates,
+        wd_incr_style="constant",
+    )
+    # Megatron's scheduler starts at step 0, where warm-up gives a rate of 0: the first update would do nothing.
+    if optimizer.warmup_steps:
+        scheduler.step(increment=1)
+    return scheduler

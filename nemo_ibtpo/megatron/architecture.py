@@ -1,0 +1,104 @@
+"""What a Hugging Face configuration says about a decoder, in the terms the Megatron actor needs.
+
+Supported: Llama 2/3.x and Mistral (no biases), Qwen2/2.5 (biases on q, k, v) and Qwen3 (normalised queries and
+keys), with tied or untied embeddings and grouped-query attention. Whatever else a configuration asks for is
+refused by name; nothing is approximated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, PretrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from nemo_ibtpo.config.errors import UserError
+
+_FAMILIES = {"llama": (False, False), "mistral": (False, False), "qwen2": (True, False), "qwen3": (False, True)}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A dense decoder-only transformer with rotary positions, RMSNorm and a SwiGLU MLP.
+
+    Attributes:
+        vocab_size: rows of the embedding in the Hugging Face weights.
+        head_dim: channels of one attention head.
+        qkv_bias: whether q, k and v have biases.
+        qk_norm: whether queries and keys are normalised per head.
+        tied_embeddings: whether the output layer is the embedding.
+        inv_freq: rotary inverse frequencies [head_dim / 2], float32, scaling applied.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_layers: int
+    num_attention_heads: int
+    num_query_groups: int
+    head_dim: int
+    norm_eps: float
+    max_position_embeddings: int
+    qkv_bias: bool
+    qk_norm: bool
+    tied_embeddings: bool
+    inv_freq: torch.Tensor
+
+
+def load_architecture(model_path: str | Path) -> Architecture:
+    """Read ``config.json`` of a Hugging Face model directory."""
+    try:
+        config = AutoConfig.from_pretrained(str(model_path), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model.path={model_path}: cannot read a Hugging Face config there: {reason}") from error
+    return architecture_from_config(config)
+
+
+def architecture_from_config(config: PretrainedConfig) -> Architecture:
+    """Translate a Hugging Face configuration.
+
+    Raises:
+        UserError: the configuration asks for something the actor does not build; it is named.
+    """
+    family = config.model_type
+    if family not in _FAMILIES:
+        raise UserError(f"model type '{family}' is not supported; supported are {', '.join(sorted(_FAMILIES))}")
+    qkv_bias, qk_norm = _FAMILIES[family]
+    for name, unwanted in (("attention_bias", True), ("mlp_bias", True)):
+        if getattr(config, name, False) is unwanted:
+            raise UserError(f"{family}: config.json has {name}=true, which is not supported")
+    if config.hidden_act != "silu":
+        raise UserError(f"{family}: hidden_act '{config.hidden_act}' is not supported, only 'silu'")
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", family == "mistral"):
+        raise UserError(f"{family}: sliding-window attention is not supported; set sliding_window to null")
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return Architecture(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        ffn_hidden_size=config.intermediate_size,
+        num_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_query_groups=config.num_key_value_heads,
+        head_dim=head_dim,
+        norm_eps=config.rms_norm_eps,
+        max_position_embeddings=config.max_position_embeddings,
+        qkv_bias=qkv_bias,
+        qk_norm=qk_norm,
+        tied_embeddings=bool(config.tie_word_embeddings),
+        inv_freq=_inverse_frequencies(config, head_dim),
+    )
+
+
+def _inverse_frequencies(config: PretrainedConfig, head_dim: int) -> torch.Tensor:
+    rope = config.rope_parameters
+    rope_type = rope.get("rope_type", "default")
+    if rope_type == "default":
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        return 1.0 / rope["rope_theta"] ** exponents
+    if rope_type not in ("llama3", "linear"):
+        raise UserError(f"rope_type '{rope_type}' is not supported; supported are default, linear and llama3")
+    inv_freq, _ = ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu"))
+    return inv_freq.float()

@@ -1,0 +1,118 @@
+"""Megatron-Core's GPTModel for a Hugging Face architecture, with tree attention and rotary positions by depth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from nemo_ibtpo.config.schema import ActorConfig
+from nemo_ibtpo.megatron.architecture import Architecture
+from nemo_ibtpo.megatron.tree_attention import DepthRotaryEmbedding, TreeAttention
+
+
+class RMSNorm(torch.nn.Module):
+    """Root mean square norm that also works on sequence-parallel shards.
+
+    Megatron's local wrapper of torch's norm refuses sequence parallelism; all that is needed is to mark the
+    weight, so that its gradient is summed over the tensor-parallel ranks, each of which sees other tokens.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def padded_vocab_size(vocab_size: int, tensor_parallel_size: int) -> int:
+    """The smallest multiple of the tensor-parallel size that holds the vocabulary."""
+    return -(-vocab_size // tensor_parallel_size) * tensor_parallel_size
+
+
+def transformer_config(
+    architecture: Architecture, actor: ActorConfig, dtype: torch.dtype, device: torch.device
+) -> TransformerConfig:
+    """Megatron's configuration of the architecture under the actor's parallel layout."""
+    on_gpu = device.type == "cuda"
+    recompute: dict[str, Any] = {
+        "none": {},
+        "selective": {"recompute_granularity": "selective"},
+        "full": {
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": 1,
+        },
+    }[actor.recompute]
+    return TransformerConfig(
+        num_layers=architecture.num_layers,
+        hidden_size=architecture.hidden_size,
+        ffn_hidden_size=architecture.ffn_hidden_size,
+        num_attention_heads=architecture.num_attention_heads,
+        num_query_groups=architecture.num_query_groups,
+        kv_channels=architecture.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=architecture.norm_eps,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        add_qkv_bias=architecture.qkv_bias,
+        qk_layernorm=architecture.qk_norm,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        mrope_section=[architecture.head_dim // 2],  # asked for by the interface, not used
+        tensor_model_parallel_size=actor.tensor_model_parallel_size,
+        pipeline_model_parallel_size=actor.pipeline_model_parallel_size,
+        sequence_parallel=actor.sequence_parallel,
+        # Micro-batches of trees differ in length; stages tell each other the shape first.
+        variable_seq_lengths=True,
+        moe_token_dispatcher_type="alltoall",  # Megatron asks for it with variable lengths, experts or not
+        # With the loss already divided by the global denominator, gradients are summed over ranks.
+        calculate_per_token_loss=True,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        perform_initialization=False,  # weights are loaded
+        use_cpu_initialization=not on_gpu,
+        bias_activation_fusion=on_gpu,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+        deallocate_pipeline_outputs=on_gpu,
+        **recompute,
+    )
+
+
+def build_model(architecture: Architecture, config: TransformerConfig) -> GPTModel:
+    """This rank's part of the model, weights not yet loaded."""
+    spec = get_gpt_layer_local_spec(qk_layernorm=architecture.qk_norm, normalization="RMSNorm")
+    spec.submodules.input_layernorm = RMSNorm
+    spec.submodules.pre_mlp_layernorm = RMSNorm
+    attention = spec.submodules.self_attention.submodules
+    attention.core_attention = TreeAttention
+    if architecture.qk_norm:
+        attention.q_layernorm = RMSNorm
+        attention.k_layernorm = RMSNorm
+    model = GPTModel(
+        config=config,
+        transformer_layer_spec=TransformerBlockSubmodules(
+            layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=RMSNorm
+        ),
+        vocab_size=padded_vocab_size(architecture.vocab_size, config.tensor_model_parallel_size),
+        max_sequence_length=architecture.max_position_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        parallel_output=True,
+        share_embeddings_and_output_weights=architecture.tied_embeddings,
+        position_embedding_type="mrope",
+    )
+    model.rotary_pos_emb = DepthRotaryEmbedding(architecture.inv_freq)
+    return model

@@ -1,0 +1,247 @@
+"""Weights between Hugging Face and Megatron, for any tensor- and pipeline-parallel layout.
+
+Every Megatron parameter has one rule that says which Hugging Face tensors make it up and how it is cut over the
+tensor-parallel ranks. Loading reads, on each rank, only the tensors of the parameters it owns; exporting gathers
+one parameter at a time, so that no rank ever holds more than one full parameter besides its own shard.
+
+A parameter without a rule, a rule without a tensor, a tensor of another shape and a tensor that no rule uses are
+errors that name it. Nothing is converted on the way but the dtype, so that Hugging Face -> Megatron -> Hugging
+Face is bitwise the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from torch import Tensor
+
+from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.megatron.architecture import Architecture
+from nemo_ibtpo.megatron.model import padded_vocab_size
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one Megatron parameter is made of Hugging Face tensors.
+
+    Attributes:
+        shapes: Hugging Face names and full shapes, in the order ``split`` and ``merge`` use.
+        split: full Hugging Face tensors -> the shards of all tensor-parallel ranks.
+        merge: those shards -> full Hugging Face tensors.
+    """
+
+    shapes: Shapes
+    split: Callable[[Sequence[Tensor], int], list[Tensor]]
+    merge: Callable[[Sequence[Tensor]], list[Tensor]]
+
+
+def _replicated(name: str, size: int) -> Rule:
+    return Rule({name: (size,)}, lambda full, tp: [full[0]] * tp, lambda shards: [shards[0]])
+
+
+def _vocab_rows(name: str, vocab: int, hidden: int) -> Rule:
+    """Rows of the vocabulary, padded with zero rows to a multiple of the tensor-parallel size."""
+
+    def split(full: Sequence[Tensor], tp: int) -> list[Tensor]:
+        padding = padded_vocab_size(vocab, tp) - vocab
+        return list(torch.nn.functional.pad(full[0], (0, 0, 0, padding)).chunk(tp, dim=0))
+
+    return Rule({name: (vocab, hidden)}, split, lambda shards: [torch.cat(list(shards))[:vocab]])
+
+
+def _columns(name: str, rows: int, columns: int) -> Rule:
+    """A row-parallel linear layer: each rank holds a share of the input columns."""
+    return Rule(
+        {name: (rows, columns)},
+        lambda full, tp: list(full[0].chunk(tp, dim=1)),
+        lambda shards: [torch.cat(list(shards), dim=1)],
+    )
+
+
+def _gate_and_up(gate: str, up: str, rows: int, columns: int) -> Rule:
+    """Megatron's gated MLP: each rank holds its share of the gate above its share of the up projection."""
+
+    def split(full: Sequence[Tensor], tp: int) -> list[Tensor]:
+        return [torch.cat(pair) for pair in zip(full[0].chunk(tp), full[1].chunk(tp), strict=True)]
+
+    def merge(shards: Sequence[Tensor]) -> list[Tensor]:
+        gates, ups = zip(*(shard.chunk(2) for shard in shards), strict=True)
+        return [torch.cat(gates), torch.cat(ups)]
+
+    return Rule({gate: (rows, columns), up: (rows, columns)}, split, merge)
+
+
+def _query_key_value(prefix: str, suffix: str, arch: Architecture) -> Rule:
+    """Megatron interleaves by key/value group: the group's queries, its key, its value."""
+    groups, dim = arch.num_query_groups, arch.head_dim
+    per_group = arch.num_attention_heads // groups
+    trailing = (arch.hidden_size,) if suffix == "weight" else ()
+
+    def split(full: Sequence[Tensor], tp: int) -> list[Tensor]:
+        q = full[0].reshape(groups, per_group * dim, *trailing)
+        k, v = (x.reshape(groups, dim, *trailing) for x in full[1:])
+        return [part.flatten(0, 1) for part in torch.cat((q, k, v), dim=1).chunk(tp)]
+
+    def merge(shards: Sequence[Tensor]) -> list[Tensor]:
+        grouped = torch.cat(list(shards)).reshape(groups, (per_group + 2) * dim, *trailing)
+        return [part.flatten(0, 1) for part in grouped.split([per_group * dim, dim, dim], dim=1)]
+
+    sizes = {"q_proj": arch.num_attention_heads * dim, "k_proj": groups * dim, "v_proj": groups * dim}
+    return Rule({f"{prefix}.{n}.{suffix}": (s, *trailing) for n, s in sizes.items()}, split, merge)
+
+
+def rules(arch: Architecture) -> dict[str, Rule]:
+    """Rules by Megatron parameter name, layers numbered over the whole model, in Hugging Face order."""
+    hidden, ffn = arch.hidden_size, arch.ffn_hidden_size
+    table = {
+        "embedding.word_embeddings.weight": _vocab_rows("model.embed_tokens.weight", arch.vocab_size, hidden)
+    }
+    for i in range(arch.num_layers):
+        ours, theirs = f"decoder.layers.{i}", f"model.layers.{i}"
+        attention = f"{theirs}.self_attn"
+        table[f"{ours}.input_layernorm.weight"] = _replicated(f"{theirs}.input_layernorm.weight", hidden)
+        table[f"{ours}.self_attention.linear_qkv.weight"] = _query_key_value(attention, "weight", arch)
+        if arch.qkv_bias:
+            table[f"{ours}.self_attention.linear_qkv.bias"] = _query_key_value(attention, "bias", arch)
+        if arch.qk_norm:
+            for which in "qk":
+                table[f"{ours}.self_attention.{which}_layernorm.weight"] = _replicated(
+                    f"{attention}.{which}_norm.weight", arch.head_dim
+                )
+        table[f"{ours}.self_attention.linear_proj.weight"] = _columns(
+            f"{attention}.o_proj.weight", hidden, arch.num_attention_heads * arch.head_dim
+        )
+        table[f"{ours}.pre_mlp_layernorm.weight"] = _replicated(
+            f"{theirs}.post_attention_layernorm.weight", hidden
+        )
+        table[f"{ours}.mlp.linear_fc1.weight"] = _gate_and_up(
+            f"{theirs}.mlp.gate_proj.weight", f"{theirs}.mlp.up_proj.weight", ffn, hidden
+        )
+        table[f"{ours}.mlp.linear_fc2.weight"] = _columns(f"{theirs}.mlp.down_proj.weight", hidden, ffn)
+    table["decoder.final_layernorm.weight"] = _replicated("model.norm.weight", hidden)
+    if not arch.tied_embeddings:
+        table["output_layer.weight"] = _vocab_rows("lm_head.weight", arch.vocab_size, hidden)
+    return table
+
+
+def global_parameters(model: GPTModel, arch: Architecture) -> dict[str, torch.nn.Parameter]:
+    """This rank's parameters under names whose layers are numbered over the whole model."""
+
+    def globally(match: re.Match[str]) -> str:
+        return f"decoder.layers.{model.decoder.layers[int(match[1])].layer_number - 1}."
+
+    named = {
+        re.sub(r"^decoder\.layers\.(\d+)\.", globally, name): parameter
+        for name, parameter in model.named_parameters()
+    }
+    if arch.tied_embeddings and "output_layer.weight" in named:
+        # The last stage holds a copy of the embedding; it follows the embedding's rule.
+        named["embedding.word_embeddings.weight"] = named.pop("output_layer.weight")
+    return named
+
+
+@torch.no_grad()
+def load_weights(model: GPTModel, arch: Architecture, source: Mapping[str, Tensor]) -> None:
+    """Fill this rank's parameters from full Hugging Face tensors, read one parameter at a time.
+
+    Args:
+        source: full tensors by Hugging Face name; only those that this rank needs are looked up.
+
+    Raises:
+        UserError: a weight is missing, superfluous, unmapped or of another shape; it is named.
+    """
+    table = rules(arch)
+    check_names(source.keys(), arch)
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    size = parallel_state.get_tensor_model_parallel_world_size()
+    for name, parameter in global_parameters(model, arch).items():
+        if name not in table:
+            raise UserError(f"Megatron parameter '{name}' has no Hugging Face counterpart")
+        rule = table[name]
+        full = []
+        for hf_name, shape in rule.shapes.items():
+            tensor = source[hf_name]
+            if tuple(tensor.shape) != shape:
+                raise UserError(f"weight '{hf_name}' has shape {tuple(tensor.shape)}, config.json makes it {shape}")
+            full.append(tensor.to(parameter.dtype))
+        parameter.copy_(rule.split(full, size)[rank])
+
+
+def check_names(names: Iterable[str], arch: Architecture) -> None:
+    """Compare the names of a checkpoint's weights with what the architecture needs.
+
+    Raises:
+        UserError: names the first missing or unknown weights.
+    """
+    needed = {hf_name for rule in rules(arch).values() for hf_name in rule.shapes}
+    found = set(names)
+    if arch.tied_embeddings:
+        found.discard("lm_head.weight")  # some exporters write the tied copy too
+    for kind, difference in (("missing", needed - found), ("unknown", found - needed)):
+        if difference:
+            shown = ", ".join(sorted(difference)[:3])
+            more = f" and {len(difference) - 3} more" if len(difference) > 3 else ""
+            raise UserError(f"{kind} weights in the checkpoint: {shown}{more}")
+
+
+class WeightExporter:
+    """Streams the full model under Hugging Face names; who owns what is worked out once."""
+
+    def __init__(self, model: GPTModel, arch: Architecture) -> None:
+        self._arch = arch
+        self._rules = rules(arch)
+        self._local = global_parameters(model, arch)
+        self._pp_group = parallel_state.get_pipeline_model_parallel_group()
+        names_by_stage: list[list[str]] = [[] for _ in range(self._pp_group.size())]
+        dist.all_gather_object(names_by_stage, list(self._local), group=self._pp_group)
+        # The first stage that holds a parameter sends it (a tied embedding is also on the last stage).
+        self._owner: dict[str, int] = {}
+        for stage, names in reversed(list(enumerate(names_by_stage))):
+            self._owner.update(dict.fromkeys(names, stage))
+        if lost := set(self._rules) - set(self._owner):
+            raise RuntimeError(f"no pipeline stage holds {sorted(lost)}")
+        self._dtype = next(iter(self._local.values())).dtype
+
+    @torch.no_grad()
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield (Hugging Face name, full tensor) in the model's order, on every rank.
+
+        A collective over the tensor- and pipeline-parallel groups: all ranks must consume it to the end.
+        """
+        for name, rule in self._rules.items():
+            owner = self._owner[name]
+            if owner == self._pp_group.rank():
+                parameter = self._local[name].detach()
+                full = rule.merge(self._gather_tensor_parallel(parameter))
+            else:
+                full = [
+                    torch.empty(shape, dtype=self._dtype, device=self._device)
+                    for shape in rule.shapes.values()
+                ]
+            for hf_name, tensor in zip(rule.shapes, full, strict=True):
+                tensor = tensor.contiguous()
+                if self._pp_group.size() > 1:
+                    source = dist.get_global_rank(self._pp_group, owner)
+                    dist.broadcast(tensor, src=source, group=self._pp_group)
+                yield hf_name, tensor
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self._local.values())).device
+
+    @staticmethod
+    def _gather_tensor_parallel(shard: Tensor) -> list[Tensor]:
+        group = parallel_state.get_tensor_model_parallel_group()
+        if group.size() == 1:
+            return [shard]
+        shards = [torch.empty_like(shard) for _ in range(group.size())]
+        dist.all_gather(shards, shard.contiguous(), group=group)
+        return shards

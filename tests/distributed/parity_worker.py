@@ -1,0 +1,100 @@
+"""Ranks of test_parity.py: logits, log-probabilities and exported weights under every layout of four ranks."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from toy_models import random_model, random_tree
+
+from nemo_ibtpo.config.schema import ActorConfig
+from nemo_ibtpo.megatron.actor import MegatronActor
+from nemo_ibtpo.megatron.architecture import architecture_from_config
+from nemo_ibtpo.megatron.parallel import initialize
+from nemo_ibtpo.tree.microbatches import MicroBatch
+from nemo_ibtpo.tree.packing import pack_trees, unpack_paths
+
+LAYOUTS = [(1, 1, False), (2, 1, False), (2, 1, True), (1, 2, False), (2, 2, False), (2, 2, True)]
+FAMILIES = ["llama", "qwen2", "qwen3"]
+
+
+def actor_config(tensor: int, pipeline: int, sequence: bool) -> ActorConfig:
+    return ActorConfig(
+        device="cpu",
+        tensor_model_parallel_size=tensor,
+        pipeline_model_parallel_size=pipeline,
+        sequence_parallel=sequence,
+        use_distributed_optimizer=True,
+        recompute="none",
+        max_tokens_per_microbatch=512,
+        logprob_chunk_tokens=7,
+    )
+
+
+def check(family: str, layout: tuple[int, int, bool]) -> dict[str, float]:
+    from megatron.core import parallel_state
+
+    model = random_model(family)
+    context = initialize(actor_config(*layout), seed=0)
+    temperature = 0.7
+    actor = MegatronActor(
+        architecture_from_config(model.config),
+        model.state_dict(),
+        actor=actor_config(*layout),
+        optimizer=None,
+        total_updates=1,
+        dtype=torch.float32,
+        temperature=temperature,
+        keep_reference=False,
+        context=context,
+    )
+    rng = np.random.default_rng(5)
+    batches = [
+        MicroBatch(pack_trees([random_tree(rng), random_tree(rng)]), {}),
+        MicroBatch(pack_trees([random_tree(rng)]), {}),
+    ]
+    logit_error = logprob_error = 0.0
+    for batch, logits, logprobs in zip(batches, actor.logits(batches), actor.logprobs(batches), strict=True):
+        for path in unpack_paths(batch.packed):
+            tokens = torch.from_numpy(batch.packed.tokens[path])
+            with torch.no_grad():
+                expected = model(tokens[None]).logits[0]
+            logit_error = max(logit_error, float(np.abs(logits[path] - expected.numpy()).max()))
+            log_softmax = torch.log_softmax(expected.double() / temperature, dim=-1)
+            for place in range(1, len(path)):
+                if batch.packed.loss_mask[path[place]]:
+                    error = abs(float(log_softmax[place - 1, tokens[place]]) - float(logprobs[path[place]]))
+                    logprob_error = max(logprob_error, error)
+    state = model.state_dict()
+    exported = dict(actor.named_weights())
+    different = sum(not torch.equal(tensor, state[name]) for name, tensor in exported.items())
+    expected_names = set(state) - ({"lm_head.weight"} if model.config.tie_word_embeddings else set())
+    parallel_state.destroy_model_parallel()
+    return {
+        "logit_error": logit_error,
+        "logprob_error": logprob_error,
+        "different_weights": different,
+        "names_differ": float(set(exported) != expected_names),
+    }
+
+
+def main() -> None:
+    results = {}
+    for family, layout in itertools.product(FAMILIES, LAYOUTS):
+        mine = check(family, layout)
+        everyone: list[dict[str, float]] = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(everyone, mine)
+        key = f"{family}-tp{layout[0]}-pp{layout[1]}-sp{int(layout[2])}"
+        results[key] = {name: max(rank[name] for rank in everyone) for name in mine}
+    if dist.get_rank() == 0:
+        Path(sys.argv[1]).write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

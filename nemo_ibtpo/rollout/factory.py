@@ -1,0 +1,97 @@
+"""From a run's configuration to an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.schema import RolloutConfig
+from nemo_ibtpo.rollout.engine import RolloutEngine, SamplingParams
+from nemo_ibtpo.rollout.transformers_engine import TransformersEngine
+
+
+def make_engine(
+    config: RolloutConfig,
+    model_path: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    max_model_len: int,
+) -> RolloutEngine:
+    """The engine that a run asks for, with the weights found at ``model_path``.
+
+    Args:
+        config: sampling parameters and sizes.
+        model_path: directory with a Hugging Face model.
+        tokenizer: the model's.
+        dtype: of the engine's weights and of its keys and values.
+        device: where it runs.
+        max_model_len: most tokens of a sequence, its prefix included.
+
+    Raises:
+        UserError: the model cannot be read, or the sizes do not fit each other.
+    """
+    return TransformersEngine(
+        load_model(model_path, dtype=dtype, device=device),
+        tokenizer,
+        sampling=make_sampling_params(config, find_eos_token_ids(model_path, tokenizer)),
+        max_batch_size=config.max_batch_size,
+        cache_tokens=config.cache_tokens,
+        max_model_len=max_model_len,
+    )
+
+
+def make_sampling_params(config: RolloutConfig, eos_token_ids: tuple[int, ...]) -> SamplingParams:
+    """How a run samples its training rollouts."""
+    return SamplingParams(
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        stop=tuple(config.stop),
+        eos_token_ids=eos_token_ids,
+    )
+
+
+def find_eos_token_ids(model_path: str | Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Tokens that end a response: the tokenizer's and those of ``generation_config.json``, which chat models use
+    for the end of a turn.
+
+    Raises:
+        UserError: there is none, so that no response would ever end by itself.
+    """
+    eos: set[int] = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
+    if (Path(model_path) / "generation_config.json").is_file():
+        from_model = GenerationConfig.from_pretrained(model_path).eos_token_id
+        eos.update([from_model] if isinstance(from_model, int) else from_model or [])
+    if not eos:
+        raise UserError(
+            f"{model_path}: neither the tokenizer nor generation_config.json names an end-of-sequence token;"
+            " set eos_token in tokenizer_config.json"
+        )
+    return tuple(sorted(eos))
+
+
+def load_model(model_path: str | Path, *, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
+    """A Hugging Face causal language model, every weight of it found in safetensors files.
+
+    Raises:
+        UserError: the directory is missing or damaged, or a weight is absent, superfluous or of another shape.
+    """
+    if not (Path(model_path) / "config.json").is_file():
+        raise UserError(f"{model_path} is not a directory with a Hugging Face model: it holds no config.json")
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            model_path, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{model_path} holds no readable model: {reason}") from error
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := sorted(map(str, report[problem])):
+            raise UserError(f"{model_path}: {problem.replace('_keys', '')} weights: {', '.join(keys[:5])}")
+    return model.to(device)

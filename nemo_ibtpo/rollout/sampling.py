@@ -1,0 +1,100 @@
+"""Drawing tokens: counter-based uniforms and the inverse of the cumulative distribution.
+
+A draw is a function of (logits, seed, index of the token in its continuation) and of nothing else: no generator
+state is carried along. That is what makes a rollout the same whatever is decoded beside it, in whichever row,
+and however often it was interrupted.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.rollout.engine import SamplingParams
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_SMALLEST_TEMPERATURE = torch.finfo(torch.float32).tiny
+
+
+def check_sampling(params: SamplingParams, vocab_size: int) -> None:
+    """Refuse sampling parameters that describe no distribution.
+
+    Raises:
+        UserError: names the parameter, its value and its range.
+    """
+    if not _SMALLEST_TEMPERATURE <= params.temperature < float("inf"):
+        raise UserError(f"temperature must be a finite number greater than 0, got {params.temperature}")
+    if not 0.0 < params.top_p <= 1.0:
+        raise UserError(f"top_p must lie in (0, 1], got {params.top_p}")
+    if params.top_k < 0:
+        raise UserError(f"top_k must be 0 (keep all) or positive, got {params.top_k}")
+    if "" in params.stop:
+        raise UserError("stop must not hold an empty text: it would end every response at its first token")
+    for token in params.eos_token_ids:
+        if not 0 <= token < vocab_size:
+            raise UserError(f"end-of-sequence id {token} lies outside the model's vocabulary of {vocab_size}")
+
+
+def _splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The splitmix64 finaliser: a bijection of 64-bit words in which every output bit depends on every input bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def uniforms(seeds: NDArray[np.uint64], counters: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1), one for each (seed, counter), with 52 random bits.
+
+    The seed is mixed before the counter is added, so that seeds which differ by a small number, or by the
+    increment itself, do not share a stretch of their sequences.
+    """
+    words = _splitmix64(_splitmix64(seeds + _GOLDEN) + counters.astype(np.uint64) * _GOLDEN)
+    return (words >> np.uint64(12)).astype(np.float64) * 2.0**-52
+
+
+def _truncate(logprobs_BV: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    """Keep the ``top_k`` likeliest tokens, then the smallest set of them with mass ``top_p``; renormalise."""
+    sorted_BV, order_BV = logprobs_BV.sort(dim=-1, descending=True, stable=True)
+    if params.top_k > 0:
+        sorted_BV[:, params.top_k :] = -torch.inf
+    if params.top_p < 1.0:
+        probs_BV = sorted_BV.double().softmax(dim=-1)
+        mass_before_BV = probs_BV.cumsum(dim=-1) - probs_BV
+        mass_before_BV[:, 0] = 0.0  # the likeliest token stays, however small top_p is
+        sorted_BV = sorted_BV.masked_fill(mass_before_BV >= params.top_p, -torch.inf)
+    return torch.empty_like(logprobs_BV).scatter_(-1, order_BV, sorted_BV).log_softmax(dim=-1)
+
+
+def sampling_logprobs(logits_BV: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    """Log-probabilities [B, V] (nats, float32) of the sampling distribution, -inf where it was cut off."""
+    logits_BV = logits_BV.float()
+    # Shifted before it is divided, so that a tiny temperature gives 0 and -inf and never inf - inf.
+    shifted_BV = logits_BV - logits_BV.amax(dim=-1, keepdim=True)
+    logprobs_BV = (shifted_BV / params.temperature).log_softmax(dim=-1)
+    if params.top_k > 0 or params.top_p < 1.0:
+        logprobs_BV = _truncate(logprobs_BV, params)
+    return logprobs_BV
+
+
+def sample(
+    logits_BV: torch.Tensor, uniforms_B: torch.Tensor, params: SamplingParams
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token a row.
+
+    Args:
+        logits_BV: logits of the next token [B, V].
+        uniforms_B: one number in [0, 1) a row, float64, on the device of the logits.
+        params: the sampling distribution.
+
+    Returns:
+        Tokens [B] (int64) and their log-probabilities [B] (float32). A row whose logits hold NaN or +inf has
+        the log-probability NaN; its token means nothing.
+    """
+    logprobs_BV = sampling_logprobs(logits_BV, params)
+    cdf_BV = logprobs_BV.double().exp().cumsum(dim=-1)
+    # 52-bit uniforms keep u * total below total after rounding, so that no cut-off token at the end is drawn.
+    tokens_B1 = torch.searchsorted(cdf_BV, uniforms_B[:, None] * cdf_BV[:, -1:], right=True)
+    tokens_B1 = tokens_B1.clamp_(max=logits_BV.shape[-1] - 1)  # only a NaN row ends outside
+    return tokens_B1[:, 0], logprobs_BV.gather(-1, tokens_B1)[:, 0]

@@ -1,0 +1,112 @@
+"""The order in which problems are drawn, and a cursor into it that survives a restart.
+
+Invariants (asserted by ``tests/unit/data/test_loader.py``):
+
+- Every epoch draws every problem once, in an order that depends on (seed, epoch) and, at its very beginning,
+  on the batch that crosses the border into it.
+- No batch holds a problem twice, unless there are fewer problems than the batch asks for.
+- A loader that takes over the state of another one goes on with exactly the batches the other one would have
+  drawn.
+
+Hand-rolled: torchdata's samplers know neither the second rule nor a digest of the data, and would bring worker
+processes for a list of token ids that is in memory anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.data.problems import Problem, problems_digest
+
+
+class PromptLoader:
+    """Draws batches of problems, epoch after epoch.
+
+    Args:
+        problems: at least one.
+        shuffle: another order in each epoch; otherwise the order of ``problems``.
+        seed: of the orders.
+
+    Attributes:
+        digest: SHA-256 of the problems.
+        epoch: the epoch that the next problem is drawn from, unless it was drawn to its end.
+    """
+
+    def __init__(self, problems: Sequence[Problem], shuffle: bool, seed: int) -> None:
+        if not problems:
+            raise ValueError("no problems to draw from")
+        self.digest = problems_digest(problems)
+        self._problems = list(problems)
+        self._shuffle = shuffle
+        self._seed = seed
+        self._start_epoch(0, first=[])
+
+    def next(self, count: int) -> list[Problem]:
+        """The next ``count`` problems; a batch may cross the border of an epoch."""
+        if count < 1:
+            raise ValueError(f"a batch needs at least one problem, not {count}")
+        batch: list[int] = []
+        while len(batch) < count:
+            if self._position == len(self._order):
+                self._start_epoch(self.epoch + 1, first=self._first_after(batch, count - len(batch)))
+            taken = self._order[self._position : self._position + count - len(batch)]
+            self._position += len(taken)
+            batch += taken
+        return [self._problems[index] for index in batch]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor, JSON-able."""
+        return {
+            "digest": self.digest,
+            "shuffle": self._shuffle,
+            "seed": self._seed,
+            "epoch": self.epoch,
+            "position": self._position,
+            "first": self._first,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the loader that wrote ``state`` stopped.
+
+        Raises:
+            UserError: it drew from other problems or in another order.
+        """
+        if state["digest"] != self.digest:
+            raise UserError(
+                f"the checkpoint was written with another training set (digest {state['digest'][:12]}, now "
+                f"{self.digest[:12]}); resume with the data set, template and tokenizer of that run"
+            )
+        for name, mine in (("shuffle", self._shuffle), ("seed", self._seed)):
+            if state[name] != mine:
+                raise UserError(
+                    f"the checkpoint draws its problems with {name}={state[name]}, this run with {name}={mine}; "
+                    f"resume with {name}={state[name]}"
+                )
+        self._start_epoch(state["epoch"], first=list(state["first"]))
+        self._position = state["position"]
+
+    def _start_epoch(self, epoch: int, first: list[int]) -> None:
+        """Set the order of an epoch: ``first``, then all others as they come."""
+        order = self._epoch_order(epoch)
+        drawn_first = set(first)
+        self.epoch = epoch
+        self._first = first
+        self._order = first + [index for index in order if index not in drawn_first]
+        self._position = 0
+
+    def _first_after(self, batch: list[int], missing: int) -> list[int]:
+        """The first problems of the next epoch that complete a batch without repeating any of it."""
+        if len(batch) + missing > len(self._problems):
+            return []
+        in_batch = set(batch)
+        fresh = (index for index in self._epoch_order(self.epoch + 1) if index not in in_batch)
+        return [index for index, _ in zip(fresh, range(missing), strict=False)]
+
+    def _epoch_order(self, epoch: int) -> list[int]:
+        if not self._shuffle:
+            return list(range(len(self._problems)))
+        return np.random.default_rng([self._seed, epoch]).permutation(len(self._problems)).tolist()

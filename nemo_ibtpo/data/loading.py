@@ -1,0 +1,138 @@
+"""From a data set's configuration to problems, with an account of what was left out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.schema import DataConfig, DatasetConfig
+from nemo_ibtpo.data.problems import Problem, make_problem_id
+from nemo_ibtpo.data.prompts import PromptTemplate
+from nemo_ibtpo.data.report import LoadReport
+from nemo_ibtpo.data.sources import BadRow, Row, read_rows
+
+
+class _UnusableRowError(Exception):
+    """A row makes no problem; the message is the reason that is counted."""
+
+
+def load_problems(config: DatasetConfig, data: DataConfig, tokenizer: Any) -> tuple[list[Problem], LoadReport]:
+    """The problems of a data set, at most ``config.size`` of them, in the data set's order.
+
+    A bad row, a repeated question and a prompt above ``data.max_prompt_tokens`` are left out and counted.
+
+    Args:
+        config: the data set.
+        data: template and prompt limit; the data sets in it are not looked at.
+        tokenizer: a Hugging Face tokenizer.
+
+    Raises:
+        UserError: the source cannot be read, a column does not exist, or no problem is left.
+    """
+    if (config.verifier == "reasoning_gym") != (config.source == "reasoning_gym"):
+        raise UserError(
+            f"data set {config.path}: source={config.source} with verifier={config.verifier}; the reasoning_gym "
+            "verifier goes with the reasoning_gym source and with no other"
+        )
+    reader = _ProblemReader(config, PromptTemplate(data, tokenizer), data.max_prompt_tokens)
+    report = LoadReport(source=f"{config.source} data set {config.path}")
+    problems: list[Problem] = []
+    for location, row in read_rows(config):
+        if len(problems) == config.size:
+            break
+        report.rows += 1
+        try:
+            problems.append(reader.read(row))
+        except _UnusableRowError as reason:
+            report.skip(str(reason), location)
+    report.loaded = len(problems)
+    if not problems:
+        raise UserError(_describe_empty(report, reader))
+    return problems, report
+
+
+class _ProblemReader:
+    """Makes problems of rows, remembering the questions it has seen.
+
+    Attributes:
+        columns: of the first row that was an object, None before.
+        shortest_prompt: tokens of the shortest prompt so far.
+    """
+
+    def __init__(self, config: DatasetConfig, template: PromptTemplate, max_prompt_tokens: int) -> None:
+        self.columns: list[str] | None = None
+        self.shortest_prompt = math.inf
+        self._config = config
+        self._template = template
+        self._max_prompt_tokens = max_prompt_tokens
+        self._answers: dict[str, str] = {}  # by question
+
+    def read(self, row: Row) -> Problem:
+        """The row's problem.
+
+        Raises:
+            _UnusableRowError: there is none.
+        """
+        if isinstance(row, BadRow):
+            raise _UnusableRowError(row.reason)
+        if self.columns is None:
+            self.columns = list(row)
+        question = _text(_lookup(row, self._config.question_key), "question")
+        answer = _text(_lookup(row, self._config.answer_key), "answer")
+        if question in self._answers:
+            same = self._answers[question] == answer
+            raise _UnusableRowError("repeated question" if same else "repeated question with another answer")
+        self._answers[question] = answer
+        prompt_tokens = self._template(question)
+        self.shortest_prompt = min(self.shortest_prompt, len(prompt_tokens))
+        if len(prompt_tokens) > self._max_prompt_tokens:
+            raise _UnusableRowError(f"prompt longer than max_prompt_tokens={self._max_prompt_tokens}")
+        return Problem(
+            problem_id=make_problem_id(question),
+            question=question,
+            answer=answer,
+            verifier=self._config.verifier,
+            metadata=row["metadata"] if self._config.source == "reasoning_gym" else {},
+            prompt_tokens=prompt_tokens,
+        )
+
+
+def _lookup(row: dict[str, Any], key: str) -> Any:
+    """The value under a column name or a dotted path into nested columns (``reward_model.ground_truth``)."""
+    if key in row:
+        return row[key]
+    value: Any = row
+    for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise _UnusableRowError(f"no column {key!r}")
+        value = value[part]
+    return value
+
+
+def _text(value: Any, what: str) -> str:
+    """The text of a question or an answer; whole numbers and floats are written as a person would."""
+    if isinstance(value, float) and math.isfinite(value):
+        value = str(int(value)) if value.is_integer() else repr(value)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise _UnusableRowError(f"empty {what}")
+    if not isinstance(value, str):
+        raise _UnusableRowError(f"{what} is {type(value).__name__}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can spell half a surrogate pair
+        raise _UnusableRowError(f"{what} is not valid Unicode") from None
+    return value.strip()
+
+
+def _describe_empty(report: LoadReport, reader: _ProblemReader) -> str:
+    if report.rows == 0:
+        return f"{report.source} is empty"
+    line = f"{report.source}: no usable problem in {report.rows} rows; {report.describe_skipped()}"
+    if reader.columns is not None:
+        line += f"; columns: {', '.join(reader.columns)}"
+    if reader.shortest_prompt < math.inf:
+        line += f"; the shortest prompt has {reader.shortest_prompt} tokens"
+    return line

@@ -1,0 +1,142 @@
+"""Rows of a data set, wherever they come from: reasoning-gym, JSON lines, Parquet or Hugging Face.
+
+A source yields (location, row) pairs; the location is for messages. A row that could not be read is a
+``BadRow`` and travels on to be counted; whatever is wrong with the source as a whole is a ``UserError``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.schema import DatasetConfig
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that is no row.
+
+    Attributes:
+        reason: why.
+    """
+
+    reason: str
+
+
+Row = dict[str, Any] | BadRow
+
+
+def read_rows(config: DatasetConfig) -> Iterator[tuple[str, Row]]:
+    """The rows of a data set with their locations, in the data set's own order.
+
+    Raises:
+        UserError: the source does not exist, cannot be read, or was asked for something it does not have.
+    """
+    match config.source:
+        case "reasoning_gym":
+            return _reasoning_gym_rows(config)
+        case "jsonl":
+            return _jsonl_rows(_existing_file(config.path))
+        case "parquet":
+            return _parquet_rows(_existing_file(config.path))
+        case "huggingface":
+            return _huggingface_rows(config)
+
+
+def _existing_file(path: str) -> Path:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        problem = "is not a file" if file.exists() else "does not exist"
+        raise UserError(f"data file {path} {problem} (relative paths start at {Path.cwd()})")
+    return file
+
+
+def _jsonl_rows(file: Path) -> Iterator[tuple[str, Row]]:
+    try:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{file}:{number}", _parse_json_line(line)
+    except OSError as error:
+        raise UserError(f"cannot read data file {file}: {error.strerror}") from error
+
+
+def _parse_json_line(line: bytes) -> Row:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):  # a UnicodeDecodeError is a ValueError
+        return BadRow("invalid JSON")
+    return row if isinstance(row, dict) else BadRow("not a JSON object")
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"cannot read {file} as Parquet: {_one_line(error)}") from error
+    for batch in table.to_batches():
+        for number, row in enumerate(batch.to_pylist(), start=1):
+            yield f"{file} row {number}", row
+
+
+def _huggingface_rows(config: DatasetConfig) -> Iterator[tuple[str, Row]]:
+    import datasets
+
+    where = f"data set {config.path}"
+    saved = any((Path(config.path) / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    try:
+        found = datasets.load_from_disk(config.path) if saved else datasets.load_dataset(config.path, config.subset)
+    except Exception as error:  # the hub, the file system, a builder or a parser: all the user's to mend
+        subset = f" (subset {config.subset})" if config.subset else ""
+        raise UserError(f"cannot load {where}{subset}: {_one_line(error)}") from error
+    if isinstance(found, datasets.DatasetDict):
+        splits = ", ".join(found)
+        if config.split is None and len(found) > 1:
+            raise UserError(f"{where} has several splits, set `split` to one of: {splits}")
+        split = config.split or next(iter(found))
+        if split not in found:
+            raise UserError(f"{where} has no split {split!r}; its splits: {splits}")
+        found = found[split]
+    elif config.split is not None:
+        raise UserError(f"{where} was saved as a single split; set `split` to null instead of {config.split!r}")
+    for number, row in enumerate(found, start=1):
+        yield f"{config.path} row {number}", row
+
+
+def _reasoning_gym_rows(config: DatasetConfig) -> Iterator[tuple[str, Row]]:
+    if config.size is None or config.size < 1:
+        raise UserError(f"reasoning-gym task {config.path!r}: set `size` to the number of problems to generate")
+    spec = {"task": config.path, "options": config.options, "size": config.size, "seed": config.seed}
+    program = Path(__file__).with_name("_reasoning_gym_rows.py")
+    # -P: the program's own directory does not go on the import path.
+    finished = subprocess.run(
+        [sys.executable, "-P", "-W", "ignore", str(program)],
+        input=json.dumps(spec),
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONHASHSEED": "0"},
+    )
+    if finished.returncode != 0:
+        last = finished.stderr.strip().splitlines()[-1:] or [f"exit status {finished.returncode}"]
+        raise UserError(f"reasoning-gym task {config.path!r} with options {config.options} failed: {last[0]}")
+    for number, line in enumerate(finished.stdout.splitlines()):
+        entry = json.loads(line)
+        if "error" in entry:
+            raise UserError(entry["error"])
+        # The verifier needs the whole entry; the columns are there for question_key and answer_key.
+        metadata = {"task": config.path, "options": config.options, "entry": entry}
+        yield f"{config.path}[{number}]", {**entry, "metadata": metadata}
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

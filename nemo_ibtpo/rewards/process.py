@@ -1,0 +1,83 @@
+"""A verifier process as its owner sees it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from nemo_ibtpo.rewards import worker
+
+
+class CallTimeoutError(Exception):
+    """The call took too long; its process is gone."""
+
+
+class CallCrashError(Exception):
+    """The process died of the call."""
+
+
+class WorkerProcess:
+    """One verifier process; takes one call at a time and replaces itself when it dies.
+
+    Processes come from multiprocessing's fork server, which has imported the verifiers once, so that a
+    successor is there in milliseconds; never from a fork of this process, which holds threads, gloo and
+    perhaps CUDA.
+
+    Args:
+        timeout_s: wall-clock limit of a call.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._start()
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """The result of ``function(*args)``, computed in the process.
+
+        Raises:
+            CallTimeoutError, CallCrashError: the process did not survive the call; the next call finds another.
+            RuntimeError: the function raised, or no process can be started.
+        """
+        if self._started and not self._process.is_alive():  # killed from outside while idle
+            self._bury()
+            self._start()
+        self._await_start()
+        try:
+            self._connection.send((function, args))
+            result, error = self._connection.recv()
+        except (EOFError, OSError):
+            exit_code = self._bury()
+            self._start()
+            raise (CallTimeoutError if exit_code == -signal.SIGALRM else CallCrashError) from None
+        if error is not None:
+            raise RuntimeError(f"the verifier failed:\n{error}")
+        return result
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.terminate()
+        self._bury()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([worker.__name__])
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=worker.serve, args=(theirs, self._timeout_s), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._started = False
+
+    def _await_start(self) -> None:
+        if self._started:
+            return
+        try:
+            self._started = self._connection.recv() == worker.READY
+        except (EOFError, OSError):
+            raise RuntimeError(f"a verifier process died at its start, exit code {self._bury()}") from None
+
+    def _bury(self) -> int | None:
+        self._connection.close()
+        self._process.join()
+        return self._process.exitcode

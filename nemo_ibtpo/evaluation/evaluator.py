@@ -34,7 +34,6 @@ def evaluate(
     samples_per_problem: int,
     max_new_tokens: int,
     seed: int,
-    max_in_flight: int,
     settings: dict[str, Any],
     on_progress: Callable[[GrowthProgress], None] | None = None,
 ) -> EvaluationResult:
@@ -48,7 +47,6 @@ def evaluate(
         samples_per_problem: k of avg@k.
         max_new_tokens: most tokens of a response.
         seed: the same seed samples the same responses, whatever ranks the problems are spread over.
-        max_in_flight: problems sampled at once.
         settings: how prompts are made and tokens drawn (template, temperature, ...), stored with the result.
         on_progress: called as responses arrive.
     """
@@ -60,7 +58,7 @@ def evaluate(
         splitter=splitter,
         max_new_tokens=max_new_tokens,
         seed=seed,
-        max_in_flight=max_in_flight,
+        max_in_flight=max(len(problems), 1),  # the engine queues what it cannot decode at once
         on_progress=on_progress,
     )
     own = {"samples_per_problem": samples_per_problem, "max_new_tokens": max_new_tokens, "seed": seed}

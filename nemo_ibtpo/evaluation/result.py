@@ -121,7 +121,7 @@ class EvaluationResult:
         """Share of the responses without a boxed answer."""
         return self._mean([sample.answer is None for sample in self.samples])
 
-    def summary(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """All figures, for logs."""
         low, high = self.interval
         k = self.samples_per_problem
@@ -145,7 +145,7 @@ class EvaluationResult:
             "format": _FORMAT,
             "samples_per_problem": self.samples_per_problem,
             "settings": self.settings,
-            "summary": self.summary(),
+            "metrics": self.metrics(),
         }
         unfinished = path.with_name(f"{path.name}.tmp")
         with unfinished.open("w", encoding="utf-8") as file:
@@ -172,26 +172,26 @@ class EvaluationResult:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not an evaluation written by this program: {error}") from error
 
-    @classmethod
-    def merge(cls, parts: Sequence[EvaluationResult]) -> EvaluationResult:
-        """One result of the parts that data-parallel ranks evaluated.
-
-        Raises:
-            ValueError: no parts, parts made with different settings, or a problem in two of them.
-        """
-        if not parts:
-            raise ValueError("no evaluations to merge")
-        first = parts[0]
-        for part in parts:
-            if (part.samples_per_problem, part.settings) != (first.samples_per_problem, first.settings):
-                raise ValueError("evaluations made with different settings cannot be merged")
-        shared = [key for key, n in Counter(key for part in parts for key in part.by_problem()).items() if n > 1]
-        if shared:
-            raise ValueError(f"{len(shared)} problems are in more than one part, first {shared[0]!r}")
-        samples = tuple(sample for part in parts for sample in part.samples)
-        return cls(samples, first.samples_per_problem, first.settings)
-
     def _mean(self, values: Sequence[float]) -> float:
         if not values:
             raise ValueError("an evaluation without samples has no figures; merge the ranks' parts first")
         return float(np.mean(values))
+
+
+def merge(parts: Sequence[EvaluationResult]) -> EvaluationResult:
+    """One result of the parts that data-parallel ranks evaluated.
+
+    Raises:
+        ValueError: no parts, parts made with different settings, or a problem in two of them.
+    """
+    if not parts:
+        raise ValueError("no evaluations to merge")
+    first = parts[0]
+    for part in parts:
+        if (part.samples_per_problem, part.settings) != (first.samples_per_problem, first.settings):
+            raise ValueError("evaluations made with different settings cannot be merged")
+    owners = Counter(prompt_id for part in parts for prompt_id in part.by_problem())
+    if shared := [prompt_id for prompt_id, count in owners.items() if count > 1]:
+        raise ValueError(f"{len(shared)} problems are in more than one part, first {shared[0]!r}")
+    samples = tuple(sample for part in parts for sample in part.samples)
+    return EvaluationResult(samples, first.samples_per_problem, first.settings)

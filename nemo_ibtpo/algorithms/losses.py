@@ -13,7 +13,8 @@ usual surrogate; k3 (paper: GRPO's) estimates KL(pi_theta || pi_reference) and i
 
 The denominator belongs to the whole optimizer step, over all ranks and micro-batches. Losses of micro-batches
 therefore add up, and so do the metrics, which are sums until :func:`mean_metrics` divides them. Nothing here
-replaces a value that is not finite: it shows in the loss.
+replaces a value that is not finite: nan shows in the loss, and ``policy_kl`` is finite only if every ratio and
+its logarithm is (a ratio of 0 would pass through the surrogate unseen).
 """
 
 from __future__ import annotations
@@ -87,8 +88,9 @@ def mean_metrics(sums: Mapping[str, float]) -> dict[str, float]:
     """Metrics of an optimizer step from the sums of all its micro-batches and ranks.
 
     Means are over the tokens as the loss weighs them: ``ratio`` of pi_theta / pi_old, ``policy_kl`` (k3 of
-    KL(pi_old || pi_theta)), ``reference_kl`` (k3 of KL(pi_theta || pi_reference)), ``clip_fraction_high`` and ``clip_fraction_low`` (where clipping stops the
-    gradient of a positive or negative advantage). ``policy_loss`` is a sum already.
+    KL(pi_old || pi_theta)), ``reference_kl`` (k3 of KL(pi_theta || pi_reference)), ``clip_fraction_high`` and
+    ``clip_fraction_low`` (where clipping stops the gradient of a positive or negative advantage).
+    ``policy_loss`` is a sum already.
     """
     rest = {name: value / sums["weight"] for name, value in sums.items() if name not in ("weight", "policy_loss")}
     return {"policy_loss": sums["policy_loss"], **rest}

@@ -284,6 +284,6 @@ class Tree:
                 and len(node.logprobs) == (0 if is_root else len(node.tokens))
                 and (is_root or node.draws > 0)
                 and (is_root or node.is_leaf != bool(node.children))
-                and (node.reward is None or node.is_leaf)
+                and (node.reward is None or (node.is_leaf and 0.0 <= node.reward <= 1.0))
             ):
                 raise ValueError(f"tree {self.prompt_id!r}: node {index} breaks an invariant of trees: {node}")

@@ -1,0 +1,7 @@
+"""Settings of all tests; that this file is here also puts ``tests/`` on the path, for ``strategies``."""
+
+from hypothesis import settings
+
+# The same examples in every run, no time limit per example (machines are shared) and nothing written to disk.
+settings.register_profile("nemo_ibtpo", derandomize=True, deadline=None, database=None)
+settings.load_profile("nemo_ibtpo")

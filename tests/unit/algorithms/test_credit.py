@@ -1,0 +1,111 @@
+"""Credit makes one pass over a tree stand for all its trajectories.
+
+The sums are checked by hand and against the duplicated trajectories; that the loss built from them is the same,
+gradients included, is test_losses.py.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import IB, hand_tree, mixed_trees, trajectories, trees
+
+from nemo_ibtpo.algorithms.advantages import StepAdvantages, TrajectoryAdvantages, grpo, ibtpo
+from nemo_ibtpo.algorithms.credit import credit_nodes, token_targets
+from nemo_ibtpo.tree.packing import pack_trees
+from nemo_ibtpo.tree.tree import Tree
+
+
+def test_token_mean_by_hand() -> None:
+    tree = hand_tree()
+    advantage = np.array([0.0, 2.0, 3.0, -1.0, -4.0, 5.0])
+    credit = credit_nodes(tree, StepAdvantages(advantage, advantage, advantage), "token_mean")
+    # Trajectories through a, b, c, d, e: 3, 1, 1, 2, 1.
+    assert credit.weight[1:].tolist() == [3, 1, 1, 2, 1]
+    assert credit.positive[1:].tolist() == [6, 3, 0, 0, 5]
+    assert credit.negative[1:].tolist() == [0, 0, 1, 8, 0]
+    assert credit.denominator == 3 + 4 + 1 + 1 + 3  # tokens of the five trajectories
+
+
+def test_sequence_mean_by_hand() -> None:
+    tree = hand_tree()
+    # One advantage a trajectory: b 3, c -1, d -4 (drawn twice), e 5; lengths 3, 4, 1, 3 tokens; G = 5.
+    at_leaf = np.array([0.0, 0.0, 3.0, -1.0, -4.0, 5.0])
+    credit = credit_nodes(tree, TrajectoryAdvantages(at_leaf), "sequence_mean")
+    b, c, d, e = 1 / (5 * 3), 1 / (5 * 4), 1 / 5, 1 / (5 * 3)
+    np.testing.assert_allclose(credit.weight[1:], [b + c + e, b, c, 2 * d, e])
+    # a is shared by trajectories of both signs: they must not cancel, each is clipped on its own side.
+    np.testing.assert_allclose(credit.positive[1:], [3 * b + 5 * e, 3 * b, 0, 0, 5 * e])
+    np.testing.assert_allclose(credit.negative[1:], [c, 0, c, 2 * 4 * d, 0])
+    assert credit.denominator == pytest.approx(1)
+
+
+@given(mixed_trees(), st.sampled_from(["token_mean", "sequence_mean"]))
+def test_sums_equal_the_duplicated_trajectories(tree: Tree, normalization: str) -> None:
+    paths = trajectories(tree)
+    lengths = [sum(len(tree.nodes[index].tokens) for index in path[1:]) for path in paths]
+    units = [1.0 if normalization == "token_mean" else 1 / (len(paths) * length) for length in lengths]
+    by_step, by_trajectory = ibtpo(tree, 0.1, IB), grpo(tree)
+    for advantages in (by_step, by_trajectory):
+        credit = credit_nodes(tree, advantages, normalization)
+        for node in tree.nodes[1:]:
+            through = [(u, path) for u, path in zip(units, paths, strict=True) if node.index in path]
+            a = [
+                by_step.total[node.index] if advantages is by_step else by_trajectory.at_leaf[path[-1]]
+                for _, path in through
+            ]
+            sums = [
+                sum(u for u, _ in through),
+                sum(u * max(x, 0) for (u, _), x in zip(through, a, strict=True)),
+                sum(u * max(-x, 0) for (u, _), x in zip(through, a, strict=True)),
+            ]
+            found = [credit.weight[node.index], credit.positive[node.index], credit.negative[node.index]]
+            np.testing.assert_allclose(found, sums, atol=1e-12)
+        expected = sum(lengths) if normalization == "token_mean" else 1
+        assert credit.denominator == pytest.approx(expected)
+
+
+@given(st.lists(trees(), min_size=1, max_size=3))
+def test_targets_follow_the_nodes_of_packed_trees(forest: list[Tree]) -> None:
+    values = [np.arange(len(tree.nodes)) + 1.0 + 100 * i for i, tree in enumerate(forest)]
+    credits = [
+        credit_nodes(tree, StepAdvantages(v, v, v), "token_mean") for tree, v in zip(forest, values, strict=True)
+    ]
+    packed = pack_trees(forest)
+    targets = token_targets(credits, packed)
+    first = np.cumsum([0] + [len(tree.nodes) for tree in forest])
+    for t in range(len(packed)):
+        node = packed.node[t] - first[packed.tree[t]]
+        credit = credits[packed.tree[t]]
+        prompt = node == 0
+        assert targets.weight[t] == (0 if prompt else credit.weight[node])
+        assert targets.positive[t] == (0 if prompt else np.float32(credit.positive[node]))
+        assert targets.negative[t] == 0
+    assert targets.weight.sum() == sum(credit.denominator for credit in credits)
+    assert targets.weight.dtype == targets.positive.dtype == targets.negative.dtype == np.float32
+
+
+def test_a_tree_left_out_weighs_nothing() -> None:
+    tree = hand_tree()
+    credits = [credit_nodes(tree, None, "token_mean"), credit_nodes(tree, grpo(tree), "token_mean")]
+    targets = token_targets(credits, pack_trees([tree, tree]))
+    half = len(targets.weight) // 2
+    for values in (targets.weight, targets.positive, targets.negative):
+        assert not values[:half].any()
+        assert values[half:].any()
+    assert [credit.denominator for credit in credits] == [0.0, 12.0]
+    assert math.isclose(targets.weight.sum(), 12.0)
+
+
+def test_credit_of_other_trees_is_refused() -> None:
+    tree = hand_tree()
+    credit = credit_nodes(tree, grpo(tree), "token_mean")
+    with pytest.raises(ValueError, match="credit for 1 trees with 6 nodes does not fit 2 packed trees with 12"):
+        token_targets([credit], pack_trees([tree, tree]))
+    small = Tree("p", (1,))
+    with pytest.raises(ValueError, match="credit for 1 trees with 6 nodes does not fit 1 packed trees with 1"):
+        token_targets([credit], pack_trees([small]))

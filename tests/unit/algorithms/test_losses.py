@@ -1,0 +1,266 @@
+"""The loss over unique tokens must be the loss over all trajectories, or the tree trains something else.
+
+Checked with autograd in double precision: the reference below writes the trajectories out one after another and
+clips each in the textbook way. Not exercised: log-probabilities of a model (tests/unit/megatron); here they are
+free parameters, one per unique token, which is what sharing a prefix means.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import IB, hand_tree, mixed_trees
+
+from nemo_ibtpo.algorithms.advantages import StepAdvantages, grpo, ibtpo
+from nemo_ibtpo.algorithms.credit import credit_nodes, token_targets
+from nemo_ibtpo.algorithms.losses import clipped_tree_loss, mean_metrics
+from nemo_ibtpo.config.schema import LossConfig
+from nemo_ibtpo.tree.packing import PackedTrees, pack_trees, tree_slices, unpack_paths
+from nemo_ibtpo.tree.tree import Tree
+
+CONFIG = LossConfig(clip_eps_low=0.2, clip_eps_high=0.28, kl_coef=0.05, normalization="token_mean")
+ADVANTAGES = {"ibtpo": lambda tree: ibtpo(tree, 0.1, IB), "grpo": grpo}
+
+
+def random_logprobs(packed: PackedTrees, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Current, old and reference log-probabilities in float64; about half of the ratios are clipped."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (3, len(packed))
+    current, old, reference = -2 + 0.3 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    return current.requires_grad_(), old, reference
+
+
+def tree_loss(packed, credits, current, old, reference, config, piece=slice(None)):
+    targets = token_targets(credits, packed)
+    keep_T = torch.from_numpy(packed.loss_mask)[piece]
+    return clipped_tree_loss(
+        current[piece],
+        old[piece],
+        None if reference is None else reference[piece],
+        weight_T=torch.from_numpy(targets.weight)[piece],
+        positive_T=torch.from_numpy(targets.positive)[piece],
+        negative_T=torch.from_numpy(targets.negative)[piece],
+        loss_mask_T=keep_T,
+        denominator=sum(credit.denominator for credit in credits),
+        config=config,
+    )
+
+
+def duplicated_loss(forest, packed, advantages, current, old, reference, config):
+    """Every trajectory on its own: -min(r A, clip(r) A) + kl_coef * k3, averaged as the config says."""
+    first = np.cumsum([0] + [len(tree.nodes) for tree in forest])
+    losses, lengths, groups = [], [], []
+    for path in unpack_paths(packed):
+        group = packed.tree[path[0]]
+        path = path[packed.loss_mask[path]]
+        nodes = packed.node[path] - first[group]
+        given_advantages = advantages[group]
+        if isinstance(given_advantages, StepAdvantages):
+            a = torch.from_numpy(given_advantages.total[nodes])
+        else:
+            a = torch.full((len(path),), given_advantages.at_leaf[nodes[-1]], dtype=torch.float64)
+        r = (current[path] - old[path]).exp()
+        clipped = r.clamp(1 - config.clip_eps_low, 1 + config.clip_eps_high)
+        k3 = (reference[path] - current[path]).exp() - (reference[path] - current[path]) - 1
+        per_token = -torch.minimum(r * a, clipped * a) + config.kl_coef * k3
+        for _ in range(packed.n_paths[path[-1]]):
+            losses.append(per_token)
+            lengths.append(len(path))
+            groups.append(group)
+    if config.normalization == "token_mean":
+        return torch.cat(losses).sum() / sum(lengths)
+    per_group = [
+        torch.stack([loss.mean() for loss, g in zip(losses, groups, strict=True) if g == group]).mean()
+        for group in range(len(forest))
+    ]
+    return torch.stack(per_group).mean()
+
+
+@pytest.mark.parametrize("normalization", ["token_mean", "sequence_mean"])
+@pytest.mark.parametrize("name", ADVANTAGES)
+def test_unique_tokens_train_what_duplicated_trajectories_train(name: str, normalization: str) -> None:
+    config = replace(CONFIG, normalization=normalization)
+
+    @given(st.lists(mixed_trees(), min_size=1, max_size=2), st.integers(0, 1000))
+    def check(forest: list[Tree], seed: int) -> None:
+        packed = pack_trees(forest)
+        advantages = [ADVANTAGES[name](tree) for tree in forest]
+        credits = [credit_nodes(tree, a, normalization) for tree, a in zip(forest, advantages, strict=True)]
+        current, old, reference = random_logprobs(packed, seed)
+        loss, _ = tree_loss(packed, credits, current, old, reference, config)
+        expected = duplicated_loss(forest, packed, advantages, current, old, reference, config)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
+        (gradient,) = torch.autograd.grad(loss, current)
+        (expected_gradient,) = torch.autograd.grad(expected, current)
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-6)
+        assert gradient[packed.loss_mask].abs().max() > 1e-3  # the comparison is not one of zeros
+
+    check()
+
+
+def test_shared_tokens_clip_each_trajectory_on_its_own_side() -> None:
+    """Negative control: with the mean advantage instead of two sums, a branched tree trains something else."""
+    tree = hand_tree()
+    packed = pack_trees([tree])
+    credit = credit_nodes(tree, grpo(tree), "token_mean")
+    mean = (credit.positive - credit.negative) / np.maximum(credit.weight, 1)
+    averaged = credit_nodes(tree, StepAdvantages(mean, mean, mean), "token_mean")
+    old = torch.full((len(packed),), -1.0, dtype=torch.float64)
+    losses = [
+        tree_loss(packed, [c], old + math.log(2), old, None, replace(CONFIG, kl_coef=0.0))[0].item()
+        for c in (credit, averaged)
+    ]
+    # r = 2 is clipped at 1.28 for the two right trajectories through a, not for the wrong one: a's two tokens
+    # have -2 * 0.6 * 1.28 + 0.4 * 2 against 3 * -(0.8 / 3) * 1.28, over std sqrt(0.3) and 12 tokens.
+    difference = 2 * ((-1.2 * 1.28 + 0.8) - (-0.8 * 1.28)) / math.sqrt(0.3) / 12
+    assert losses[0] - losses[1] == pytest.approx(difference, rel=1e-5)
+    assert abs(difference) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("ratio", "positive", "negative", "surrogate", "slope"),
+    [
+        (1.1, 2.0, 0.0, -2 * 1.1, -2),
+        (1.5, 2.0, 0.0, -2 * 1.28, 0),  # clipped above
+        (0.5, 2.0, 0.0, -2 * 0.5, -2),  # the lower clip does not hold a positive advantage
+        (0.9, 0.0, 3.0, 3 * 0.9, 3),
+        (0.5, 0.0, 3.0, 3 * 0.8, 0),  # clipped below
+        (1.5, 0.0, 3.0, 3 * 1.5, 3),  # nor the upper one a negative one
+        (1.5, 2.0, 3.0, -2 * 1.28 + 3 * 1.5, 3),  # both kinds of trajectories through one token
+    ],
+)
+def test_one_token_by_hand(ratio, positive, negative, surrogate, slope) -> None:
+    old, reference, weight, denominator = -1.0, -1.3, 4.0, 10.0
+    current = torch.tensor([old + math.log(ratio)], dtype=torch.float64, requires_grad=True)
+    values = {"weight_T": weight, "positive_T": positive, "negative_T": negative}
+    loss, _ = clipped_tree_loss(
+        current,
+        torch.tensor([old], dtype=torch.float64),
+        torch.tensor([reference], dtype=torch.float64),
+        **{name: torch.tensor([value], dtype=torch.float64) for name, value in values.items()},
+        loss_mask_T=torch.tensor([True]),
+        denominator=denominator,
+        config=CONFIG,
+    )
+    d = reference - current.item()
+    k3 = math.exp(d) - d - 1
+    assert loss.item() == pytest.approx((surrogate + 0.05 * weight * k3) / denominator)
+    loss.backward()
+    # d r / d log pi = r, d k3 / d log pi = 1 - exp(d)
+    expected = (slope * ratio + 0.05 * weight * (1 - math.exp(d))) / denominator
+    assert current.grad.item() == pytest.approx(expected)
+
+
+def test_metrics_by_hand() -> None:
+    ratios = torch.tensor([1.0, 1.5, 0.5, 1.5, 0.5, 7.0], dtype=torch.float64)
+    weight = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 9.0], dtype=torch.float64)
+    advantage = torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
+    old = torch.full((6,), -1.0, dtype=torch.float64)
+    mask = torch.tensor([True] * 5 + [False])  # the last token is not in the loss
+    _, sums = clipped_tree_loss(
+        old + ratios.log(),
+        old,
+        old,
+        weight_T=weight,
+        positive_T=weight * advantage.clamp(min=0),
+        negative_T=weight * (-advantage).clamp(min=0),
+        loss_mask_T=mask,
+        denominator=30.0,
+        config=CONFIG,
+    )
+    metrics = mean_metrics({name: value.item() for name, value in sums.items()})
+    r, w = ratios[:5].numpy(), weight[:5].numpy()
+    assert metrics == pytest.approx(
+        {
+            "ratio": (w * r).sum() / 15,
+            "policy_kl": (w * (r - 1 - np.log(r))).sum() / 15,
+            "reference_kl": (w * (1 / r - 1 + np.log(r))).sum() / 15,  # the reference is the old policy here
+            "clip_fraction_high": 2 / 15,  # only the second: above with a positive advantage
+            "clip_fraction_low": 5 / 15,  # only the fifth
+            "policy_loss": (-(1 * 1.0 + 2 * 1.28 + 3 * 0.5) + 4 * 1.5 + 5 * 0.8) / 30,
+        }
+    )
+
+
+@given(st.lists(mixed_trees(), min_size=2, max_size=3), st.integers(0, 1000))
+def test_loss_gradient_and_metrics_add_up_over_micro_batches(forest: list[Tree], seed: int) -> None:
+    packed = pack_trees(forest)
+    credits = [credit_nodes(tree, ibtpo(tree, 0.1, IB), "token_mean") for tree in forest]
+    current, old, reference = random_logprobs(packed, seed)
+    whole, whole_sums = tree_loss(packed, credits, current, old, reference, CONFIG)
+    parts = [tree_loss(packed, credits, current, old, reference, CONFIG, piece) for piece in tree_slices(packed)]
+    together = sum(loss for loss, _ in parts)
+    torch.testing.assert_close(together, whole)
+    (gradient,) = torch.autograd.grad(together, current)
+    (expected,) = torch.autograd.grad(whole, current)
+    torch.testing.assert_close(gradient, expected)
+    for name, value in whole_sums.items():
+        torch.testing.assert_close(sum(sums[name] for _, sums in parts), value, rtol=1e-6, atol=1e-9)
+    assert not any(value.requires_grad for value in whole_sums.values())
+
+
+def test_on_policy_the_gradient_is_the_advantage() -> None:
+    """r = 1 and no KL: the gradient of each token is minus its weighted advantage, the policy gradient."""
+    tree = hand_tree()
+    packed = pack_trees([tree])
+    credit = credit_nodes(tree, ibtpo(tree, 0.1, IB), "token_mean")
+    current, _, _ = random_logprobs(packed, 0)
+    config = replace(CONFIG, kl_coef=0.0)
+    loss, sums = tree_loss(packed, [credit], current, current.detach(), None, config)
+    loss.backward()
+    advantage = (ibtpo(tree, 0.1, IB).total * tree.n_paths())[packed.node] * packed.loss_mask
+    np.testing.assert_allclose(current.grad.numpy(), -advantage / 12, rtol=1e-6)
+    metrics = mean_metrics({name: value.item() for name, value in sums.items()})
+    assert "reference_kl" not in metrics
+    assert (metrics["ratio"], metrics["clip_fraction_high"], metrics["clip_fraction_low"]) == (1, 0, 0)
+    assert metrics["policy_kl"] == pytest.approx(0, abs=1e-12)
+
+
+def test_only_tokens_in_the_loss_are_read() -> None:
+    """A prompt's first token has no log-probability; the rest must be finite or the loss is not."""
+    tree = hand_tree()
+    packed = pack_trees([tree])
+    credits = [credit_nodes(tree, grpo(tree), "token_mean")]
+    _, old, reference = random_logprobs(packed, 0)
+    for token, finite in [(0, True), (2, False), (8, False)]:
+        for broken in (math.nan, -math.inf):
+            current = old.clone()
+            current[token] = broken
+            current.requires_grad_()
+            loss, _ = tree_loss(packed, credits, current, old, reference, CONFIG)
+            assert math.isfinite(loss.item()) == finite
+            if finite:
+                loss.backward()
+                assert current.grad.isfinite().all()
+            no_kl = replace(CONFIG, kl_coef=0.0)
+            _, sums = tree_loss(packed, credits, current, old, None, no_kl)
+            assert math.isfinite(sums["policy_kl"].item()) == finite
+
+
+def test_a_micro_batch_without_tokens_in_the_loss_still_has_a_gradient() -> None:
+    tree = hand_tree()
+    packed = pack_trees([tree])
+    credits = [credit_nodes(tree, grpo(tree), "token_mean")]
+    current, old, reference = random_logprobs(packed, 0)
+    loss, sums = tree_loss(packed, credits, current, old, reference, CONFIG, slice(0, 2))
+    loss.backward()
+    assert loss.item() == 0
+    assert not current.grad.any()
+    assert all(value == 0 for value in sums.values())
+
+
+def test_what_is_missing_is_named() -> None:
+    tree = hand_tree()
+    packed = pack_trees([tree])
+    credits = [credit_nodes(tree, grpo(tree), "token_mean")]
+    current, old, _ = random_logprobs(packed, 0)
+    with pytest.raises(ValueError, match=r"kl_coef=0.05 needs the log-probabilities of the reference policy"):
+        tree_loss(packed, credits, current, old, None, CONFIG)
+    with pytest.raises(ValueError, match=r"divided by 0.0; a step needs a trajectory"):
+        tree_loss(packed, [credit_nodes(tree, None, "token_mean")], current, old, current.detach(), CONFIG)

@@ -1,0 +1,334 @@
+"""Growth must give the same trees however the engine schedules its work, and must never hang.
+
+The sampler and the verifier here are toys, but real ones: a seeded random writer whose text depends on prefix
+and seed only, as an engine's does, and a rule that scores it. They finish in an order of their own. Not
+exercised: a language model (tests/unit/rollout) and verifiers in other processes (tests/unit/rewards).
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+
+import pytest
+from strategies import IB
+
+from nemo_ibtpo.config.schema import SamplerConfig
+from nemo_ibtpo.tree.branching import BranchPoint, make_strategy
+from nemo_ibtpo.tree.growth import GrowthProgress, GrowthTask, grow
+from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest
+from nemo_ibtpo.tree.steps import StepSplitter
+from nemo_ibtpo.tree.tree import ROOT, Tree
+
+MAX_NEW_TOKENS = 12
+END = ord(".")
+SAMPLER = SamplerConfig(
+    name="ib",
+    initial_rollouts=4,
+    rounds=9,
+    branch_points=1,
+    rollouts_per_branch=1,
+    min_new_tokens=1,
+    max_trees_in_flight=8,
+)
+
+
+class Characters:
+    """A token is a character."""
+
+    def decode(self, token_ids: list[int], /, *, skip_special_tokens: bool) -> str:
+        return "".join(map(chr, token_ids))
+
+
+class Wide(Characters):
+    """No blank lines, so that every trajectory is one step."""
+
+    def decode(self, token_ids: list[int], /, *, skip_special_tokens: bool) -> str:
+        return "x"
+
+
+class RandomWriter:
+    """Writes letters and line feeds until a full stop; finishes one request a poll, in random order."""
+
+    def __init__(self, order: int) -> None:
+        self.order = random.Random(order)
+        self.waiting: list[RolloutRequest] = []
+        self.log: list[RolloutRequest] = []
+
+    def submit(self, requests: Sequence[RolloutRequest]) -> None:
+        self.waiting += requests
+        self.log += requests
+
+    def poll(self) -> list[Rollout]:
+        if not self.waiting:
+            return []
+        return [self.write(self.waiting.pop(self.order.randrange(len(self.waiting))))]
+
+    def write(self, request: RolloutRequest) -> Rollout:
+        rng = random.Random(repr((request.prefix, request.seed)))
+        tokens: list[int] = []
+        while len(tokens) < request.max_new_tokens and END not in tokens:
+            tokens.append(ord(rng.choice("ab\n\n\n\n.")))
+        logprobs = tuple(rng.uniform(-2, 0) for _ in tokens)
+        reason = "eos" if tokens[-1] == END else "length"
+        return Rollout(request.request_id, tuple(tokens), logprobs, reason)
+
+
+class CountingVerifier:
+    """Right is a response with an even number of a's; answers in random order, some polls later."""
+
+    def __init__(self, order: int) -> None:
+        self.order = random.Random(order)
+        self.waiting: list[tuple[Hashable, float]] = []
+        self.log: list[tuple[str, tuple[int, ...]]] = []
+
+    def submit(self, key: Hashable, prompt_id: str, response_tokens: tuple[int, ...]) -> None:
+        self.log.append((prompt_id, response_tokens))
+        self.waiting.append((key, float(response_tokens.count(ord("a")) % 2 == 0)))
+
+    def poll(self) -> list[tuple[Hashable, float]]:
+        self.order.shuffle(self.waiting)
+        answered = self.waiting[: self.order.randrange(3)]
+        del self.waiting[: len(answered)]
+        return answered
+
+
+def grow_toys(
+    prompts: Sequence[str] = "abcdefgh",
+    *,
+    order: int = 0,
+    max_in_flight: int = 3,
+    seed: int = 1,
+    sampler: SamplerConfig = SAMPLER,
+    **parts,
+) -> list[Tree]:
+    settings = {
+        "source": RandomWriter(order),
+        "rewards": CountingVerifier(order),
+        "strategy": make_strategy(sampler, IB, MAX_NEW_TOKENS),
+        "splitter": StepSplitter(Characters()),
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "stall_timeout_s": 30.0,
+    }
+    tasks = [GrowthTask(prompt, (ord("?"), ord(prompt))) for prompt in prompts]
+    return grow(tasks, seed=seed, max_in_flight=max_in_flight, **{**settings, **parts})
+
+
+def described(trees: Sequence[Tree]) -> list[dict]:
+    return [tree.to_dict() for tree in trees]
+
+
+@pytest.mark.parametrize("name", ["ib", "random", "independent"])
+def test_same_seed_same_trees_whatever_the_order_and_the_number_in_flight(name: str) -> None:
+    sampler = replace(SAMPLER, name=name, branch_points=2, rollouts_per_branch=2, rounds=4)
+    if name == "independent":
+        sampler = replace(sampler, initial_rollouts=16, rounds=1)
+    trees = grow_toys(sampler=sampler)
+    for order, max_in_flight in [(1, 1), (2, 3), (3, 100)]:
+        assert described(grow_toys(sampler=sampler, order=order, max_in_flight=max_in_flight)) == described(trees)
+    assert described(grow_toys(sampler=sampler, seed=2)) != described(trees)
+    assert [tree.num_trajectories for tree in trees] == [16] * 8
+    assert [tree.prompt_id for tree in trees] == list("abcdefgh")
+
+
+def test_a_tree_does_not_depend_on_its_neighbours() -> None:
+    assert described(grow_toys("c")) == described(grow_toys("abcd"))[2:3]
+
+
+def test_the_trees_are_worth_testing() -> None:
+    """Steps are shared, trajectories repeat and some are cut off: the other tests rest on these cases."""
+    trees = grow_toys()
+    assert any(leaf.draws > 1 for tree in trees for leaf in tree.leaves())
+    assert any(leaf.finish_reason == "length" for tree in trees for leaf in tree.leaves())
+    assert all(tree.unique_tokens < tree.duplicated_tokens for tree in trees)
+    assert any(node.round > 0 for tree in trees for node in tree.nodes)
+
+
+def test_requests_continue_the_branch_point_within_the_length_limit() -> None:
+    source, rewards = RandomWriter(0), CountingVerifier(0)
+    trees = grow_toys(source=source, rewards=rewards)
+    assert len({request.request_id for request in source.log}) == len(source.log) == 12 * len(trees)
+    assert len({request.seed for request in source.log}) == len(source.log)
+    by_prompt = {tree.prompt_id: tree for tree in trees}
+    branched = 0
+    for request in source.log:
+        tree = by_prompt[chr(request.prefix[1])]
+        response = request.prefix[2:]
+        assert request.max_new_tokens == MAX_NEW_TOKENS - len(response)
+        assert response in {tree.response_tokens(node.index) for node in tree.nodes if not node.is_leaf}
+        branched += bool(response)
+    assert branched > 0
+    # Every distinct trajectory was scored once, truncated ones too, and has that reward.
+    assert len(rewards.log) == len(set(rewards.log)) == sum(len(list(tree.leaves())) for tree in trees)
+    for tree in trees:
+        for leaf in tree.leaves():
+            response = tree.response_tokens(leaf.index)
+            assert (tree.prompt_id, response) in rewards.log
+            assert len(response) <= MAX_NEW_TOKENS
+            assert leaf.reward == float(response.count(ord("a")) % 2 == 0)
+
+
+def test_seeds_are_the_same_in_every_process() -> None:
+    """Written down, because Python's own hash of a string would differ from run to run."""
+    source = RandomWriter(0)
+    grow_toys("a", source=source, sampler=replace(SAMPLER, rounds=1))
+    assert [request.seed for request in source.log] == [
+        3880693440685417048,
+        6892581200265878120,
+        566982581452217059,
+        1767366094890339350,
+    ]
+
+
+def test_a_prompt_that_comes_twice_gets_two_trees() -> None:
+    twice = grow_toys("aa")
+    assert described(twice[:1]) == described(grow_toys("a"))
+    assert described(twice[:1]) != described(twice[1:])
+
+
+def test_no_barrier_between_trees() -> None:
+    """While one tree waits for its first round, the others are grown to the end."""
+
+    class Stubborn(RandomWriter):
+        def poll(self) -> list[Rollout]:
+            ready = [request for request in self.waiting if request.prefix[1] != ord("a")]
+            if not ready:
+                seen.append({chr(request.prefix[1]) for request in self.waiting})
+                return super().poll()
+            self.waiting.remove(ready[0])
+            return [self.write(ready[0])]
+
+    class Prompt(CountingVerifier):
+        def poll(self) -> list[tuple[Hashable, float]]:
+            answered, self.waiting = self.waiting, []
+            return answered
+
+    seen: list[set[str]] = []
+    progress: list[GrowthProgress] = []
+    source = Stubborn(0)
+    grow_toys("abcd", source=source, rewards=Prompt(0), max_in_flight=2, on_progress=progress.append)
+    assert seen[0] == {"a"}
+    last_of_others = max(i for i, request in enumerate(source.log) if request.prefix[1] != ord("a"))
+    second_round_of_a = [i for i, r in enumerate(source.log) if r.prefix[1] == ord("a")][4]
+    assert last_of_others < second_round_of_a
+    assert (progress[-1].trees, progress[-1].total_trees, progress[-1].trajectories) == (4, 4, 48)
+    assert [p.sampled_tokens for p in progress] == sorted(p.sampled_tokens for p in progress)
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 2])
+def test_no_more_trees_in_flight_than_allowed(max_in_flight: int) -> None:
+    class Watching(RandomWriter):
+        def poll(self) -> list[Rollout]:
+            seen.append(len({request.prefix[1] for request in self.waiting}))
+            return super().poll()
+
+    seen: list[int] = []
+    grow_toys(source=Watching(0), max_in_flight=max_in_flight)
+    assert max(seen) == max_in_flight
+
+
+def changed(**fields) -> type[RandomWriter]:
+    """A writer whose rollouts have other fields; a callable computes one from the rollout."""
+
+    class Changed(RandomWriter):
+        def write(self, request: RolloutRequest) -> Rollout:
+            rollout = super().write(request)
+            return replace(rollout, **{k: v(rollout) if callable(v) else v for k, v in fields.items()})
+
+    return Changed
+
+
+class Repeating(RandomWriter):
+    def poll(self) -> list[Rollout]:
+        return super().poll() * 2
+
+
+class Greedy:
+    """Branches the leaf."""
+
+    def next_round(self, tree, round, rng) -> list[BranchPoint]:
+        return [BranchPoint(ROOT, 1)] if round == 0 else [BranchPoint(len(tree.nodes) - 1, 1)]
+
+
+LONG = (ord("a"),) * (MAX_NEW_TOKENS + 1)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (changed(request_id="nobody's"), 'not awaited: "nobody\'s"'),
+        (changed(request_id=(99, 0)), r"not awaited: \(99, 0\)"),
+        (changed(request_id=(0, 99)), r"not awaited: \(0, 99\)"),
+        (Repeating, "not awaited"),
+        (changed(tokens=(), logprobs=()), "returned 0 tokens; between 1 and 12"),
+        (changed(tokens=LONG, logprobs=(-1.0,) * len(LONG)), "returned 13 tokens; between 1 and 12"),
+        (changed(logprobs=lambda r: r.logprobs[1:]), "log-probabilities for"),
+        (changed(logprobs=lambda r: (float("nan"), *r.logprobs[1:])), "not finite"),
+    ],
+)
+def test_a_source_that_breaks_its_protocol_is_named(source, message: str) -> None:
+    with pytest.raises(RuntimeError, match=message) as caught:
+        grow_toys("a", source=source(0))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_verifier_that_breaks_its_protocol_is_named() -> None:
+    class Wrong(CountingVerifier):
+        def __init__(self, answer: tuple[Hashable, float]) -> None:
+            super().__init__(0)
+            self.answer = answer
+
+        def poll(self) -> list[tuple[Hashable, float]]:
+            return [self.answer] if self.waiting else []
+
+    for answer, error, message in [
+        (("?", 1.0), RuntimeError, "verifier returned a reward that is not awaited: '\\?'"),
+        (((0, 0), 1.0), RuntimeError, r"verifier returned a reward that is not awaited: \(0, 0\)"),
+        (((0, 1), 7.0), ValueError, r"reward 7.0 of leaf 1 is outside \[0, 1\]"),
+    ]:
+        with pytest.raises(error, match=message):
+            grow_toys("a", rewards=Wrong(answer), splitter=StepSplitter(Wide()))
+
+
+def test_silence_is_an_error_not_a_hang() -> None:
+    class Silent(RandomWriter):
+        def poll(self) -> list[Rollout]:
+            return []
+
+    class Mute(CountingVerifier):
+        def poll(self) -> list[tuple[Hashable, float]]:
+            return []
+
+    with pytest.raises(RuntimeError, match=r"for 0.05 s while 2 trees waited for rollouts \['a', 'b'\] and 0 "):
+        grow_toys("ab", source=Silent(0), stall_timeout_s=0.05)
+    with pytest.raises(RuntimeError, match=r"0 trees waited for rollouts \[\] and 2 for rewards \['a', 'b'\]"):
+        grow_toys("ab", rewards=Mute(0), stall_timeout_s=0.05)
+
+
+def test_a_strategy_without_room_and_a_flight_of_none_are_refused() -> None:
+    class Filling(RandomWriter):
+        def write(self, request: RolloutRequest) -> Rollout:
+            full = (ord("a"),) * request.max_new_tokens
+            return Rollout(request.request_id, full, (-1.0,) * len(full), "length")
+
+    with pytest.raises(RuntimeError, match="branches node 1, but no token is left below it"):
+        grow_toys("a", source=Filling(0), strategy=Greedy())
+    with pytest.raises(ValueError, match="max_in_flight=0"):
+        grow_toys("a", max_in_flight=0)
+
+
+def test_waiting_does_not_burn_the_processor() -> None:
+    """An answer that takes its time is polled for about a thousand times a second, not a million."""
+    polls = 0
+
+    class Slow(CountingVerifier):
+        def poll(self) -> list[tuple[Hashable, float]]:
+            nonlocal polls
+            polls += 1
+            return super().poll() if polls > 100 else []
+
+    began = time.monotonic()
+    grow_toys("a", rewards=Slow(0), sampler=replace(SAMPLER, rounds=1))
+    assert time.monotonic() - began > 0.09

@@ -1,0 +1,122 @@
+"""The IB-Score decides where samples go, and its covariance is the diagnostic that the method reports.
+
+Arithmetic by hand on one tree, and the identities of the formula on random ones. Not exercised: what branching
+makes of the scores (test_branching.py).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import astuple, replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from strategies import IB, IB_CHILDREN_MEAN, add, hand_tree, step, trajectories, trees
+
+from nemo_ibtpo.tree.ib_score import draws_at, eta1, eta2, ib_scores, tree_statistics
+from nemo_ibtpo.tree.tree import ROOT, Tree
+
+nan = math.nan
+
+
+def test_scores_by_hand() -> None:
+    tree = hand_tree()
+    # 1 + 1/beta = 1.2. Root 2/5, a 2/3: eta1(a) = 5/3 - 1.2 = 7/15. b and e: 1 / (2/3) - 1.2 = 0.3.
+    np.testing.assert_allclose(eta1(tree, IB), [nan, 7 / 15, 0.3, -1.2, -1.2, 0.3])
+    np.testing.assert_allclose(eta2(tree, IB), [nan, 0.5, 0.8, 0.6, 0.25, 0.1])
+    # Root: 6/4 * (2 * 7/15 * 0.5 - 2 * 1.2 * 0.25) = 1.5 * (7/15 - 9/15) = -0.2
+    # a:    6/3 * (0.3 * 0.8 - 1.2 * 0.6 + 0.3 * 0.1) = 2 * -0.45 = -0.9
+    np.testing.assert_allclose(ib_scores(tree, IB), [-0.2, -0.9, nan, nan, nan, nan])
+    assert draws_at(tree).tolist() == [4, 3, 0, 0, 0, 0]
+
+
+def test_step_probability_as_a_product() -> None:
+    product = eta2(hand_tree(), replace(IB, step_probability="product"))
+    np.testing.assert_allclose(product, [nan, 0.5**2, 0.8, 0.4 * 0.9, 0.25, 0.1])
+
+
+def test_statistics_by_hand() -> None:
+    mixed, alike = hand_tree(), Tree("alike", (1,))
+    add(alike, ROOT, [step([1], 0.5)], 1.0)
+    # Root: eta1 7/15, 7/15, -18/15, -18/15 has mean -11/30; eta2 has mean 0.375; the product's mean is
+    # (7/30 - 9/30) / 2 = -1/30; Cov = -1/30 + 11/30 * 0.375. a: mean -0.45 / 3 = -0.15; Cov = -0.15 + 0.2 * 0.5.
+    cov = (-1 / 30 + 11 / 30 * 0.375, -0.15 + 0.2 * 0.5)
+    # alike: its root has one draw of one child, IB = -(1 + beta) / beta * pi = -1.2 * 0.5, and no Cov.
+    statistics = tree_statistics([mixed, alike], IB)
+    expected = {
+        "eff_rate": 1 / 2,
+        "avg_rate": (2 + 1) / (5 + 1),
+        "ib_score": (-0.2 - 0.9 - 0.6) / 3,
+        "cov": sum(cov) / 2,
+        "trajectories_per_prompt": (5 + 1) / 2,
+        "unique_tokens_per_prompt": (7 + 1) / 2,
+        "duplicated_tokens_per_prompt": (12 + 1) / 2,
+    }
+    assert statistics.means() == pytest.approx(expected)
+    apart = tree_statistics([mixed], IB) + tree_statistics([alike], IB)
+    assert astuple(apart) == pytest.approx(astuple(statistics))
+    assert math.isnan(tree_statistics([alike], IB).means()["cov"])
+
+
+def test_limits() -> None:
+    def scored(rewards: list[float]) -> tuple[Tree, np.ndarray]:
+        tree = Tree("p", (1,))
+        for token, reward in enumerate(rewards):
+            add(tree, ROOT, [step([token], 0.5)], reward)
+        return tree, ib_scores(tree, IB)
+
+    # All wrong, p_hat 0: the ratio is 1, so eta1 = -1/beta, and the same when all are right.
+    for rewards in ([0.0, 0.0, 0.0], [1.0, 1.0]):
+        tree, scores = scored(rewards)
+        np.testing.assert_allclose(eta1(tree, IB)[1:], -1 / 5)
+        assert scores[ROOT] == pytest.approx(6 * -1 / 5 * 0.5)
+    # One child: only its confidence counts, IB = -(1 + beta) / beta * pi.
+    assert scored([1.0])[1][ROOT] == pytest.approx(-6 / 5 * 0.5)
+    # A node whose leaves are all wrong in a tree that has a right one.
+    tree, _ = scored([1.0])
+    add(tree, ROOT, [step([7], 0.5), step([8], 0.25)], 0.0)
+    np.testing.assert_allclose(eta1(tree, IB)[2:], [0 / 0.5 - 1.2, 1 - 1.2])
+
+
+@given(trees())
+def test_scores_equal_the_formula_over_single_draws(tree: Tree) -> None:
+    paths = trajectories(tree)
+
+    def p_hat(index: int) -> float:
+        rewards = [tree.nodes[path[-1]].reward for path in paths if index in path]
+        return sum(rewards) / len(rewards)
+
+    scores = ib_scores(tree, IB)
+    for node in tree.nodes:
+        terms = []
+        for child in (tree.nodes[i] for i in node.children):
+            ratio = p_hat(child.index) / p_hat(node.index) if p_hat(node.index) > 0 else 1.0
+            pi = math.prod(math.exp(lp) for lp in child.logprobs) ** (1 / len(child.logprobs))
+            terms += [(ratio - (1 + 1 / IB.beta)) * pi] * child.draws
+        if terms:
+            expected = (1 + IB.beta) / len(terms) * sum(terms)
+            assert scores[node.index] == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        else:
+            assert math.isnan(scores[node.index])
+
+
+@given(trees())
+def test_expected_gain_and_covariance_identities(tree: Tree) -> None:
+    """E[eta1] = -1/beta, hence beta * E[eta1 eta2] = beta * Cov(eta1, eta2) - E[pi], at every node."""
+    beta = IB_CHILDREN_MEAN.beta
+    gain, confidence = eta1(tree, IB_CHILDREN_MEAN), eta2(tree, IB_CHILDREN_MEAN)
+    scores = ib_scores(tree, IB_CHILDREN_MEAN)
+    covariances = []
+    for node in tree.nodes:
+        drawn = [child for child in node.children for _ in range(tree.nodes[child].draws)]
+        if not drawn:
+            continue
+        assert gain[drawn].mean() == pytest.approx(-1 / beta)
+        cov = np.cov(gain[drawn], confidence[drawn], ddof=0)[0, 1]
+        j_minus_1 = beta * scores[node.index] / (1 + beta)
+        assert j_minus_1 == pytest.approx(beta * cov - confidence[drawn].mean())
+        covariances += [cov] if len(drawn) >= 2 else []
+    if covariances:
+        mean = tree_statistics([tree], IB_CHILDREN_MEAN).means()["cov"]
+        assert mean == pytest.approx(np.mean(covariances), abs=1e-12)

@@ -49,6 +49,7 @@ class RolloutEngine(RolloutSource, Protocol):
     """A sampler that also takes new weights."""
 
     stats: EngineStats
+    sampling: SamplingParams
 
     def set_sampling(self, params: SamplingParams) -> None:
         """Use other sampling parameters from now on (evaluation differs from training); only when idle."""

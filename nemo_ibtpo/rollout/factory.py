@@ -86,7 +86,12 @@ def load_model(model_path: str | Path, *, dtype: torch.dtype, device: torch.devi
         raise UserError(f"{model_path} is not a directory with a Hugging Face model: it holds no config.json")
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            model_path, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+            model_path,
+            dtype=dtype,
+            use_safetensors=True,  # never a pickle
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # reported below, by name
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

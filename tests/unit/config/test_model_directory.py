@@ -1,0 +1,111 @@
+"""A model directory that is missing, half-copied or unsupported is refused by name before torch is loaded.
+
+Why this matters: a torn shard shows up as an obscure error after minutes of loading, or as nonsense in training. The
+directories here hold real files. Not exercised: tensors whose bytes are wrong while sizes and headers are right.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from model_directories import write_model_directory
+
+from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.model_directory import read_model_directory
+
+
+def refusal(directory: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        read_model_directory(str(directory))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_good_directory(tmp_path: Path) -> None:
+    config = read_model_directory(str(write_model_directory(tmp_path, num_key_value_heads=None)))
+    assert config["num_key_value_heads"] == config["num_attention_heads"] == 4
+
+
+def test_sharded_weights(tmp_path: Path) -> None:
+    write_model_directory(tmp_path)
+    shard, index = tmp_path / "model-00001-of-00002.safetensors", tmp_path / "model.safetensors.index.json"
+    (tmp_path / "model.safetensors").rename(shard)
+    index.write_text(json.dumps({"weight_map": {"a": shard.name, "b": shard.name}}))
+    read_model_directory(str(tmp_path))
+    index.write_text(json.dumps({"weight_map": {"a": shard.name, "b": "model-00002-of-00002.safetensors"}}))
+    assert "names 2 files, of which these are missing: model-00002-of-00002.safetensors" in refusal(tmp_path)
+    index.write_text("{}")
+    assert "weight_map is missing or empty" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"architectures": ["GPT2LMHeadModel"]},
+            "architecture GPT2LMHeadModel is not supported; supported are Llama",
+        ),
+        ({"architectures": None}, "architecture none is not supported"),
+        ({"num_hidden_layers": None}, "num_hidden_layers must be a positive integer, not null"),
+        ({"hidden_size": "32"}, 'hidden_size must be a positive integer, not "32"'),
+        ({"num_key_value_heads": 3}, "4 attention heads cannot share 3 key/value heads evenly"),
+        ({"use_sliding_window": True, "sliding_window": 64}, "sliding-window attention is not supported"),
+        ({"architectures": ["MistralForCausalLM"], "sliding_window": 64}, "(sliding_window is 64)"),
+        ({"architectures": ["MistralForCausalLM"]}, "(sliding_window is absent (which means 4096))"),
+        ({"vocab_size": 11}, "has token ids up to 11, but the model embeds only 11"),
+    ],
+)
+def test_configurations_that_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    assert message in refusal(write_model_directory(tmp_path, **changes))
+
+
+def test_sliding_windows_that_are_switched_off(tmp_path: Path) -> None:
+    read_model_directory(str(write_model_directory(tmp_path, use_sliding_window=False, sliding_window=64)))
+    mistral = write_model_directory(tmp_path, architectures=["MistralForCausalLM"])
+    text = (mistral / "config.json").read_text()
+    (mistral / "config.json").write_text(text.replace("{", '{"sliding_window": null, ', 1))
+    read_model_directory(str(mistral))
+
+
+def _truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("config.json", Path.unlink, "config.json is missing"),
+        ("config.json", _truncate, "config.json is corrupt: "),
+        ("config.json", lambda file: file.write_text("[]"), "config.json is corrupt: a JSON object is expected"),
+        ("config.json", lambda file: file.write_bytes(b"\xff{}"), "config.json is corrupt: 'utf-8' codec"),
+        ("model.safetensors", Path.unlink, "has neither model.safetensors nor model.safetensors.index.json"),
+        ("model.safetensors", _truncate, "bytes where its header promises"),
+        ("model.safetensors", lambda file: file.write_bytes(b""), "is not a safetensors file, or its header is dam"),
+        ("model.safetensors", lambda file: file.write_text("version https://git-lfs"), "is not a safetensors file"),
+        (
+            "tokenizer.json",
+            Path.unlink,
+            "tokenizer.json is missing; give a Hugging Face model directory with its tok",
+        ),
+        ("tokenizer.json", lambda file: file.write_text("{}"), "holds no vocabulary (model.vocab)"),
+    ],
+)
+def test_damaged_files(tmp_path: Path, file: str, damage: Callable[[Path], object], message: str) -> None:
+    damage(write_model_directory(tmp_path) / file)
+    assert message in refusal(tmp_path)
+
+
+def test_added_tokens_count(tmp_path: Path) -> None:
+    write_model_directory(tmp_path)
+    tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
+    tokenizer["added_tokens"] = [{"id": 12, "content": "<new>"}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert "has token ids up to 12, but the model embeds only 12" in refusal(tmp_path)
+
+
+def test_no_directory(tmp_path: Path) -> None:
+    assert "there is no such directory" in refusal(tmp_path / "nowhere")

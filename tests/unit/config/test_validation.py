@@ -1,0 +1,199 @@
+"""Contradictions are refused before any work, each with a line that says what would be right.
+
+Why this matters: the alternative is a shape error in the middle of Megatron, on all ranks, after minutes of loading.
+Every rule has a case here, and the configuration all cases start from passes. Not exercised: what only torch can see
+(whether there is a GPU) and what only the data can (``tests/unit/data``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from model_directories import HF_CONFIG, write_model_directory
+
+from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.loader import compose
+from nemo_ibtpo.config.schema import RunConfig
+from nemo_ibtpo.config.validation import check_model, check_output_dir, validate
+
+RECIPE = """\
+defaults: [config, {{override /data: reasoning_gym}}, _self_]
+output_dir: {directory}/runs/mine
+model: {{path: {directory}/model}}
+actor: {{tensor_model_parallel_size: 2, pipeline_model_parallel_size: 2, sequence_parallel: true}}
+data: {{train: {{path: chain_sum}}}}
+trainer: {{max_steps: 10, num_prompts_per_step: 12, num_prompts_per_update: 6}}
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    directory = tmp_path_factory.mktemp("run")
+    write_model_directory(directory / "model")
+    (directory / "mine.yaml").write_text(RECIPE.format(directory=directory))
+    return compose(str(directory / "mine.yaml"), [])
+
+
+def changed(config: Any, **changes: Any) -> Any:
+    """The configuration with dotted keys replaced (``__`` for the dot)."""
+    for key, value in changes.items():
+        head, _, rest = key.partition("__")
+        config = replace(config, **{head: changed(getattr(config, head), **{rest: value}) if rest else value})
+    return config
+
+
+def test_the_starting_point_is_valid_and_leaves_no_trace(config: RunConfig) -> None:
+    validate(config, 4)
+    validate(config, 8)
+    assert not Path(config.output_dir).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer__lr": 0.0}, "optimizer.lr=0.0 must be above 0"),
+        ({"optimizer__min_lr": -1.0}, "optimizer.min_lr=-1.0 must not be negative"),
+        ({"optimizer__min_lr": 1.0}, "optimizer.min_lr=1.0 is above optimizer.lr=1e-06"),
+        ({"optimizer__adam_beta1": 1.0}, "optimizer.adam_beta1=1.0 must be at least 0 and below 1"),
+        ({"optimizer__adam_beta2": -0.1}, "optimizer.adam_beta2=-0.1 must be at least 0 and below 1"),
+        ({"optimizer__adam_eps": 0.0}, "optimizer.adam_eps=0.0 must be above 0"),
+        ({"optimizer__weight_decay": -1.0}, "optimizer.weight_decay=-1.0 must not be negative"),
+        ({"optimizer__clip_grad": -1.0}, "optimizer.clip_grad=-1.0 must not be negative"),
+        ({"optimizer__warmup_steps": -1}, "optimizer.warmup_steps=-1 must not be negative"),
+        ({"optimizer__warmup_steps": 21}, "optimizer.warmup_steps=21 is longer than the run, which makes 20 opt"),
+        ({"optimizer__decay_steps": -1}, "optimizer.decay_steps=-1 must not be negative"),
+        (
+            {"optimizer__warmup_steps": 5, "optimizer__decay_steps": 4},
+            "optimizer.decay_steps=4 ends before optimizer.warmup_steps=5",
+        ),
+        ({"loss__clip_eps_low": 1.0}, "loss.clip_eps_low=1.0 must be above 0 and below 1"),
+        ({"loss__clip_eps_high": 0.0}, "loss.clip_eps_high=0.0 must be above 0"),
+        ({"loss__kl_coef": -0.1}, "loss.kl_coef=-0.1 must not be negative"),
+        ({"trainer__max_steps": 0}, "trainer.max_steps=0 must be above 0"),
+        ({"trainer__num_prompts_per_step": 0}, "trainer.num_prompts_per_step=0 must be above 0"),
+        ({"trainer__num_prompts_per_update": 0}, "trainer.num_prompts_per_update=0 must be above 0"),
+        (
+            {"trainer__num_prompts_per_update": 5},
+            "num_prompts_per_update=5 does not divide trainer.num_prompts_per_step=12; use one of 1, 2, 3, 4, 6, 12",
+        ),
+        ({"trainer__val_samples_per_prompt": 0}, "trainer.val_samples_per_prompt=0 must be above 0"),
+        ({"trainer__val_period": -1}, "trainer.val_period=-1 must not be negative"),
+        ({"trainer__save_period": -1}, "trainer.save_period=-1 must not be negative"),
+        ({"trainer__val_temperature": 0.0}, "trainer.val_temperature=0.0 must be above 0"),
+        ({"seed": -1}, "seed=-1 must not be negative"),
+        ({"ib_score__beta": 0.0}, "ib_score.beta=0.0 must be above 0"),
+        ({"advantage__ib_coef": -0.1}, "advantage.ib_coef=-0.1 must not be negative"),
+        ({"advantage__name": "grpo"}, "advantage.ib_coef=0.1 has no meaning for advantage.name=grpo; set it to 0"),
+        ({"sampler__initial_rollouts": 0}, "sampler.initial_rollouts=0 must be above 0"),
+        ({"sampler__rounds": 0}, "sampler.rounds=0 must be above 0"),
+        ({"sampler__branch_points": 0}, "sampler.branch_points=0 must be above 0"),
+        ({"sampler__rollouts_per_branch": 0}, "sampler.rollouts_per_branch=0 must be above 0"),
+        ({"sampler__max_trees_in_flight": 0}, "sampler.max_trees_in_flight=0 must be above 0"),
+        ({"sampler__name": "independent"}, "sampler.rounds=9 has no meaning for sampler.name=independent"),
+        ({"sampler__initial_rollouts": 1, "sampler__rounds": 1}, "the sampler grows one trajectory a prompt"),
+        (
+            {"sampler__min_new_tokens": 0},
+            "sampler.min_new_tokens=0 must lie between 1 and rollout.max_new_tokens=2048",
+        ),
+        ({"sampler__min_new_tokens": 2049}, "sampler.min_new_tokens=2049 must lie between 1 and"),
+        ({"rollout__max_new_tokens": 0}, "rollout.max_new_tokens=0 must be above 0"),
+        ({"rollout__temperature": 0.0}, "rollout.temperature=0.0 must be above 0"),
+        ({"rollout__top_p": 0.0}, "rollout.top_p=0.0 must be above 0 and at most 1"),
+        ({"rollout__top_k": -1}, "rollout.top_k=-1 must not be negative"),
+        ({"rollout__top_p": 0.95}, "accept the mismatch with rollout.allow_truncated_sampling=true"),
+        ({"rollout__top_k": 20}, "rollout.top_p=1.0 with rollout.top_k=20 truncates the distribution"),
+        ({"rollout__stop": ["x", ""]}, "rollout.stop holds an empty text"),
+        ({"rollout__max_batch_size": 0}, "rollout.max_batch_size=0 must be above 0"),
+        (
+            {"rollout__cache_tokens": 3071},
+            "rollout.cache_tokens=3071 cannot hold one trajectory: data.max_prompt_tok",
+        ),
+        (
+            {"actor__max_tokens_per_microbatch": 3071},
+            "actor.max_tokens_per_microbatch=3071 cannot hold one trajectory",
+        ),
+        ({"actor__logprob_chunk_tokens": 0}, "actor.logprob_chunk_tokens=0 must be above 0"),
+        ({"reward__num_workers": 0}, "reward.num_workers=0 must be above 0"),
+        ({"reward__timeout_s": 0.0}, "reward.timeout_s=0.0 must be above 0"),
+        ({"data__train__size": 0}, "data.train.size=0 must be above 0"),
+        ({"data__train__size": None}, "data.train.size=null: reasoning_gym makes problems without end"),
+        ({"data__train__path": ""}, "data.train.path is empty"),
+        ({"data__train__source": "jsonl"}, "data.train.verifier=reasoning_gym checks only problems of source=reason"),
+        (
+            {
+                "data__validation__source": "jsonl",
+                "data__validation__verifier": "math",
+                "data__validation__options": {"a": 1},
+            },
+            "data.validation.options are arguments of a reasoning_gym task; source=jsonl takes none",
+        ),
+        ({"data__validation__seed": 9000}, "data.validation.seed=9000 repeats problems of data.train.seed=1"),
+        ({"data__prompt_format": "Solve:"}, "data.prompt_format holds {question} 0 times"),
+        ({"data__prompt_format": "{question}{question}"}, "data.prompt_format holds {question} 2 times"),
+        (
+            {"data__template": "plain", "data__system_prompt": "x"},
+            "data.system_prompt is not used by data.template=pl",
+        ),
+        ({"data__max_prompt_tokens": 0}, "data.max_prompt_tokens=0 must be above 0"),
+        ({"actor__tensor_model_parallel_size": 0}, "actor.tensor_model_parallel_size=0 must be above 0"),
+        ({"actor__pipeline_model_parallel_size": 0}, "actor.pipeline_model_parallel_size=0 must be above 0"),
+        ({"actor__tensor_model_parallel_size": 1}, "actor.sequence_parallel=true shards over tensor-parallel ranks"),
+        ({"actor__tensor_model_parallel_size": 4}, "4 ranks cannot hold copies of a model on 8"),
+        ({"actor__pipeline_model_parallel_size": 3}, "start 6, 12, 18, ... (torchrun --nproc-per-node 6)"),
+        ({"model__path": "nowhere"}, "model.path=nowhere: there is no such directory"),
+        ({"output_dir": "/dev/null/runs"}, "output_dir=/dev/null/runs: cannot write to /dev/null: Not a directory"),
+    ],
+)
+def test_contradictions(config: RunConfig, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        validate(changed(config, **changes), 4)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_values_at_the_border_are_allowed(config: RunConfig) -> None:
+    validate(changed(config, optimizer__warmup_steps=20, optimizer__min_lr=1e-6, loss__kl_coef=0.0), 4)
+    validate(changed(config, rollout__cache_tokens=3072, actor__max_tokens_per_microbatch=3072), 4)
+    validate(changed(config, rollout__top_p=0.95, rollout__allow_truncated_sampling=True), 4)
+    validate(changed(config, data__validation__seed=10001), 4)
+    validate(changed(config, data__validation__seed=9000, data__validation__options={"min_terms": 9}), 4)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "pipeline", "model", "message"),
+    [
+        (
+            2,
+            1,
+            {"num_attention_heads": 9, "num_key_value_heads": 3},
+            "9 attention heads and 3 key/value heads; use one of 1, 3",
+        ),
+        (4, 1, {}, "=4 does not divide the model's 2 key/value heads; use one of 1, 2"),
+        (2, 1, {"intermediate_size": 47}, "=2 does not divide the model's 47 MLP channels; use one of 1"),
+        (1, 3, {}, "actor.pipeline_model_parallel_size=3 does not divide the model's 4 layers; use one of 1, 2, 4"),
+        (1, 8, {}, "actor.pipeline_model_parallel_size=8 does not divide the model's 4 layers"),
+        (1, 1, {"max_position_embeddings": 3071}, "= 3072 tokens, but the model has 3071 positions"),
+    ],
+)
+def test_the_model_does_not_fit(
+    config: RunConfig, tensor: int, pipeline: int, model: dict[str, int], message: str
+) -> None:
+    layout = changed(config, actor__tensor_model_parallel_size=tensor, actor__pipeline_model_parallel_size=pipeline)
+    with pytest.raises(UserError) as caught:
+        check_model(layout, HF_CONFIG | model)
+    assert message in str(caught.value)
+
+
+def test_one_rank_for_a_model_on_four(config: RunConfig) -> None:
+    with pytest.raises(
+        UserError, match=r"1 rank cannot hold .* start 4, 8, 12, \.\.\. \(torchrun --nproc-per-node 4\)"
+    ):
+        validate(config, 1)
+
+
+def test_a_file_system_that_takes_no_files() -> None:
+    with pytest.raises(UserError, match="output_dir=/proc/runs: cannot write to /proc"):
+        check_output_dir("/proc/runs")

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from nemo_ibtpo.tree.tree import ROOT, Tree
 
@@ -43,14 +50,14 @@ def config_of(family: str) -> PreTrainedConfig:
 def random_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A model whose weights are large enough that a wrong position or mask shows in the logits."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config_of(family)).to(dtype)
+    model = AutoModelForCausalLM.from_config(config_of(family))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.normal_(1.0, 0.2)
             else:
                 parameter.normal_(0.0, 0.15)
-    return model.eval()
+    return model.eval().to(dtype)  # converted last: the same seed means the same numbers in every dtype
 
 
 def random_tree(rng: np.random.Generator, *, rollouts: int = 5, prompt_id: str = "p") -> Tree:

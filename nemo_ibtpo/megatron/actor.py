@@ -166,9 +166,7 @@ class MegatronActor:
         with self._context.scope():
             results = self._run(batches, gather, forward_only=True)
             vocab = self._architecture.vocab_size
-            rows = [
-                self._from_last_stage(results, i, (self._padded_length(b), vocab)) for i, b in enumerate(batches)
-            ]
+            rows = [self._from_last_stage(results, i, (self._padded_length(b), vocab)) for i, b in enumerate(batches)]
             return [row.cpu().numpy()[: len(batch)] for row, batch in zip(rows, batches, strict=True)]
 
     def reference_logprobs(self, batches: Sequence[MicroBatch]) -> list[FloatArray]:
@@ -190,6 +188,7 @@ class MegatronActor:
         Raises:
             UserError: the loss or a gradient is not finite; the weights are left as they were.
         """
+
         def to_loss(logits_TV: Tensor, inputs: _ModelInputs) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             loss, sums = loss_function(*self._logprobs(logits_TV, inputs), inputs.fields)
             if len(inputs.in_loss) == 0:
@@ -213,6 +212,15 @@ class MegatronActor:
         """(Hugging Face name, full tensor), on every rank; a collective that must be consumed to its end."""
         with self._context.scope():
             yield from self._exporter.named_weights()
+
+    def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, full gradient) of the last optimizer step, after clipping; to look into a run.
+
+        A collective like :meth:`named_weights`. Needs ``use_distributed_optimizer: false``, since that shards
+        the reduced gradients over the data-parallel ranks.
+        """
+        with self._context.scope():
+            yield from self._exporter.named_gradients()
 
     def _run(self, batches: Sequence[MicroBatch], post_process: Any, *, forward_only: bool) -> list[Any]:
         """Run Megatron's schedule; what the post-processor returned on the last stage, nothing elsewhere."""
@@ -276,9 +284,7 @@ class MegatronActor:
         totals: list[dict[str, float] | None] = [None]
         if reported:
             names = list(reported[0])
-            sums = torch.stack(
-                [torch.stack([report[name].double() for report in reported]).sum() for name in names]
-            )
+            sums = torch.stack([torch.stack([report[name].double() for report in reported]).sum() for name in names])
             dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
             totals = [dict(zip(names, sums.tolist(), strict=True))]
         group = parallel_state.get_pipeline_model_parallel_group()
@@ -357,9 +363,7 @@ def _megatron_optimizer_config(
     )
 
 
-def _lr_scheduler(
-    megatron_optimizer: Any, optimizer: OptimizerConfig, total_updates: int
-) -> OptimizerParamScheduler:
+def _lr_scheduler(megatron_optimizer: Any, optimizer: OptimizerConfig, total_updates: int) -> OptimizerParamScheduler:
     decay_steps = optimizer.decay_steps or total_updates
     scheduler = OptimizerParamScheduler(
         megatron_optimizer,

@@ -94,9 +94,7 @@ def cuda_on_cpu() -> Iterator[None]:
         return
     with (
         mock.patch.multiple(torch.cuda, **_REPLACED),
-        mock.patch.multiple(
-            megatron_random, _get_cuda_rng_state=_get_rng_state, _set_cuda_rng_state=_set_rng_state
-        ),
+        mock.patch.multiple(megatron_random, _get_cuda_rng_state=_get_rng_state, _set_cuda_rng_state=_set_rng_state),
         _CudaToCpu(),
     ):
         yield

@@ -41,9 +41,7 @@ def tree_logprobs(
     """
     first = dist.get_rank(group) * logits_TV.shape[1]
     valid = max(0, min(logits_TV.shape[1], vocab_size - first))
-    return _TreeLogprobs.apply(
-        logits_TV[:, :valid], targets_N - first, rows_N, temperature, chunk_tokens, group
-    )
+    return _TreeLogprobs.apply(logits_TV[:, :valid], targets_N - first, rows_N, temperature, chunk_tokens, group)
 
 
 class _TreeLogprobs(torch.autograd.Function):

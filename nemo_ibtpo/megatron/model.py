@@ -43,7 +43,7 @@ def transformer_config(
 ) -> TransformerConfig:
     """Megatron's configuration of the architecture under the actor's parallel layout."""
     on_gpu = device.type == "cuda"
-    recompute: dict[str, Any] = {
+    recompute: dict[str, dict[str, Any]] = {
         "none": {},
         "selective": {"recompute_granularity": "selective"},
         "full": {
@@ -51,7 +51,7 @@ def transformer_config(
             "recompute_method": "uniform",
             "recompute_num_layers": 1,
         },
-    }[actor.recompute]
+    }
     return TransformerConfig(
         num_layers=architecture.num_layers,
         hidden_size=architecture.hidden_size,
@@ -87,7 +87,7 @@ def transformer_config(
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
         deallocate_pipeline_outputs=on_gpu,
-        **recompute,
+        **recompute[actor.recompute],
     )
 
 

@@ -101,9 +101,7 @@ def _query_key_value(prefix: str, suffix: str, arch: Architecture) -> Rule:
 def rules(arch: Architecture) -> dict[str, Rule]:
     """Rules by Megatron parameter name, layers numbered over the whole model, in Hugging Face order."""
     hidden, ffn = arch.hidden_size, arch.ffn_hidden_size
-    table = {
-        "embedding.word_embeddings.weight": _vocab_rows("model.embed_tokens.weight", arch.vocab_size, hidden)
-    }
+    table = {"embedding.word_embeddings.weight": _vocab_rows("model.embed_tokens.weight", arch.vocab_size, hidden)}
     for i in range(arch.num_layers):
         ours, theirs = f"decoder.layers.{i}", f"model.layers.{i}"
         attention = f"{theirs}.self_attn"
@@ -119,9 +117,7 @@ def rules(arch: Architecture) -> dict[str, Rule]:
         table[f"{ours}.self_attention.linear_proj.weight"] = _columns(
             f"{attention}.o_proj.weight", hidden, arch.num_attention_heads * arch.head_dim
         )
-        table[f"{ours}.pre_mlp_layernorm.weight"] = _replicated(
-            f"{theirs}.post_attention_layernorm.weight", hidden
-        )
+        table[f"{ours}.pre_mlp_layernorm.weight"] = _replicated(f"{theirs}.post_attention_layernorm.weight", hidden)
         table[f"{ours}.mlp.linear_fc1.weight"] = _gate_and_up(
             f"{theirs}.mlp.gate_proj.weight", f"{theirs}.mlp.up_proj.weight", ffn, hidden
         )
@@ -208,7 +204,6 @@ class WeightExporter:
             self._owner.update(dict.fromkeys(names, stage))
         if lost := set(self._rules) - set(self._owner):
             raise RuntimeError(f"no pipeline stage holds {sorted(lost)}")
-        self._dtype = next(iter(self._local.values())).dtype
 
     @torch.no_grad()
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -216,16 +211,21 @@ class WeightExporter:
 
         A collective over the tensor- and pipeline-parallel groups: all ranks must consume it to the end.
         """
+        return self._stream(lambda parameter: parameter.detach())
+
+    @torch.no_grad()
+    def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """The accumulated gradients in the same form; a tied embedding's is the sum over both its uses."""
+        return self._stream(lambda parameter: parameter.main_grad)  # type: ignore[attr-defined]
+
+    def _stream(self, value_of: Callable[[torch.nn.Parameter], Tensor]) -> Iterator[tuple[str, Tensor]]:
+        dtype = value_of(next(iter(self._local.values()))).dtype
         for name, rule in self._rules.items():
             owner = self._owner[name]
             if owner == self._pp_group.rank():
-                parameter = self._local[name].detach()
-                full = rule.merge(self._gather_tensor_parallel(parameter))
+                full = rule.merge(self._gather_tensor_parallel(value_of(self._local[name])))
             else:
-                full = [
-                    torch.empty(shape, dtype=self._dtype, device=self._device)
-                    for shape in rule.shapes.values()
-                ]
+                full = [torch.empty(shape, dtype=dtype, device=self._device) for shape in rule.shapes.values()]
             for hf_name, tensor in zip(rule.shapes, full, strict=True):
                 tensor = tensor.contiguous()
                 if self._pp_group.size() > 1:

@@ -1,0 +1,279 @@
+"""Ranks of test_gradients.py: gradients of one optimizer step under many ways to cut it up."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+from toy_models import random_model, random_tree
+
+from nemo_ibtpo.algorithms.advantages import StepAdvantages, compute_advantages
+from nemo_ibtpo.algorithms.credit import credit_nodes, token_targets
+from nemo_ibtpo.algorithms.losses import clipped_tree_loss
+from nemo_ibtpo.config.schema import ActorConfig, AdvantageConfig, IBScoreConfig, LossConfig, OptimizerConfig
+from nemo_ibtpo.megatron.actor import MegatronActor
+from nemo_ibtpo.megatron.architecture import architecture_from_config
+from nemo_ibtpo.megatron.parallel import initialize
+from nemo_ibtpo.tree.microbatches import MicroBatch, schedule
+from nemo_ibtpo.tree.packing import PackedTrees, pack_trees
+from nemo_ibtpo.tree.tree import ROOT, Tree
+
+TEMPERATURE = 0.7
+IB_SCORE = IBScoreConfig(beta=5.0, step_probability="geometric_mean", value_estimator="leaf_mean")
+OPTIMIZER = OptimizerConfig(
+    lr=1e-3,
+    min_lr=0.0,
+    warmup_steps=0,
+    decay_steps=0,
+    decay_style="constant",
+    weight_decay=0.0,
+    adam_beta1=0.9,
+    adam_beta2=0.999,
+    adam_eps=1e-8,
+    clip_grad=0.0,
+)
+DEFAULT: dict[str, Any] = {
+    "family": "qwen3",
+    "tp": 1,
+    "pp": 1,
+    "sp": False,
+    "recompute": "none",
+    "max_tokens": 4096,
+    "advantage": "ibtpo",
+    "normalization": "token_mean",
+    "form": "packed",
+    "mistake": None,
+}
+
+
+def loss_config(case: dict[str, Any]) -> LossConfig:
+    return LossConfig(clip_eps_low=0.2, clip_eps_high=0.28, kl_coef=0.05, normalization=case["normalization"])
+
+
+def advantage_config(case: dict[str, Any]) -> AdvantageConfig:
+    return AdvantageConfig(name=case["advantage"], ib_coef=0.1, zero_variance="drop")
+
+
+def make_trees() -> list[Tree]:
+    rng = np.random.default_rng(11)
+    return [random_tree(rng, rollouts=6, prompt_id=str(i)) for i in range(6)]
+
+
+def other_policies(tree: Tree, model_logprobs: Callable[[Sequence[int]], Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Per node, log-probs of an old and a reference policy: the model's, shifted far enough that clips occur."""
+    policies = []
+    for node in tree.nodes[1:]:
+        prefix = [t for i in tree.path(node.parent) for t in tree.nodes[i].tokens]
+        own = model_logprobs([*prefix, *node.tokens]).detach()[len(prefix) - 1 :]
+        generator = torch.Generator().manual_seed(1000 * int(tree.prompt_id) + node.index)
+        shift = torch.randn(2, len(own), generator=generator, dtype=torch.float64)
+        policies.append((own + 0.3 * shift[0], own + 0.5 * shift[1]))
+    return policies
+
+
+@functools.cache
+def reference_gradients(family: str, advantage: str, normalization: str) -> tuple[dict[str, Tensor], list[Any]]:
+    """Every trajectory as a sequence of its own through transformers in float64, summed as the formulas say."""
+    case = {"advantage": advantage, "normalization": normalization}
+    trees = make_trees()
+    model = random_model(family, dtype=torch.float64)
+
+    def model_logprobs(tokens: Sequence[int]) -> Tensor:
+        ids = torch.tensor(tokens)
+        rows = torch.log_softmax(model(ids[None]).logits[0] / TEMPERATURE, dim=-1)
+        return rows[torch.arange(len(ids) - 1), ids[1:]]
+
+    config = loss_config(case)
+    policies = [other_policies(tree, model_logprobs) for tree in trees]
+    total, denominator = torch.zeros((), dtype=torch.float64), 0.0
+    for tree, policy in zip(trees, policies, strict=True):
+        advantages = compute_advantages(tree, advantage_config(case), IB_SCORE)
+        assert advantages is not None
+        paths = [tree.path(leaf.index)[1:] for leaf in tree.leaves() for _ in range(leaf.draws)]
+        for path in paths:
+            tokens = [t for i in (ROOT, *path) for t in tree.nodes[i].tokens]
+            logprobs = model_logprobs(tokens)[len(tree.nodes[ROOT].tokens) - 1 :]
+            old = torch.cat([policy[i - 1][0] for i in path])
+            reference = torch.cat([policy[i - 1][1] for i in path])
+            per_node = (
+                [advantages.total[i] for i in path]
+                if isinstance(advantages, StepAdvantages)
+                else [advantages.at_leaf[path[-1]]] * len(path)
+            )
+            advantage = torch.cat(
+                [torch.full((len(tree.nodes[i].tokens),), float(a)) for i, a in zip(path, per_node, strict=True)]
+            ).double()
+            ratio = (logprobs - old).exp()
+            clipped = ratio.clamp(1 - config.clip_eps_low, 1 + config.clip_eps_high)
+            delta = reference - logprobs
+            loss = -torch.minimum(ratio * advantage, clipped * advantage)
+            loss = loss + config.kl_coef * (delta.exp() - delta - 1)
+            if case["normalization"] == "token_mean":
+                total, denominator = total + loss.sum(), denominator + len(logprobs)
+            else:
+                total = total + loss.mean() / len(paths)
+        denominator += case["normalization"] == "sequence_mean"
+    (total / denominator).backward()
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {names[id(p)]: p.grad for p in model.parameters()}, policies
+
+
+def as_batch(tree: Tree, policy: list[tuple[Tensor, Tensor]], case: dict[str, Any]) -> tuple[MicroBatch, float]:
+    advantages = compute_advantages(tree, advantage_config(case), IB_SCORE)
+    credit = credit_nodes(tree, advantages, case["normalization"])
+    packed = pack_trees([tree])
+    targets = token_targets([credit], packed)
+    first = {int(n): int(np.flatnonzero(packed.node == n)[0]) for n in np.unique(packed.node)}
+    fields = {"weight": targets.weight, "positive": targets.positive, "negative": targets.negative}
+    for which, name in enumerate(("old_logprobs", "reference_logprobs")):
+        values = np.zeros(len(packed), dtype=np.float32)
+        for node in range(1, len(tree.nodes)):
+            own = policy[node - 1][which].numpy()
+            values[first[node] : first[node] + len(own)] = own
+        fields[name] = values
+    if case["mistake"] == "weight 1 per unique token":
+        scale = np.maximum(fields["weight"], 1e-9)
+        fields |= {name: fields[name] / scale for name in ("weight", "positive", "negative")}
+    return MicroBatch(spoil(packed, case["mistake"]), fields), credit.denominator
+
+
+def spoil(packed: PackedTrees, mistake: str | None) -> PackedTrees:
+    index = np.arange(len(packed))
+    if mistake == "rotary by storage index":
+        return replace(packed, depth=index)
+    if mistake == "labels shifted by one":
+        return replace(packed, predecessor=index - 1)
+    return packed
+
+
+def flat(batch: MicroBatch, tree: Tree, case: dict[str, Any]) -> list[MicroBatch]:
+    """The same credit on trees that share nothing: one chain per trajectory."""
+    from nemo_ibtpo.tree.packing import unpack_paths
+
+    advantages = compute_advantages(tree, advantage_config(case), IB_SCORE)
+    chains = []
+    for path in unpack_paths(batch.packed):
+        leaf = int(batch.packed.node[path[-1]])
+        draws = tree.nodes[leaf].draws
+        length = tree.depth_tokens(leaf)
+        unit = 1.0 if case["normalization"] == "token_mean" else 1 / (tree.num_trajectories * length)
+        nodes = batch.packed.node[path]
+        per_token = (
+            advantages.total[nodes]
+            if isinstance(advantages, StepAdvantages)
+            else np.full(len(path), advantages.at_leaf[leaf])
+        )
+        weight = np.where(batch.packed.loss_mask[path], unit * draws, 0)
+        n = len(path)
+        packed = replace(
+            PackedTrees(*(getattr(batch.packed, f)[path] for f in PackedTrees.__dataclass_fields__)),
+            predecessor=np.arange(n) - 1,
+            subtree_end=np.full(n, n),
+        )
+        fields = {
+            "weight": weight.astype(np.float32),
+            "positive": (weight * np.maximum(per_token, 0)).astype(np.float32),
+            "negative": (weight * np.maximum(-per_token, 0)).astype(np.float32),
+            **{name: batch.fields[name][path] for name in ("old_logprobs", "reference_logprobs")},
+        }
+        chains.append(MicroBatch(packed, fields))
+    return chains
+
+
+def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) -> float:
+    """Largest relative error over all parameters of this case's gradients against the reference."""
+    trees = make_trees()
+    expected, policies = reference_gradients(case["family"], case["advantage"], case["normalization"])
+    actor_config = ActorConfig(
+        device="cpu",
+        tensor_model_parallel_size=case["tp"],
+        pipeline_model_parallel_size=case["pp"],
+        sequence_parallel=case["sp"],
+        use_distributed_optimizer=distributed_optimizer,
+        recompute=case["recompute"],
+        max_tokens_per_microbatch=case["max_tokens"],
+        logprob_chunk_tokens=13,
+    )
+    context = initialize(actor_config, seed=0)
+    model = random_model(case["family"])
+    actor = MegatronActor(
+        architecture_from_config(model.config),
+        model.state_dict(),
+        actor=actor_config,
+        optimizer=OPTIMIZER,
+        total_updates=1,
+        dtype=torch.float32,
+        temperature=TEMPERATURE,
+        keep_reference=False,
+        context=context,
+    )
+    pairs = [as_batch(tree, policy, case) for tree, policy in zip(trees, policies, strict=True)]
+    denominator = sum(share for _, share in pairs)
+    batches = [batch for batch, _ in pairs]
+    if case["form"] == "duplicated":
+        batches = [chain for batch, tree in zip(batches, trees, strict=True) for chain in flat(batch, tree, case)]
+    plan = schedule(batches, max_tokens=case["max_tokens"], num_ranks=actor.data_parallel_size)
+    mine = plan.ranks[actor.data_parallel_rank]
+
+    def loss(logprobs: Tensor, entropies: Tensor, fields: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        over = denominator
+        if case["mistake"] == "mean of micro-batch means":
+            over = float(fields["weight"].sum()) * len(mine) * actor.data_parallel_size or 1.0
+        return clipped_tree_loss(
+            logprobs,
+            fields["old_logprobs"],
+            fields["reference_logprobs"],
+            weight_T=fields["weight"],
+            positive_T=fields["positive"],
+            negative_T=fields["negative"],
+            loss_mask_T=torch.ones_like(logprobs, dtype=torch.bool),
+            denominator=over,
+            config=loss_config(case),
+        )
+
+    actor.prepare_for_training()
+    actor.train_step(mine, loss)
+    if distributed_optimizer:
+        # Adam's first step moves each weight by lr * g / (|g| + eps): compare the weights instead.
+        before = model.state_dict()
+        error = 0.0
+        for name, weight in actor.named_weights():
+            g = expected[name]
+            step = OPTIMIZER.lr * g / (g.abs() + OPTIMIZER.adam_eps)
+            big = g.abs() > 1e-6  # where g is rounding noise its sign is, too
+            difference = (before[name].double() - weight.double() - step)[big]
+            error = max(error, float(difference.abs().max() / OPTIMIZER.lr) if len(difference) else 0.0)
+    else:
+        error = max(
+            float((gradient.double() - expected[name]).norm() / expected[name].norm())
+            for name, gradient in actor.named_gradients()
+        )
+    parallel_state.destroy_model_parallel()
+    worst = torch.tensor(error, dtype=torch.float64)
+    dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+    return float(worst)
+
+
+def main() -> None:
+    from test_gradients import CASES, DISTRIBUTED_OPTIMIZER_CASES
+
+    results = {name: gradient_error(DEFAULT | case) for name, case in CASES.items()}
+    for name, case in DISTRIBUTED_OPTIMIZER_CASES.items():
+        results[name] = gradient_error(DEFAULT | case, distributed_optimizer=True)
+    if dist.get_rank() == 0:
+        Path(sys.argv[1]).write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

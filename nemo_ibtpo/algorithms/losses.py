@@ -34,18 +34,16 @@ def clipped_tree_loss(
     weight_T: Tensor,
     positive_T: Tensor,
     negative_T: Tensor,
-    loss_mask_T: Tensor,
     denominator: float,
     config: LossConfig,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of one micro-batch and the sums behind its metrics.
+    """Loss of one micro-batch and the sums behind its metrics, over its T tokens in the loss.
 
     Args:
         logprobs_T: log-probabilities (nats) of the tokens under the policy that is trained.
         old_logprobs_T: under the policy before the update, the one that sampled them.
         reference_logprobs_T: under the reference policy; None if ``kl_coef`` is 0.
-        weight_T, positive_T, negative_T: the token targets.
-        loss_mask_T: bool; the other entries of all arguments are not read.
+        weight_T, positive_T, negative_T: the token targets. T may be 0.
         denominator: of the whole optimizer step, over all ranks; > 0.
         config: clipping and the weight of the KL term.
 
@@ -60,25 +58,23 @@ def clipped_tree_loss(
         raise ValueError(f"the loss is divided by {denominator}; a step needs a trajectory that is trained on")
     if config.kl_coef != 0 and reference_logprobs_T is None:
         raise ValueError(f"kl_coef={config.kl_coef} needs the log-probabilities of the reference policy")
-    logprobs, weight = logprobs_T[loss_mask_T], weight_T[loss_mask_T]
-    positive, negative = positive_T[loss_mask_T], negative_T[loss_mask_T]
-    log_ratio = logprobs - old_logprobs_T[loss_mask_T]
-    ratio = log_ratio.exp()
+    log_ratio_T = logprobs_T - old_logprobs_T
+    ratio_T = log_ratio_T.exp()
     high, low = 1 + config.clip_eps_high, 1 - config.clip_eps_low
 
-    policy_loss = (negative * ratio.clamp(min=low) - positive * ratio.clamp(max=high)).sum() / denominator
+    policy_loss = (negative_T * ratio_T.clamp(min=low) - positive_T * ratio_T.clamp(max=high)).sum() / denominator
     loss = policy_loss
     sums = {
-        "weight": weight.sum(),
-        "ratio": (weight * ratio).sum(),
-        "policy_kl": (weight * (ratio - 1 - log_ratio)).sum(),
-        "clip_fraction_high": (weight * ((ratio > high) & (positive > 0))).sum(),
-        "clip_fraction_low": (weight * ((ratio < low) & (negative > 0))).sum(),
+        "weight": weight_T.sum(),
+        "ratio": (weight_T * ratio_T).sum(),
+        "policy_kl": (weight_T * (ratio_T - 1 - log_ratio_T)).sum(),
+        "clip_fraction_high": (weight_T * ((ratio_T > high) & (positive_T > 0))).sum(),
+        "clip_fraction_low": (weight_T * ((ratio_T < low) & (negative_T > 0))).sum(),
         "policy_loss": policy_loss,
     }
     if reference_logprobs_T is not None:
-        reference_log_ratio = reference_logprobs_T[loss_mask_T] - logprobs
-        reference_kl = (weight * (reference_log_ratio.exp() - reference_log_ratio - 1)).sum()
+        reference_log_ratio_T = reference_logprobs_T - logprobs_T
+        reference_kl = (weight_T * (reference_log_ratio_T.exp() - reference_log_ratio_T - 1)).sum()
         loss = loss + config.kl_coef * reference_kl / denominator
         sums["reference_kl"] = reference_kl
     return loss, {name: value.detach() for name, value in sums.items()}

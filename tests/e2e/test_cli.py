@@ -1,8 +1,8 @@
 """The command line tells every mistake in one line, with the right status, once, and never hangs.
 
 Why this matters: a run has hundreds of ranks, and a stack trace of each is how a misspelt key looks without this.
-Where a test needs a training run that fails, it puts a failing one in the place of the real one; what is tested is how
-the process ends. Not exercised: training itself.
+Where a test needs a training run that fails, it puts a failing one in the place of the real one; what is tested is
+how the process ends. Not exercised: training itself.
 """
 
 from __future__ import annotations

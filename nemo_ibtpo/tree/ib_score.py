@@ -37,8 +37,10 @@ def eta1(tree: Tree, config: IBScoreConfig) -> FloatArray:
 
 def eta2(tree: Tree, config: IBScoreConfig) -> FloatArray:
     """Probability of each step under the policy that sampled it; [N], in [0, 1], nan at the root."""
-    reduce = np.mean if config.step_probability == "geometric_mean" else np.sum
-    return np.array([np.nan, *(np.exp(reduce(node.logprobs)) for node in tree.nodes[1:])])
+    exponents = [sum(node.logprobs) for node in tree.nodes[1:]]
+    if config.step_probability == "geometric_mean":
+        exponents = [e / len(node.tokens) for e, node in zip(exponents, tree.nodes[1:], strict=True)]
+    return np.exp([np.nan, *exponents])
 
 
 def ib_scores(tree: Tree, config: IBScoreConfig) -> FloatArray:
@@ -54,7 +56,8 @@ def _mean_over_draws(tree: Tree, per_node: FloatArray) -> FloatArray:
     """Mean of ``per_node`` over the draws of each node's children; [N], nan where there are none."""
     draws_N = np.array([node.draws for node in tree.nodes])
     sums_N = np.bincount(_parents(tree)[1:], (draws_N * per_node)[1:], minlength=len(tree.nodes))
-    return np.divide(sums_N, draws_at(tree), out=np.full(len(tree.nodes), np.nan), where=draws_at(tree) > 0)
+    drawn_N = draws_at(tree)
+    return np.divide(sums_N, drawn_N, out=np.full(len(tree.nodes), np.nan), where=drawn_N > 0)
 
 
 def draws_at(tree: Tree) -> IntArray:

@@ -15,7 +15,7 @@ class CallTimeoutError(Exception):
 
 
 class CallCrashError(Exception):
-    """The process died of the call."""
+    """Processes died of the call."""
 
 
 class WorkerProcess:
@@ -36,24 +36,29 @@ class WorkerProcess:
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """The result of ``function(*args)``, computed in the process.
 
+        A process that dies gets a successor, which tries once more: it may have been killed from outside, by the
+        kernel short of memory for one, which is no fault of the call.
+
         Raises:
-            CallTimeoutError, CallCrashError: the process did not survive the call; the next call finds another.
+            CallTimeoutError: the call exceeded the limit.
+            CallCrashError: two processes died of it.
             RuntimeError: the function raised, or no process can be started.
         """
-        if self._started and not self._process.is_alive():  # killed from outside while idle
-            self._bury()
-            self._start()
-        self._await_start()
-        try:
-            self._connection.send((function, args))
-            result, error = self._connection.recv()
-        except (EOFError, OSError):
-            exit_code = self._bury()
-            self._start()
-            raise (CallTimeoutError if exit_code == -signal.SIGALRM else CallCrashError) from None
-        if error is not None:
-            raise RuntimeError(f"the verifier failed:\n{error}")
-        return result
+        for _ in range(2):
+            self._await_start()
+            try:
+                self._connection.send((function, args))
+                result, error = self._connection.recv()
+            except (EOFError, OSError):
+                exit_code = self._bury()
+                self._start()
+                if exit_code == -signal.SIGALRM:
+                    raise CallTimeoutError from None
+                continue
+            if error is not None:
+                raise RuntimeError(f"the verifier failed:\n{error}")
+            return result
+        raise CallCrashError
 
     def close(self) -> None:
         """End the process."""

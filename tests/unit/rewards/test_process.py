@@ -1,0 +1,63 @@
+"""The limits of a verifier process hold whatever a call does, and the next call finds a working process.
+
+Calls of the standard library stand for the worst a verifier can be made to do.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_ibtpo.rewards.process import CallCrashError, CallTimeoutError, WorkerProcess
+
+TIMEOUT_S = 1.0
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[WorkerProcess]:
+    process = WorkerProcess(TIMEOUT_S)
+    yield process
+    process.close()
+
+
+@pytest.mark.parametrize(("function", "args"), [(time.sleep, (60,)), (pow, (9, 9**9)), (sum, (range(10**12),))])
+def test_a_call_that_takes_too_long_is_ended_even_inside_c(
+    process: WorkerProcess, function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    process.call(abs, 0)  # started, so that only the call is timed
+    started = time.monotonic()
+    with pytest.raises(CallTimeoutError):
+        process.call(function, *args)
+    assert TIMEOUT_S <= time.monotonic() - started < TIMEOUT_S + 10  # ten: for machines under load
+    assert process.call(abs, -1) == 1
+
+
+def test_a_call_that_allocates_too_much_crashes(process: WorkerProcess) -> None:
+    assert process.call(len, bytes(10**6)) == 10**6
+    with pytest.raises(CallCrashError):
+        process.call(bytearray, 2 << 30)
+    assert process.call(abs, -1) == 1
+
+
+def test_a_call_that_ends_the_process_crashes(process: WorkerProcess) -> None:
+    with pytest.raises(CallCrashError):
+        process.call(os._exit, 0)
+    with pytest.raises(CallCrashError):
+        process.call(os.abort)
+    assert process.call(abs, -1) == 1
+
+
+def test_no_file_can_be_written(process: WorkerProcess, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="File too large"):
+        process.call(Path.write_text, tmp_path / "file", "text")
+
+
+def test_an_exception_comes_back_with_its_traceback(process: WorkerProcess) -> None:
+    with pytest.raises(RuntimeError, match="invalid literal for int"):
+        process.call(int, "seven")
+    assert process.call(abs, -1) == 1

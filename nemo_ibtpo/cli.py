@@ -111,7 +111,7 @@ def _train(words: Sequence[str], *, dry_run: bool, world_size: int | None) -> No
     if dry_run:
         print(f"dry run for {ranks} rank{'s' * (ranks != 1)}: nothing was started")
         return
-    from nemo_ibtpo.algorithms.ibtpo import run_training  # imports torch and Megatron
+    from nemo_ibtpo.algorithms.run import run_training  # imports torch and Megatron
 
     run_training(config)
 

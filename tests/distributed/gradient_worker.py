@@ -236,7 +236,6 @@ def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) ->
             weight_T=fields["weight"],
             positive_T=fields["positive"],
             negative_T=fields["negative"],
-            loss_mask_T=torch.ones_like(logprobs, dtype=torch.bool),
             denominator=over,
             config=loss_config(case),
         )

@@ -1,0 +1,256 @@
+"""The IB-TPO training loop.
+
+One step, the same program on every rank::
+
+    prompts -> growth on this rank's engine -> trees of all ranks -> advantages -> credit per token
+            -> schedule of micro-batches -> log-probs (old policy, reference policy) -> optimizer steps
+            -> weights -> engine
+
+Every rank knows all trees of a step, so that advantages, denominators and the schedule are computed alike
+everywhere without further communication. GRPO is this same loop on trees that share nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from nemo_ibtpo.algorithms.advantages import compute_advantages
+from nemo_ibtpo.algorithms.credit import NodeCredit, credit_nodes, token_targets
+from nemo_ibtpo.algorithms.losses import clipped_tree_loss
+from nemo_ibtpo.algorithms.metrics import (
+    advantage_metrics,
+    mean_over_updates,
+    mismatch_sums,
+    sampling_metrics,
+    update_metrics,
+)
+from nemo_ibtpo.config.schema import RunConfig
+from nemo_ibtpo.data.loader import PromptLoader
+from nemo_ibtpo.data.problems import Problem
+from nemo_ibtpo.evaluation.evaluator import evaluate
+from nemo_ibtpo.evaluation.result import merge
+from nemo_ibtpo.megatron.actor import Fields, MegatronActor
+from nemo_ibtpo.megatron.collectives import gather_dealt
+from nemo_ibtpo.reporting.metrics import MetricsWriter
+from nemo_ibtpo.reporting.progress import Phase, RunConsole
+from nemo_ibtpo.rewards.pool import VerifierPool
+from nemo_ibtpo.rollout.engine import RolloutEngine, SamplingParams
+from nemo_ibtpo.tree.branching import BranchingStrategy
+from nemo_ibtpo.tree.growth import GrowthProgress, GrowthTask, grow
+from nemo_ibtpo.tree.microbatches import MicroBatch, Schedule, schedule
+from nemo_ibtpo.tree.packing import pack_trees
+from nemo_ibtpo.tree.steps import StepSplitter
+from nemo_ibtpo.tree.tree import Tree
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimizer step trains on.
+
+    Attributes:
+        plan: micro-batches of all data-parallel ranks.
+        batches: this rank's, with the log-probabilities of the policies that the loss compares with.
+        denominator: what the loss is divided by, over all ranks.
+    """
+
+    plan: Schedule
+    batches: list[MicroBatch]
+    denominator: float
+
+
+@dataclass
+class IBTPOTrainer:
+    """Trains the actor on trees grown by the engine.
+
+    Attributes:
+        rank, world_size: of this process. Prompts are dealt over all ranks, each of which owns an engine.
+        sampling: of training rollouts; evaluation changes the temperature only.
+        writer: on rank 0 alone.
+    """
+
+    config: RunConfig
+    rank: int
+    world_size: int
+    actor: MegatronActor
+    engine: RolloutEngine
+    sampling: SamplingParams
+    strategy: BranchingStrategy
+    splitter: StepSplitter
+    rewards: VerifierPool
+    prompts: PromptLoader
+    validation: Sequence[Problem]
+    writer: MetricsWriter | None
+    console: RunConsole
+    _seconds: dict[str, float] = field(default_factory=dict)
+
+    def fit(self) -> None:
+        """Run all steps, evaluating before the first, every ``val_period`` steps and after the last."""
+        trainer = self.config.trainer
+        self._log(0, self.validate(0))
+        for step in range(1, trainer.max_steps + 1):
+            self._seconds, started = {}, time.perf_counter()
+            trees = self.sample(step)
+            metrics = sampling_metrics(trees, self.config.ib_score)
+            # All log-probabilities of the old policy come before the first update changes it.
+            groups = list(_groups(trees, trainer.num_prompts_per_update))
+            updates = [update for group in groups if (update := self.prepare(group, metrics))]
+            metrics |= mean_over_updates([self.update(update) for update in updates])
+            with self._phase("refit", 1, "updates"):
+                self.engine.update_weights(self.actor.named_weights())
+            if step == trainer.max_steps or (trainer.val_period and step % trainer.val_period == 0):
+                metrics |= self.validate(step)
+            metrics |= self._timing(trees, time.perf_counter() - started)
+            self._log(step, metrics)
+
+    def sample(self, step: int) -> list[Tree]:
+        """Grow the step's trees on this rank's share of the prompts and gather those of all ranks."""
+        problems = self.prompts.next(self.config.trainer.num_prompts_per_step)
+        mine = problems[self.rank :: self.world_size]
+        self.rewards.set_problems(mine)
+        with self._phase("rollout", len(mine), "trees") as phase:
+            trees = grow(
+                [GrowthTask(problem.problem_id, problem.prompt_tokens) for problem in mine],
+                source=self.engine,
+                rewards=self.rewards,
+                strategy=self.strategy,
+                splitter=self.splitter,
+                max_new_tokens=self.config.rollout.max_new_tokens,
+                seed=_step_seed(self.config.seed, step),
+                max_in_flight=self.config.sampler.max_trees_in_flight,
+                on_progress=_advance(phase),
+            )
+            return gather_dealt(trees, len(problems))
+
+    def prepare(self, trees: Sequence[Tree], metrics: dict[str, float]) -> Update | None:
+        """Turn trees into micro-batches with everything the loss needs; None if every group is dropped."""
+        config = self.config
+        advantages = [compute_advantages(tree, config.advantage, config.ib_score) for tree in trees]
+        metrics |= advantage_metrics(advantages)
+        credits = [
+            credit_nodes(tree, advantage, config.loss.normalization)
+            for tree, advantage in zip(trees, advantages, strict=True)
+        ]
+        kept = [(tree, credit) for tree, credit in zip(trees, credits, strict=True) if credit.denominator > 0]
+        if not kept:
+            return None
+        plan = schedule(
+            [_as_microbatch(tree, credit) for tree, credit in kept],
+            max_tokens=config.actor.max_tokens_per_microbatch,
+            num_ranks=self.actor.data_parallel_size,
+        )
+        batches = self._with_logprobs(plan.ranks[self.actor.data_parallel_rank])
+        return Update(plan, batches, sum(credit.denominator for _, credit in kept))
+
+    def update(self, update: Update) -> dict[str, float]:
+        """One optimizer step."""
+
+        def loss(logprobs: Tensor, entropies: Tensor, fields: Fields) -> tuple[Tensor, dict[str, Tensor]]:
+            value, sums = clipped_tree_loss(
+                logprobs,
+                fields["old_logprobs"],
+                fields.get("reference_logprobs"),
+                weight_T=fields["weight"],
+                positive_T=fields["positive"],
+                negative_T=fields["negative"],
+                denominator=update.denominator,
+                config=self.config.loss,
+            )
+            sums["entropy"] = (fields["weight"] * entropies).sum()
+            return value, sums | mismatch_sums(fields["old_logprobs"], fields["behaviour_logprobs"])
+
+        self.actor.prepare_for_training()
+        with self._phase("train", len(update.batches), "micro-batches"):
+            sums = self.actor.train_step(update.batches, loss)
+        self.actor.finish_training()
+        return update_metrics(sums, update.plan)
+
+    def validate(self, step: int) -> dict[str, float]:
+        """avg@k on the held-out problems under the current weights; every sample is kept on disk."""
+        trainer = self.config.trainer
+        mine = self.validation[self.rank :: self.world_size]
+        self.rewards.set_problems(mine)
+        self.engine.set_sampling(replace(self.sampling, temperature=trainer.val_temperature))
+        with self._phase("validation", len(mine), "problems") as phase:
+            result = evaluate(
+                mine,
+                self.engine,
+                self.rewards,
+                splitter=self.splitter,
+                samples_per_problem=trainer.val_samples_per_prompt,
+                max_new_tokens=self.config.rollout.max_new_tokens,
+                seed=self.config.seed,
+                settings=asdict(self.engine.sampling) | {"prompt_format": self.config.data.prompt_format},
+                on_progress=_advance(phase),
+            )
+            result = merge(gather_dealt([result], self.world_size))
+        self.engine.set_sampling(self.sampling)
+        if self.writer is not None:
+            result.to_jsonl(Path(self.config.output_dir) / "validation" / f"step_{step}.jsonl")
+        return {f"val/{name}": value for name, value in result.metrics().items()}
+
+    def _with_logprobs(self, batches: Sequence[MicroBatch]) -> list[MicroBatch]:
+        """The micro-batches with the log-probabilities of the policies that the loss compares with."""
+        self.actor.prepare_for_inference()
+        with self._phase("logprobs", len(batches), "micro-batches"):
+            added = {"old_logprobs": self.actor.logprobs(batches)}
+        if self.config.loss.kl_coef:
+            with self._phase("reference_logprobs", len(batches), "micro-batches"):
+                added["reference_logprobs"] = self.actor.reference_logprobs(batches)
+        self.actor.finish_inference()
+        return [
+            replace(batch, fields={**batch.fields, **{name: values[i] for name, values in added.items()}})
+            for i, batch in enumerate(batches)
+        ]
+
+    @contextmanager
+    def _phase(self, name: str, total: int, unit: str) -> Iterator[Phase]:
+        started = time.perf_counter()
+        with self.console.phase(name, total, unit) as phase:
+            yield phase
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def _timing(self, trees: Sequence[Tree], seconds: float) -> dict[str, float]:
+        sampled = sum(tree.unique_tokens for tree in trees)
+        return {f"time/{name}_s": value for name, value in self._seconds.items()} | {
+            "perf/step_s": seconds,
+            "perf/tokens_per_s": sampled / seconds,
+            "perf/rollout_tokens_per_s_per_rank": sampled / self._seconds["rollout"] / self.world_size,
+        }
+
+    def _log(self, step: int, metrics: dict[str, float]) -> None:
+        if self.writer is not None:
+            self.writer.write(step, metrics)
+        self.console.step(step, self.config.trainer.max_steps, metrics)
+
+
+def _advance(phase: Phase) -> Callable[[GrowthProgress], None]:
+    return lambda done: phase.advance(done.trees - phase.done)
+
+
+def _groups(trees: Sequence[Tree], size: int) -> Iterator[Sequence[Tree]]:
+    return (trees[start : start + size] for start in range(0, len(trees), size))
+
+
+def _step_seed(seed: int, step: int) -> int:
+    # Steps of a run and runs with other seeds get other rollouts.
+    return (seed << 32) + step
+
+
+def _as_microbatch(tree: Tree, credit: NodeCredit) -> MicroBatch:
+    packed = pack_trees([tree])
+    targets = token_targets([credit], packed)
+    return MicroBatch(
+        packed,
+        {
+            "weight": targets.weight,
+            "positive": targets.positive,
+            "negative": targets.negative,
+            "behaviour_logprobs": packed.behaviour_logprobs,
+        },
+    )

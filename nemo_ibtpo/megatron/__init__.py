@@ -2,8 +2,8 @@
 
 import warnings
 
-# Megatron-Core says on every rank that optional accelerators are absent, that its own defaults and calls are deprecated,
-# and that it reads gradients of received activations. None of it is for the user of this package to mend.
+# Megatron-Core says on every rank that optional accelerators are absent, that its own defaults and calls are
+# deprecated, and that it reads gradients of received activations. None of it is for our users to mend.
 warnings.filterwarnings("ignore", message="(Transformer Engine and )?Apex (is|are) not installed")
 warnings.filterwarnings("ignore", message="full scope is deprecated")
 warnings.filterwarnings("ignore", message="`torch.distributed.*is deprecated", category=FutureWarning)

@@ -93,7 +93,9 @@ class TransformersEngine:
         self._queue: deque[RolloutRequest] = deque()
         self._unfinished: set[Hashable] = set()
         self.stats = EngineStats()
-        self.set_sampling(sampling)
+        check_sampling(sampling, self._vocab_size)
+        self.sampling = sampling
+        self._stop_rules = StopRules(sampling, tokenizer, self._vocab_size)
 
     def set_sampling(self, params: SamplingParams) -> None:
         """Use other sampling parameters from now on.
@@ -104,7 +106,9 @@ class TransformersEngine:
         """
         self._require_idle("change the sampling parameters")
         check_sampling(params, self._vocab_size)
-        self._stop_rules = StopRules(params, self._tokenizer, self._vocab_size)
+        ends = (params.stop, params.eos_token_ids)
+        if ends != (self.sampling.stop, self.sampling.eos_token_ids):  # they read the whole vocabulary: seconds
+            self._stop_rules = StopRules(params, self._tokenizer, self._vocab_size)
         self.sampling = params
 
     def submit(self, requests: Sequence[RolloutRequest]) -> None:

@@ -321,7 +321,12 @@ def test_other_sampling_parameters(make_engine: MakeEngine) -> None:
     engine = make_engine(model)
     drain(engine, [request(0)])
     engine.set_sampling(params)
-    assert_logprobs_match(model, request(0), drain(engine, [request(0)])[0], params)
+    cooler = drain(engine, [request(0)])[0]
+    assert_logprobs_match(model, request(0), cooler, params)
+    for ends in ({"eos_token_ids": (cooler.tokens[3],)}, {"stop": ("e",)}):
+        engine.set_sampling(dataclasses.replace(params, **ends))
+        fresh = make_engine(model, temperature=0.3, **ends)
+        assert drain(engine, [request(i) for i in range(4)]) == drain(fresh, [request(i) for i in range(4)])
 
 
 def test_nan_weights_end_in_an_error_and_good_ones_mend_it(make_engine: MakeEngine) -> None:

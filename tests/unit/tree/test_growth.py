@@ -301,10 +301,12 @@ def test_silence_is_an_error_not_a_hang() -> None:
         def poll(self) -> list[tuple[Hashable, float]]:
             return []
 
+    began = time.monotonic()
     with pytest.raises(RuntimeError, match=r"for 0.05 s while 2 trees waited for rollouts \['a', 'b'\] and 0 "):
         grow_toys("ab", source=Silent(0), stall_timeout_s=0.05)
     with pytest.raises(RuntimeError, match=r"0 trees waited for rollouts \[\] and 2 for rewards \['a', 'b'\]"):
         grow_toys("ab", rewards=Mute(0), stall_timeout_s=0.05)
+    assert 0.1 < time.monotonic() - began < 10
 
 
 def test_a_strategy_without_room_and_a_flight_of_none_are_refused() -> None:

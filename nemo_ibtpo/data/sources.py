@@ -36,7 +36,7 @@ Row = dict[str, Any] | BadRow
 def read_rows(config: DatasetConfig) -> Iterator[tuple[str, Row]]:
     """The rows of a data set with their locations, in the data set's own order.
 
-    Raises:
+    Raises (while it is iterated):
         UserError: the source does not exist, cannot be read, or was asked for something it does not have.
     """
     match config.source:

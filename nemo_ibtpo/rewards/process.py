@@ -67,7 +67,7 @@ class WorkerProcess:
 
     def _start(self) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([worker.__name__])
+        context.set_forkserver_preload(worker.MODULES)
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=worker.serve, args=(theirs, self._timeout_s), daemon=True)
         self._process.start()

@@ -1,4 +1,5 @@
-"""What runs in a verifier process. Imports neither torch nor anything that does.
+"""What runs in a verifier process. Imports neither torch nor anything that does, and the libraries that verify
+only where they run: the process that owns the pool imports this module, too.
 
 Each call is under a timer of the kernel whose signal ends the process, wherever it is stuck: in Python, in the
 multiplication of two huge integers or in a regular expression. The other end sees the pipe close.
@@ -14,14 +15,18 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from functools import cache
+from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from nemo_ibtpo.data.problems import Problem
-from nemo_ibtpo.rewards.verifiers import Verdict, Verifier, exact, math, reasoning_gym
+from nemo_ibtpo.rewards import verifiers
+from nemo_ibtpo.rewards.verifiers import Verdict, Verifier
 
-VERIFIERS: dict[str, Verifier] = {"exact": exact, "math": math, "reasoning_gym": reasoning_gym}
+# What a process needs; the fork server imports it once for all of them.
+MODULES = [__name__, *(f"{verifiers.__name__}.{name}" for name in ("exact", "math", "reasoning_gym"))]
 
 # What a verification may allocate on top of the imports. The largest honest ones take a few megabytes.
 MEMORY_LIMIT_BYTES = 1 << 30
@@ -31,12 +36,17 @@ READY = "ready"
 
 def verify(answer: str, problem: Problem) -> Verdict:
     """The verdict of the problem's verifier."""
-    return VERIFIERS[problem.verifier].verify(answer, problem)
+    return _verifier(problem.verifier).verify(answer, problem)
 
 
 def gold_defect(problem: Problem) -> str | None:
     """What is wrong with the problem's gold answer, or None."""
-    return VERIFIERS[problem.verifier].gold_defect(problem)
+    return _verifier(problem.verifier).gold_defect(problem)
+
+
+@cache
+def _verifier(name: str) -> Verifier:
+    return cast(Verifier, import_module(f"{verifiers.__name__}.{name}"))
 
 
 def serve(connection: Connection, timeout_s: float) -> None:
@@ -45,6 +55,8 @@ def serve(connection: Connection, timeout_s: float) -> None:
     Ends when the other end of the pipe is closed, by SIGALRM when a call exceeds ``timeout_s``, and with status
     1 when one runs out of memory.
     """
+    for module in MODULES:
+        import_module(module)
     _limit_process()
     connection.send(READY)
     while True:

@@ -69,7 +69,8 @@ def test_a_tokenizer_without_chat_template_is_refused() -> None:
 
 def test_a_template_that_refuses_system_messages_is_refused_at_once() -> None:
     strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-    assert "no system role" in refusal(byte_tokenizer(strict), template="chat", system_prompt="Be brief.")
+    with pytest.raises(UserError, match="no system role"):
+        PromptTemplate(data_config(template="chat", system_prompt="Be brief."), byte_tokenizer(strict))
 
 
 def test_a_system_prompt_nobody_would_read_is_refused() -> None:

@@ -134,6 +134,7 @@ def test_reasoning_gym_makes_the_same_problems_whatever_the_hash_seed() -> None:
     [
         ({"path": "chain_sums"}, "unknown reasoning-gym task 'chain_sums'; did you mean chain_sum"),
         ({"options": {"max_term": 3}}, "'chain_sum' has no option 'max_term'; it has: "),
+        ({"options": {"seed": 3}}, "'chain_sum' has no option 'seed'; it has: "),  # it is a key of its own
         ({"options": {"min_terms": 9, "max_terms": 2}}, "'chain_sum' refuses its options {'min_terms': 9"),
         ({"size": None}, "set `size` to the number of problems"),
     ],

@@ -168,13 +168,13 @@ def test_workers_do_not_outlive_a_killed_owner(tmp_path: Path) -> None:
         "if __name__ == '__main__':\n"
         "    pool = VerifierPool(None, RewardConfig(num_workers=2, timeout_s=1.0))\n"
         "    pool.gold_defects([Problem('p', 'q', 'a', 'exact', {}, ())] * 4)\n"
-        "    print('torch' in sys.modules, flush=True)\n"
+        "    print({'torch', 'sympy', 'matplotlib'} & set(sys.modules), flush=True)\n"
         "    time.sleep(600)\n"
     )
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     owner = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True, env=env)
     assert owner.stdout is not None
-    assert owner.stdout.readline() == "False\n", "workers must start fast: nothing here imports torch"
+    assert owner.stdout.readline() == "set()\n", "none of them is needed where answers are not verified"
     children = psutil.Process(owner.pid).children(recursive=True)
     assert len(children) >= 3  # fork server and two workers
     owner.kill()

@@ -15,6 +15,7 @@ processes for a list of token ids that is in memory anyway.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -99,12 +100,13 @@ class PromptLoader:
         self._position = 0
 
     def _first_after(self, batch: list[int], missing: int) -> list[int]:
-        """The first problems of the next epoch that complete a batch without repeating any of it."""
-        if len(batch) + missing > len(self._problems):
-            return []
+        """Problems that complete a batch at the start of the next epoch without repeating any of it.
+
+        Fewer than are missing if there are no more such problems.
+        """
         in_batch = set(batch)
         fresh = (index for index in self._epoch_order(self.epoch + 1) if index not in in_batch)
-        return [index for index, _ in zip(fresh, range(missing), strict=False)]
+        return list(islice(fresh, missing))
 
     def _epoch_order(self, epoch: int) -> list[int]:
         if not self._shuffle:

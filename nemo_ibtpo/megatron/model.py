@@ -8,6 +8,12 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -115,4 +121,21 @@ def build_model(architecture: Architecture, config: TransformerConfig) -> GPTMod
         position_embedding_type="mrope",
     )
     model.rotary_pos_emb = DepthRotaryEmbedding(architecture.inv_freq)
+    _mark_shards(model)
     return model
+
+
+def _mark_shards(model: GPTModel) -> None:
+    """Say of each sharded weight that it is one.
+
+    Megatron-Core 0.16 does so only while it initialises weights. Without the mark a weight passes for replicated,
+    and the gradient norm counts tensor-parallel rank 0's shard alone.
+    """
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if weight is None or hasattr(weight, "tensor_model_parallel"):
+            continue
+        if isinstance(module, ColumnParallelLinear | VocabParallelEmbedding):
+            set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=0, stride=1)
+        elif isinstance(module, RowParallelLinear):
+            set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=1, stride=1)

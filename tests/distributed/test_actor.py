@@ -1,0 +1,56 @@
+"""The actor's life cycle on real ranks: reference policy, learning rate, clipping, bf16, and a loss that is not finite.
+
+Why it matters: each of these fails silently. A reference policy that moves makes the KL term 0, bf16 without fp32 main
+weights drops every small update, and a NaN that one rank keeps to itself destroys the weights of all.
+
+Four gloo ranks, Megatron's own schedule and optimizer. Not exercised: GPUs, loss scaling (bf16 needs none).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed.launch import run_ranks
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    output: Path = tmp_path_factory.mktemp("actor") / "results.json"
+    return run_ranks(4, "actor_worker.py", output)
+
+
+def test_reference_policy_stays_and_the_policy_moves(results: dict[str, dict[str, Any]]) -> None:
+    assert results["reference_policy"] == {
+        "losses_fall": True,
+        "reference_is_initial": True,
+        "policy_moved": True,
+        "weights_come_back": True,
+    }
+
+
+def test_learning_rate_warms_up_from_the_first_step_and_decays(results: dict[str, dict[str, Any]]) -> None:
+    # Warm-up over 4 of 10 steps to 1.0, then a line to 0 at step 10.
+    expected = [0.25, 0.5, 0.75, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0.0]
+    assert results["learning_rate"]["lr"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_gradient_norm_is_global_and_clipped(results: dict[str, dict[str, Any]]) -> None:
+    clipping = results["clipping"]
+    assert clipping["clipped"] == pytest.approx(clipping["norm"] / 10, rel=1e-4)
+
+
+def test_bf16_keeps_small_updates_in_fp32(results: dict[str, dict[str, Any]]) -> None:
+    bf16 = results["bf16"]
+    assert bf16["dtype"] == "torch.bfloat16"
+    assert bf16["moved_after_1"] < 0.2
+    assert bf16["moved_after_60"] > 0.6
+
+
+@pytest.mark.parametrize(("case", "what"), [("nan_loss", "the loss is nan"), ("nan_gradient", "not finite")])
+def test_every_rank_refuses_what_is_not_finite(results: dict[str, dict[str, Any]], case: str, what: str) -> None:
+    result = results[case]
+    assert all("weights were left as they were" in message for message in result["messages"])
+    assert any(what in message for message in result["messages"])
+    assert result["weights_kept"]

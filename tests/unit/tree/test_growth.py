@@ -7,8 +7,10 @@ exercised: a language model (tests/unit/rollout) and verifiers in other processe
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
+import types
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
@@ -16,6 +18,7 @@ import pytest
 from strategies import IB
 
 from nemo_ibtpo.config.schema import SamplerConfig
+from nemo_ibtpo.tree import growth
 from nemo_ibtpo.tree.branching import BranchPoint, make_strategy
 from nemo_ibtpo.tree.growth import GrowthProgress, GrowthTask, grow
 from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest
@@ -307,6 +310,14 @@ def test_silence_is_an_error_not_a_hang() -> None:
     with pytest.raises(RuntimeError, match=r"0 trees waited for rollouts \[\] and 2 for rewards \['a', 'b'\]"):
         grow_toys("ab", rewards=Mute(0), stall_timeout_s=0.05)
     assert 0.1 < time.monotonic() - began < 10
+
+
+def test_growth_may_take_longer_than_silence_may_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = itertools.count()  # the clock goes on by a second whenever it is read, twice in a turn
+    clock = types.SimpleNamespace(monotonic=lambda: next(seconds), sleep=time.sleep)
+    monkeypatch.setattr(growth, "time", clock)
+    grow_toys(stall_timeout_s=60.0)
+    assert next(seconds) > 120
 
 
 def test_a_strategy_without_room_and_a_flight_of_none_are_refused() -> None:

@@ -1,0 +1,68 @@
+"""Who may import whom, so that a newcomer can read a room without the rest of the house.
+
+Looks at the import statements of every module. Not exercised: imports by other means.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nemo_ibtpo
+
+PACKAGE = Path(nemo_ibtpo.__file__).parent
+ANYWHERE = {"config"}  # typed settings and the one user-facing error
+ALLOWED: dict[str, set[str]] = {
+    "config": set(),
+    "tree": set(),
+    "algorithms": {"tree"},
+    "data": set(),
+    "rewards": {"data"},
+    "rollout": {"tree"},
+    "megatron": {"tree"},
+    "evaluation": {"tree", "data"},
+    "reporting": set(),
+    "demo": {"reporting", "data"},
+}
+# The two that join everything: the loop, and what builds its parts.
+JOINS = {"algorithms/ibtpo.py", "algorithms/run.py"}
+
+
+def imported_rooms(file: Path) -> set[str]:
+    names: list[str] = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names.append(node.module or "")
+    parts = [name.split(".") for name in names]
+    return {part[1] for part in parts if part[0] == "nemo_ibtpo" and len(part) > 1}
+
+
+@pytest.mark.parametrize("room", sorted(ALLOWED))
+def test_a_room_imports_only_its_neighbours(room: str) -> None:
+    for file in (PACKAGE / room).rglob("*.py"):
+        if str(file.relative_to(PACKAGE)) in JOINS:
+            continue
+        beyond = imported_rooms(file) - ALLOWED[room] - ANYWHERE - {room}
+        assert not beyond, f"{file.relative_to(PACKAGE)} imports {sorted(beyond)}"
+
+
+def test_every_room_has_a_rule() -> None:
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert rooms == set(ALLOWED)
+
+
+def test_importing_the_package_needs_no_heavy_library() -> None:
+    heavy = "torch", "megatron", "vllm", "transformers"
+    program = (
+        "import sys, nemo_ibtpo, nemo_ibtpo.cli, nemo_ibtpo.tree.growth, nemo_ibtpo.tree.microbatches\n"
+        f"print([name for name in {heavy!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -170,6 +170,11 @@ def test_a_file_that_hides_the_defaults_is_refused(tmp_path: Path) -> None:
     assert refusal(path).startswith(f"{tmp_path / 'config.yaml'} hides the defaults")
 
 
+def test_a_recipe_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(b"seed: \xff")
+    assert refusal(str(tmp_path / "mine.yaml")).startswith(f"{tmp_path / 'mine.yaml'} cannot be read: 'utf-8' codec")
+
+
 def test_recipes_that_do_not_exist() -> None:
     assert "no such recipe (did you mean 'tiny'?); the names are" in refusal("tinny")
     assert "there is no such file" in refusal("nowhere/mine.yaml")

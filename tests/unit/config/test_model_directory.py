@@ -75,9 +75,15 @@ def _truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
 
 
+def _replace_by_directory(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
 @pytest.mark.parametrize(
     ("file", "damage", "message"),
     [
+        ("config.json", _replace_by_directory, "config.json cannot be read: Is a directory"),
         ("config.json", Path.unlink, "config.json is missing"),
         ("config.json", _truncate, "config.json is corrupt: "),
         ("config.json", lambda file: file.write_text("[]"), "config.json is corrupt: a JSON object is expected"),

@@ -32,6 +32,9 @@ def test_small_multiples(tmp_path: Path, metrics: Path) -> None:
     plot_curves(metrics, one, ["train/avg_rate"])
     plot_curves(metrics, many, ["val/accuracy", "train/avg_rate", "train/cov", "val/accuracy"])
     # Four panels in rows of three: twice as high and three times as wide as one.
+    panels = draw_curves(read_metrics(metrics), ["train/cov"] * 4).axes
+    assert [axes.get_subplotspec().num1 for axes in panels] == [0, 1, 2, 3]
+    assert panels[0].get_gridspec().get_geometry() == (2, 3)
     assert imread(many).shape[:2] == (2 * imread(one).shape[0], 3 * imread(one).shape[1])
     assert imread(one)[..., :3].std() > 0.01  # something is drawn
 

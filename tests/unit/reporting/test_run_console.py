@@ -7,6 +7,7 @@ exercised: how the live line looks.
 from __future__ import annotations
 
 import io
+import threading
 
 import pytest
 from rich.console import Console
@@ -66,8 +67,10 @@ def test_other_ranks_are_silent(capfd: pytest.CaptureFixture[str], monkeypatch: 
     monkeypatch.setenv("FORCE_COLOR", "1")  # makes any output look like a terminal
     monkeypatch.setattr(progress, "_PLAIN_PERIOD_S", 0.0)
     console = RunConsole(rank=1)
+    threads = threading.active_count()
     with console.phase("rollout", total=4, unit="trees") as phase:
         phase.advance(4)
+        assert threading.active_count() == threads  # nothing is drawn for nobody
     console.step(3, 40, METRICS)
     console.say("text")
     assert phase.done == 4

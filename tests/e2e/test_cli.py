@@ -34,7 +34,7 @@ from nemo_ibtpo import cli
 from nemo_ibtpo.config.errors import UserError
 def run_training(config):
 {body}
-sys.modules["nemo_ibtpo.algorithms.ibtpo"] = types.SimpleNamespace(run_training=run_training)
+sys.modules["nemo_ibtpo.algorithms.run"] = types.SimpleNamespace(run_training=run_training)
 cli.entry()
 """
 
@@ -56,7 +56,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]
             raise error
 
         module = types.SimpleNamespace(run_training=run_training)
-        monkeypatch.setitem(sys.modules, "nemo_ibtpo.algorithms.ibtpo", module)  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, "nemo_ibtpo.algorithms.run", module)  # type: ignore[arg-type]
 
     return install
 
@@ -153,9 +153,8 @@ def test_an_interrupt_is_quiet(
 
 
 def test_a_failed_run_waits_for_nobody(recipe: str, tmp_path: Path) -> None:
-    body = (
-        "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()\nraise RuntimeError('late')"
-    )
+    body = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()\n"
+    body += "print('last words')\nraise RuntimeError('late')"
     start = time.monotonic()
     result = run(program(tmp_path, body), "train", recipe)
     assert result.returncode == 1 and "RuntimeError: late" in result.stderr

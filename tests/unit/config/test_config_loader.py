@@ -97,6 +97,16 @@ def test_environment_variables_are_read(tmp_path: Path, monkeypatch: pytest.Monk
     assert refusal(path).startswith(f"model.path in {path}: KeyError")
 
 
+def test_the_recipe_in_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    document = Path(__file__).parents[3] / "docs" / "configuration.md"
+    _, _, block = document.read_text(encoding="utf-8").partition("```yaml\n")
+    config = compose(recipe(tmp_path, block.partition("```")[0]), ["sampler=independent", "advantage=grpo"])
+    assert (config.data.train.source, config.actor.tensor_model_parallel_size) == ("jsonl", 2)
+    assert config.data.validation.path == "/home/me/validation.jsonl"
+    assert (config.sampler.rounds, config.advantage.ib_coef) == (1, 0.0)
+
+
 def test_default_values_know_every_key() -> None:
     values = default_values()
     assert values["ib_score.beta"] == 5.0

@@ -325,10 +325,12 @@ def test_other_sampling_parameters(make_engine: MakeEngine) -> None:
     engine.set_sampling(params)
     cooler = drain(engine, [request(0)])[0]
     assert_logprobs_match(model, request(0), cooler, params)
-    for ends in ({"eos_token_ids": (cooler.tokens[3],)}, {"stop": ("e",)}):
+    four = [request(i, max_new_tokens=30) for i in range(4)]
+    for ends in ({"stop": ("e",)}, {"stop": ("e",), "eos_token_ids": (cooler.tokens[3],)}):
         engine.set_sampling(dataclasses.replace(params, **ends))
-        fresh = make_engine(model, temperature=0.3, **ends)
-        assert drain(engine, [request(i) for i in range(4)]) == drain(fresh, [request(i) for i in range(4)])
+        ended = drain(engine, four)
+        assert tokens_of(ended) == tokens_of(drain(make_engine(model, temperature=0.3, **ends), four))
+        assert any(rollout.finish_reason == list(ends)[-1].partition("_")[0] for rollout in ended.values())
 
 
 def test_nan_weights_end_in_an_error_and_good_ones_mend_it(make_engine: MakeEngine) -> None:

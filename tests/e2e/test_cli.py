@@ -62,7 +62,8 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]
 
 
 def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    unwanted = ("RANK", "WORLD_SIZE", "PYTHONUNBUFFERED")  # the last one would hide output that is not flushed
+    environment = {name: value for name, value in os.environ.items() if name not in unwanted}
     return subprocess.run(
         [sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False
     )

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import IB, hand_tree, mixed_trees, trajectories, trees
+from strategies import IB, add, hand_tree, mixed_trees, step, trajectories, trees
 
 from nemo_ibtpo.algorithms.advantages import StepAdvantages, TrajectoryAdvantages, grpo, ibtpo
 from nemo_ibtpo.algorithms.credit import credit_nodes, token_targets
 from nemo_ibtpo.tree.packing import pack_trees
-from nemo_ibtpo.tree.tree import Tree
+from nemo_ibtpo.tree.tree import ROOT, Tree
 
 
 def test_token_mean_by_hand() -> None:
@@ -109,3 +109,7 @@ def test_credit_of_other_trees_is_refused() -> None:
     small = Tree("p", (1,))
     with pytest.raises(ValueError, match="credit for 1 trees with 6 nodes does not fit 1 packed trees with 1"):
         token_targets([credit], pack_trees([small]))
+    add(small, ROOT, [step([1], 0.5), step([2], 0.5)], 1.0)
+    three_nodes = credit_nodes(small, None, "token_mean")
+    with pytest.raises(ValueError, match="credit for 2 trees with 6 nodes does not fit 1 packed trees with 6"):
+        token_targets([three_nodes, three_nodes], pack_trees([tree]))

@@ -72,6 +72,7 @@ class IBTPOTrainer:
         rank, world_size: of this process. Prompts are dealt over all ranks, each of which owns an engine.
         sampling: of training rollouts; evaluation changes the temperature only.
         writer: on rank 0 alone.
+        export: writes the model as a Hugging Face directory of that name; called on all ranks.
     """
 
     config: RunConfig
@@ -87,10 +88,11 @@ class IBTPOTrainer:
     validation: Sequence[Problem]
     writer: MetricsWriter | None
     console: RunConsole
+    export: Callable[[str], None]
     _seconds: dict[str, float] = field(default_factory=dict)
 
     def fit(self) -> None:
-        """Run all steps, evaluating before the first, every ``val_period`` steps and after the last."""
+        """Run all steps, evaluating before the first, every ``val_period`` steps and after the last, then export."""
         trainer = self.config.trainer
         self._log(0, self.validate(0))
         for step in range(1, trainer.max_steps + 1):
@@ -107,6 +109,9 @@ class IBTPOTrainer:
                 metrics |= self.validate(step)
             metrics |= self._timing(trees, time.perf_counter() - started)
             self._log(step, metrics)
+            if trainer.export_period and step % trainer.export_period == 0:
+                self.export(f"hf_step_{step}")
+        self.export("hf")
 
     def sample(self, step: int) -> list[Tree]:
         """Grow the step's trees on this rank's share of the prompts and gather those of all ranks."""

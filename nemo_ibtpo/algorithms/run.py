@@ -31,8 +31,8 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def run_training(config: RunConfig) -> None:
     """Train as configured, on this rank; the configuration has been validated.
 
-    Below ``output_dir`` it writes ``config.yaml``, ``metrics.jsonl``, ``tensorboard/`` and, at the end, the model
-    in ``hf/``.
+    Below ``output_dir`` it writes ``config.yaml``, ``metrics.jsonl``, ``tensorboard/``,
+    ``validation/`` and the trained model in ``hf/``.
 
     Raises:
         UserError: something the user can mend, found before or during the run.
@@ -77,6 +77,11 @@ def run_training(config: RunConfig) -> None:
         (output / "validation").mkdir(parents=True, exist_ok=True)
         (output / "config.yaml").write_text(to_yaml(config))
         writer = MetricsWriter(output, tensorboard=config.logger.tensorboard)
+
+    def export(name: str) -> None:
+        write_model(output / name, actor.named_weights(), like=model_path, write=rank == 0)
+        console.say(f"model written to {output / name}")
+
     try:
         IBTPOTrainer(
             config=config,
@@ -92,9 +97,8 @@ def run_training(config: RunConfig) -> None:
             validation=validation,
             writer=writer,
             console=console,
+            export=export,
         ).fit()
-        write_model(output / "hf", actor.named_weights(), like=model_path, write=rank == 0)
-        console.say(f"model written to {output / 'hf'}")
     finally:
         rewards.close()
         engine.close()

@@ -253,7 +253,7 @@ class TrainerConfig:
         val_period: steps between evaluations; 0 evaluates only before and after.
         val_samples_per_prompt: k of avg@k.
         val_temperature: temperature of the evaluation's samples.
-        save_period: steps between checkpoints; 0 saves only at the end.
+        export_period: steps between exports of the model to ``hf_step_<n>``; 0 exports only at the end, to ``hf``.
     """
 
     max_steps: int
@@ -262,7 +262,7 @@ class TrainerConfig:
     val_period: int
     val_samples_per_prompt: int
     val_temperature: float
-    save_period: int
+    export_period: int
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def check_optimization(config: RunConfig) -> None:
     for name in ("max_steps", "num_prompts_per_step", "num_prompts_per_update", "val_samples_per_prompt"):
         _positive(f"trainer.{name}", getattr(trainer, name))
     _not_negative("trainer.val_period", trainer.val_period)
-    _not_negative("trainer.save_period", trainer.save_period)
+    _not_negative("trainer.export_period", trainer.export_period)
     _positive("trainer.val_temperature", trainer.val_temperature)
     per_step, per_update = trainer.num_prompts_per_step, trainer.num_prompts_per_update
     _refuse_if(

@@ -81,7 +81,7 @@ def test_the_starting_point_is_valid_and_leaves_no_trace(config: RunConfig) -> N
         ),
         ({"trainer__val_samples_per_prompt": 0}, "trainer.val_samples_per_prompt=0 must be above 0"),
         ({"trainer__val_period": -1}, "trainer.val_period=-1 must not be negative"),
-        ({"trainer__save_period": -1}, "trainer.save_period=-1 must not be negative"),
+        ({"trainer__export_period": -1}, "trainer.export_period=-1 must not be negative"),
         ({"trainer__val_temperature": 0.0}, "trainer.val_temperature=0.0 must be above 0"),
         ({"seed": -1}, "seed=-1 must not be negative"),
         ({"ib_score__beta": 0.0}, "ib_score.beta=0.0 must be above 0"),

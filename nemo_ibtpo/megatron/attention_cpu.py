@@ -1,9 +1,9 @@
-"""Attention along the paths of packed trees on a CPU: one dense call per run.
+"""Tree attention on a CPU: scaled dot-product attention, one call per run.
 
 Stored depth-first, packed trees are a sequence of *runs*: a run goes from a token that is not a child of the one
 stored before it down to a leaf, so there is one run per leaf. All tokens of a run have the same ancestors outside of
-it; they attend to those and, causally, to the run itself. Hence the work and the masks are those of the tokens'
-own paths, not of all pairs in the sequence, and no run computes what another one did.
+it; they attend to those and, causally, to the run itself. Hence the work is that of the tokens' own paths, not of all
+pairs in the sequence, no run computes what another one did, and one causal mask serves all runs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+LENGTH_MULTIPLE = 1
+
 
 @dataclass(frozen=True, slots=True)
 class Runs:
@@ -22,57 +24,67 @@ class Runs:
 
     Attributes:
         lengths: queries of each run; they add up to T.
-        key_lengths: keys of each run: its ancestors and its own tokens.
-        keys: storage indices of the keys, run after run, increasing within one.
-        masks: additive float mask [queries, keys] of each run; None for one without ancestors, which is causal.
+        key_lengths: keys of each run, its ancestors and its own tokens: the length of the path to its leaf.
+        keys: storage indices of the keys, run after run, in the order of the path.
+        causal: [L, L] float32 additive mask of the longest path, of which each run's mask is a part.
     """
 
     lengths: list[int]
     key_lengths: list[int]
     keys: Tensor
-    masks: list[Tensor | None]
+    causal: Tensor
 
 
-def find_runs(subtree_end: Tensor, dtype: torch.dtype) -> Runs:
+def prepare(subtree_end_T: Tensor) -> Runs:
     """Cut a packed sequence into runs.
 
     Args:
-        subtree_end: [T] exclusive end of each token's subtree.
-        dtype: of the queries, which the masks must share.
+        subtree_end_T: exclusive end of each token's subtree.
     """
-    length = len(subtree_end)
+    length = len(subtree_end_T)
     index = torch.arange(length)
     begins = torch.ones(length, dtype=torch.bool)
-    begins[1:] = subtree_end[:-1] <= index[1:]  # the token before is no ancestor
-    bounds = [*begins.nonzero().flatten().tolist(), length]
-    lengths, keys, masks = [], [], []
-    for start, end in pairwise(bounds):
-        ancestors = (subtree_end[:start] > start).nonzero().flatten()
-        lengths.append(end - start)
-        keys.append(torch.cat((ancestors, index[start:end])))
-        mask = torch.full((lengths[-1], len(keys[-1])), -torch.inf, dtype=dtype).triu_(len(ancestors) + 1)
-        masks.append(mask if len(ancestors) else None)
-    return Runs(lengths, [len(k) for k in keys], torch.cat(keys), masks)
+    begins[1:] = subtree_end_T[:-1] <= index[1:]  # the token before is no ancestor
+    bounds = list(pairwise([*begins.nonzero().flatten().tolist(), length]))
+    keys = [
+        torch.cat(((subtree_end_T[:start] > start).nonzero().flatten(), index[start:end])) for start, end in bounds
+    ]
+    longest = max(map(len, keys))
+    return Runs(
+        lengths=[end - start for start, end in bounds],
+        key_lengths=[len(k) for k in keys],
+        keys=torch.cat(keys),
+        causal=torch.full((longest, longest), -torch.inf).triu_(1),
+    )
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, runs: Runs, scale: float | None) -> Tensor:
-    """Scaled dot-product attention, each run to its keys.
+def attend(query: Tensor, key: Tensor, value: Tensor, prepared: Runs, scale: float | None) -> Tensor:
+    """Attend along the paths.
 
     Args:
-        query: [heads, T, head_dim].
-        key, value: [groups, T, head_dim]; each group serves heads / groups query heads.
-        runs: of these T tokens.
-        scale: of the dot products; None is 1 / sqrt(head_dim).
+        query: [1, heads, T, head_dim].
+        key, value: [1, groups, T, head_dim]; each group serves heads / groups query heads.
+        prepared: what :func:`prepare` made of the sequence.
+        scale: of the scores; None is 1 / sqrt(head_dim).
 
     Returns:
-        [heads, T, head_dim].
+        [1, heads, T, head_dim].
     """
     # Gathered once for all runs: a gather for each would cost a gradient as long as the sequence for each.
-    k, v = (x.index_select(1, runs.keys).split(runs.key_lengths, dim=1) for x in (key, value))
-    outputs = [
-        scaled_dot_product_attention(
-            q[None], k[i][None], v[i][None], attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
+    keys, values = (x.index_select(2, prepared.keys).split(prepared.key_lengths, dim=2) for x in (key, value))
+    causal = prepared.causal.to(query.dtype)
+    outputs = []
+    for q, k, v in zip(query.split(prepared.lengths, dim=2), keys, values, strict=True):
+        ancestors, path = k.shape[2] - q.shape[2], k.shape[2]
+        outputs.append(
+            scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=causal[ancestors:path, :path] if ancestors else None,
+                is_causal=ancestors == 0,  # spares the masked half, but cannot say that a run begins further down
+                scale=scale,
+                enable_gqa=True,
+            )
         )
-        for i, (q, mask) in enumerate(zip(query.split(runs.lengths, dim=1), runs.masks, strict=True))
-    ]
-    return torch.cat(outputs, dim=2)[0]
+    return torch.cat(outputs, dim=2)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from strategies import trees
 from torch import Tensor
 
-from nemo_ibtpo.megatron.attention_cpu import attend, find_runs
+from nemo_ibtpo.megatron.attention_cpu import attend, prepare
 from nemo_ibtpo.tree.microbatches import MicroBatch, cut
 from nemo_ibtpo.tree.packing import PackedTrees, ancestor_mask, pack_trees
 from nemo_ibtpo.tree.tree import Tree
@@ -25,7 +25,7 @@ HEADS, GROUPS, HEAD_DIM, SCALE = 4, 2, 8, 0.4
 
 def dense(query: Tensor, key: Tensor, value: Tensor, packed: PackedTrees) -> Tensor:
     """Softmax over all pairs that the mask allows, written out."""
-    k, v = (x.repeat_interleave(HEADS // GROUPS, dim=0) for x in (key, value))
+    k, v = (x.repeat_interleave(HEADS // GROUPS, dim=1) for x in (key, value))
     scores = (query @ k.mT * SCALE).masked_fill(~torch.from_numpy(ancestor_mask(packed)), -torch.inf)
     return scores.softmax(dim=-1) @ v
 
@@ -33,10 +33,10 @@ def dense(query: Tensor, key: Tensor, value: Tensor, packed: PackedTrees) -> Ten
 def assert_equals_dense(packed: PackedTrees) -> None:
     generator = torch.Generator().manual_seed(len(packed))
     inputs = [
-        torch.randn(heads, len(packed), HEAD_DIM, dtype=torch.float64, generator=generator).requires_grad_()
+        torch.randn(1, heads, len(packed), HEAD_DIM, dtype=torch.float64, generator=generator).requires_grad_()
         for heads in (HEADS, GROUPS, GROUPS)
     ]
-    runs = find_runs(torch.from_numpy(packed.subtree_end), torch.float64)
+    runs = prepare(torch.from_numpy(packed.subtree_end))
     ours, expected = attend(*inputs, runs, SCALE), dense(*inputs, packed)
     torch.testing.assert_close(ours, expected)
     weights = torch.randn(ours.shape, dtype=torch.float64, generator=generator)
@@ -64,7 +64,7 @@ def test_pieces_of_a_tree_attend_along_their_paths(tree: Tree, budget: int) -> N
 @given(trees())
 def test_there_is_one_run_for_each_leaf(tree: Tree) -> None:
     packed = pack_trees([tree])
-    runs = find_runs(torch.from_numpy(packed.subtree_end), torch.float32)
+    runs = prepare(torch.from_numpy(packed.subtree_end))
     assert len(runs.lengths) == len(list(tree.leaves()))
     # All that is attended to: the path of each leaf, once.
     ends = np.cumsum(runs.lengths) - 1

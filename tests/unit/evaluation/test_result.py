@@ -123,5 +123,5 @@ def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "evaluation.jsonl"
     RESULT.to_jsonl(file)
     file.write_text(file.read_text().replace("evaluation/1", "evaluation/9"))
-    with pytest.raises(UserError, match="format 'nemo_ibtpo.evaluation/9', expected"):
+    with pytest.raises(UserError, match=r"format 'nemo_ibtpo\.evaluation/9', expected"):
         EvaluationResult.from_jsonl(file)

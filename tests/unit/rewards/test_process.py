@@ -37,6 +37,12 @@ def test_a_call_that_takes_too_long_is_ended_even_inside_c(
     assert process.call(abs, -1) == 1
 
 
+def test_the_timer_stops_with_the_call(process: WorkerProcess) -> None:
+    assert process.call(abs, -1) == 1
+    time.sleep(1.5 * TIMEOUT_S)
+    assert process.call(abs, -1) == 1
+
+
 def test_a_call_that_allocates_too_much_crashes(process: WorkerProcess) -> None:
     assert process.call(len, bytes(10**6)) == 10**6
     with pytest.raises(CallCrashError):

@@ -81,7 +81,7 @@ def test_seeds_that_differ_by_the_increment_do_not_share_a_sequence() -> None:
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-6, 2e-38])
 def test_tiny_temperatures_take_the_likeliest_token(temperature: float) -> None:
-    logits = torch.from_numpy(LOGITS)[None] * 100
+    logits = torch.from_numpy(LOGITS)[None] + 100  # without the shift the division would overflow
     token, logprob = sample(logits, torch.tensor([0.999999], dtype=torch.float64), SamplingParams(temperature))
     assert token.item() == LOGITS.argmax()
     assert logprob.item() == 0.0

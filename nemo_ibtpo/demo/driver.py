@@ -1,0 +1,104 @@
+"""What both demos do: make a model, train it with a recipe, show what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from transformers.utils import logging as transformers_logging
+
+from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.loader import compose
+from nemo_ibtpo.config.schema import RunConfig
+from nemo_ibtpo.config.validation import model_parallel_ranks
+from nemo_ibtpo.demo.launch import train
+from nemo_ibtpo.demo.summary import as_table, summarise
+from nemo_ibtpo.reporting.curves import plot_curves
+from nemo_ibtpo.reporting.metrics import FILE_NAME, read_metrics
+from nemo_ibtpo.reporting.progress import RunConsole
+
+MakeModel = Callable[[Path, RunConfig, RunConsole], bool]
+
+_CURVES = (
+    "val/accuracy",
+    "train/avg_rate",
+    "train/eff_rate",
+    "train/ib_score",
+    "train/cov",
+    "train/unique_tokens_per_prompt",
+)
+_SUMMARY, _PNG = "summary.json", "curves.png"
+
+
+def main(recipe: str, description: str, make_model: MakeModel, argv: Sequence[str]) -> int:
+    """Run a demo from its command line; the exit status: 0 done, 2 a ``UserError`` told in one line, 130 interrupted.
+
+    Args:
+        recipe: name of the recipe.
+        description: for ``--help``.
+        make_model: makes the model to train in a directory; False if it was there.
+        argv: words of the command line.
+    """
+    parser = argparse.ArgumentParser(prog=f"demo of recipe {recipe}", description=description, allow_abbrev=False)
+    parser.add_argument("--output-dir", metavar="DIR", help="where everything is written (default: the recipe's)")
+    parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: the recipe's)")
+    arguments = parser.parse_args(argv)
+    words = []
+    if arguments.output_dir is not None:
+        words += [f"output_dir='{arguments.output_dir}'", f"model.path='{arguments.output_dir}/base_model'"]
+    if arguments.steps is not None:
+        words.append(f"trainer.max_steps={arguments.steps}")
+    try:
+        run(recipe, words, make_model)
+    except UserError as error:
+        print(f"demo: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def run(recipe: str, words: Sequence[str], make_model: MakeModel) -> None:
+    """Make the model, train it, and leave ``summary.json``, ``curves.png``, ``metrics.jsonl`` and ``hf/``.
+
+    Raises:
+        UserError: a part failed.
+    """
+    transformers_logging.disable_progress_bar()
+    console = RunConsole(0)
+    config = compose(recipe, words)
+    output, model_path, ranks = Path(config.output_dir), Path(config.model.path), model_parallel_ranks(config)
+
+    console.say(f"[1/3] model to start from: {model_path}")
+    started = time.perf_counter()
+    made = make_model(model_path, config, console)
+    console.say(f"made in {time.perf_counter() - started:.0f} s" if made else "there already, made of the same")
+
+    actor = config.actor
+    console.say(
+        f"[2/3] {config.trainer.max_steps} steps of IB-TPO on {ranks} ranks: "
+        f"TP{actor.tensor_model_parallel_size} x PP{actor.pipeline_model_parallel_size}"
+    )
+    for name in (FILE_NAME, _SUMMARY, _PNG):  # of an earlier run, so that what is there belongs to this one
+        (output / name).unlink(missing_ok=True)
+    started = time.perf_counter()
+    train(recipe, words, ranks)
+    seconds = time.perf_counter() - started
+    console.say(f"trained in {seconds:.0f} s")
+
+    console.say("[3/3] results")
+    summary = summarise(read_metrics(output / FILE_NAME), seconds)
+    summary.write(output / _SUMMARY)
+    plot_curves(output / FILE_NAME, output / _PNG, _CURVES)
+    Console().print(as_table(summary, f"recipe {recipe}"))
+    rise = summary.final_accuracy - summary.base_accuracy
+    console.say(
+        f"accuracy changed by {100 * rise:+.1f} points; the intervals "
+        + ("do not overlap: a clear rise" if summary.rises_clearly else "do not show a clear rise")
+    )
+    for name in (_SUMMARY, FILE_NAME, _PNG, "hf"):
+        console.say(f"wrote {output / name}")

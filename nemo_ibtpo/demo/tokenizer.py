@@ -1,0 +1,44 @@
+"""The tokenizer of the demo's base model.
+
+Byte-level BPE like Qwen's, so that any text survives a round trip, with merges learned from the demo's own
+problems and solutions. Digits stand alone, an operator carries its spaces, and a blank line is one token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+EOS = "<|endoftext|>"
+PAD = "<|pad|>"
+_WORDS = Regex(r"\n+|\d| [+=] | ?[^\s\d]+|\s")
+_MIN_FREQUENCY = 100  # a merge that is rarer than a word of the problems is a coincidence
+
+
+def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Learn a tokenizer from texts; its vocabulary is as large as they ask for.
+
+    Args:
+        texts: problems and solutions, at least some hundreds, without special tokens.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(_WORDS, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024,
+        min_frequency=_MIN_FREQUENCY,
+        special_tokens=[EOS, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False
+    )

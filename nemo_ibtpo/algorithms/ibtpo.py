@@ -97,8 +97,8 @@ class IBTPOTrainer:
         self._log(0, self.validate(0))
         for step in range(1, trainer.max_steps + 1):
             self._seconds, started = {}, time.perf_counter()
-            trees = self.sample(step)
-            metrics = sampling_metrics(trees, self.config.ib_score)
+            trees, verdicts = self.sample(step)
+            metrics = sampling_metrics(trees, self.config.ib_score) | verdicts
             # All log-probabilities of the old policy come before the first update changes it.
             groups = list(_groups(trees, trainer.num_prompts_per_update))
             updates = [update for group in groups if (update := self.prepare(group, metrics))]
@@ -113,8 +113,8 @@ class IBTPOTrainer:
                 self.export(f"hf_step_{step}")
         self.export("hf")
 
-    def sample(self, step: int) -> list[Tree]:
-        """Grow the step's trees on this rank's share of the prompts and gather those of all ranks."""
+    def sample(self, step: int) -> tuple[list[Tree], dict[str, float]]:
+        """Grow trees on this rank's share of the prompts; those of all ranks, and what became of the answers."""
         problems = self.prompts.next(self.config.trainer.num_prompts_per_step)
         mine = problems[self.rank :: self.world_size]
         self.rewards.set_problems(mine)
@@ -130,7 +130,10 @@ class IBTPOTrainer:
                 max_in_flight=self.config.sampler.max_trees_in_flight,
                 on_progress=_advance(phase),
             )
-            return gather_dealt(trees, len(problems))
+            counts = self.rewards.take_counts()
+            all_counts = gather_dealt([counts], self.world_size)
+            verdicts = {f"reward/{name}": float(sum(own[name] for own in all_counts)) for name in counts}
+            return gather_dealt(trees, len(problems)), verdicts
 
     def prepare(self, trees: Sequence[Tree], metrics: dict[str, float]) -> Update | None:
         """Turn trees into micro-batches with everything the loss needs; None if every group is dropped."""
@@ -194,6 +197,7 @@ class IBTPOTrainer:
                 on_progress=_advance(phase),
             )
             result = merge(gather_dealt([result], self.world_size))
+        self.rewards.take_counts()  # validation's are in the result
         self.engine.set_sampling(self.sampling)
         if self.writer is not None:
             result.to_jsonl(Path(self.config.output_dir) / "validation" / f"step_{step}.jsonl")

@@ -6,20 +6,23 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from nemo_ibtpo.algorithms.ibtpo import IBTPOTrainer
+from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.loader import to_yaml
-from nemo_ibtpo.config.schema import RunConfig
+from nemo_ibtpo.config.schema import DataConfig, DatasetConfig, RunConfig
 from nemo_ibtpo.data.loader import PromptLoader
 from nemo_ibtpo.data.loading import load_problems
+from nemo_ibtpo.data.problems import Problem, problems_digest
 from nemo_ibtpo.megatron import parallel
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import load_architecture
 from nemo_ibtpo.megatron.safetensors_io import SafetensorsDirectory, write_model
 from nemo_ibtpo.reporting.metrics import MetricsWriter
 from nemo_ibtpo.reporting.progress import RunConsole
+from nemo_ibtpo.rewards.gold import keep_verifiable
 from nemo_ibtpo.rewards.pool import VerifierPool
 from nemo_ibtpo.rollout.factory import make_engine
 from nemo_ibtpo.tree.branching import make_strategy
@@ -45,10 +48,11 @@ def run_training(config: RunConfig) -> None:
     model_path = Path(config.model.path)
 
     tokenizer = AutoTokenizer.from_pretrained(str(model_path), local_files_only=True)
-    train_problems, train_report = load_problems(config.data.train, config.data, tokenizer)
-    validation, validation_report = load_problems(config.data.validation, config.data, tokenizer)
-    console.say(f"training data: {train_report.summary()}")
-    console.say(f"validation data: {validation_report.summary()}")
+    rewards = VerifierPool(tokenizer, config.reward)
+    problems = {}
+    for name, dataset in (("training", config.data.train), ("validation", config.data.validation)):
+        problems[name], report = _load_problems(dataset, config.data, tokenizer, rewards)
+        console.say(f"{name} data: {report}")
 
     architecture = load_architecture(model_path)
     trainer = config.trainer
@@ -71,7 +75,6 @@ def run_training(config: RunConfig) -> None:
         device=context.device,
         max_model_len=config.data.max_prompt_tokens + config.rollout.max_new_tokens,
     )
-    rewards = VerifierPool(tokenizer, config.reward)
     writer = None
     if rank == 0:
         (output / "validation").mkdir(parents=True, exist_ok=True)
@@ -93,8 +96,8 @@ def run_training(config: RunConfig) -> None:
             strategy=make_strategy(config.sampler, config.ib_score, config.rollout.max_new_tokens),
             splitter=StepSplitter(tokenizer),
             rewards=rewards,
-            prompts=PromptLoader(train_problems, config.data.shuffle, config.seed),
-            validation=validation,
+            prompts=PromptLoader(problems["training"], config.data.shuffle, config.seed),
+            validation=problems["validation"],
             writer=writer,
             console=console,
             export=export,
@@ -105,3 +108,33 @@ def run_training(config: RunConfig) -> None:
         if writer is not None:
             writer.close()
     parallel.shutdown()
+
+
+def _load_problems(
+    dataset: DatasetConfig, data: DataConfig, tokenizer: PreTrainedTokenizerBase, rewards: VerifierPool
+) -> tuple[list[Problem], str]:
+    """The problems of a data set whose gold answer can be verified, the same on every rank, and a line about them.
+
+    Raises:
+        UserError: nothing usable was found, or ranks read different data.
+    """
+    problems, report = load_problems(dataset, data, tokenizer)
+    digests: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(digests, problems_digest(problems))
+    if len(set(digests)) > 1:
+        raise UserError(
+            f"{report.source}: ranks read different problems; give all of them the same files and library versions"
+        )
+    # Checking gold answers may run into a time limit on one rank and not on another: rank 0 decides for all.
+    verdict: list[object] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            kept = keep_verifiable(problems, rewards, report)
+            verdict = [{problem.problem_id for problem in kept}, report.summary()]
+        except UserError as error:
+            verdict = [None, str(error)]
+    dist.broadcast_object_list(verdict, src=0)
+    kept_ids, text = verdict
+    if not isinstance(kept_ids, set):
+        raise UserError(str(text))
+    return [problem for problem in problems if problem.problem_id in kept_ids], str(text)

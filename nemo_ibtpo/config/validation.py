@@ -142,15 +142,18 @@ def check_data(config: RunConfig) -> None:
     )
     _positive("data.max_prompt_tokens", data.max_prompt_tokens)
     longest = trajectory_tokens(config)
-    budgets = {
-        "actor.max_tokens_per_microbatch": config.actor.max_tokens_per_microbatch,
-        "rollout.cache_tokens": config.rollout.cache_tokens,
-    }
-    for key, tokens in budgets.items():
-        _refuse_if(
-            tokens < longest,
-            f"{key}={tokens} cannot hold one trajectory: data.max_prompt_tokens + rollout.max_new_tokens = {longest}",
-        )
+    budget = config.actor.max_tokens_per_microbatch
+    _refuse_if(
+        budget < longest,
+        f"actor.max_tokens_per_microbatch={budget} cannot hold one trajectory: "
+        f"data.max_prompt_tokens + rollout.max_new_tokens = {longest}",
+    )
+    cache, batch = config.rollout.cache_tokens, config.rollout.max_batch_size
+    _refuse_if(
+        cache < (batch + 1) * longest,
+        f"rollout.cache_tokens={cache} is too small: rollout.max_batch_size={batch} sequences of {longest} tokens and "
+        f"one to spare for shared prefixes need {(batch + 1) * longest}",
+    )
     _positive("actor.logprob_chunk_tokens", config.actor.logprob_chunk_tokens)
 
 

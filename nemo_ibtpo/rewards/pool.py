@@ -44,7 +44,8 @@ class VerifierPool:
         config: number of workers and time limit.
 
     Attributes:
-        counters: responses by what became of them, since the pool was made: ``verified`` (judged correct or
+        counters: responses by what became of them, since the pool was made or the last
+            ``take_counts``: ``verified`` (judged correct or
             wrong), ``unparsable`` (no boxed answer, or one that the verifier cannot read), ``timeouts`` and
             ``crashes`` (the worker died of it). A response enters when its reward is polled.
     """
@@ -98,6 +99,11 @@ class VerifierPool:
             self.counters[_COUNTER[outcome]] += 1
             rewards.append((key, 1.0 if outcome == "correct" else 0.0))
         return rewards
+
+    def take_counts(self) -> dict[str, int]:
+        """The counters since the last call, which start again at 0."""
+        counts, self.counters = self.counters, dict.fromkeys(self.counters, 0)
+        return counts
 
     def gold_defects(self, problems: Sequence[Problem]) -> list[tuple[Problem, str]]:
         """The problems whose gold answers no answer could be judged against, each with the reason.

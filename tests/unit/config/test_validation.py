@@ -108,8 +108,8 @@ def test_the_starting_point_is_valid_and_leaves_no_trace(config: RunConfig) -> N
         ({"rollout__stop": ["x", ""]}, "rollout.stop holds an empty text"),
         ({"rollout__max_batch_size": 0}, "rollout.max_batch_size=0 must be above 0"),
         (
-            {"rollout__cache_tokens": 3071},
-            "rollout.cache_tokens=3071 cannot hold one trajectory: data.max_prompt_tok",
+            {"rollout__cache_tokens": 199679},
+            "rollout.cache_tokens=199679 is too small: rollout.max_batch_size=64 sequences of 3072 tokens and one to",
         ),
         (
             {"actor__max_tokens_per_microbatch": 3071},
@@ -156,7 +156,7 @@ def test_contradictions(config: RunConfig, changes: dict[str, Any], message: str
 
 def test_values_at_the_border_are_allowed(config: RunConfig) -> None:
     validate(changed(config, optimizer__warmup_steps=20, optimizer__min_lr=1e-6, loss__kl_coef=0.0), 4)
-    validate(changed(config, rollout__cache_tokens=3072, actor__max_tokens_per_microbatch=3072), 4)
+    validate(changed(config, rollout__cache_tokens=65 * 3072, actor__max_tokens_per_microbatch=3072), 4)
     validate(changed(config, rollout__top_p=0.95, rollout__allow_truncated_sampling=True), 4)
     validate(changed(config, data__validation__seed=10001), 4)
     validate(changed(config, data__validation__seed=9000, data__validation__options={"min_terms": 9}), 4)

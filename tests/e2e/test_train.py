@@ -1,0 +1,112 @@
+"""The main job as a user starts it: ``torchrun ... nemo-ibtpo train recipe=tiny`` on four ranks at TP2 x PP2.
+
+Why it matters: every part is tested alone; here they meet. A base model of a few seconds' training is good enough to
+have groups of mixed rewards. Looks at what a run leaves: metrics, validation samples, and a Hugging Face directory
+that transformers loads and whose weights have moved. Not exercised: that accuracy rises, which takes minutes and is
+what ``make demo`` shows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nemo_ibtpo.config.loader import compose
+from nemo_ibtpo.demo.base_model import load_settings, make_base_model
+from nemo_ibtpo.reporting.metrics import read_metrics
+from nemo_ibtpo.reporting.progress import RunConsole
+
+# Short sums are learned in seconds, shortcuts included, so that rewards differ within most groups.
+EASY = ["data.train.options.min_terms=3", "data.train.options.max_terms=4"]
+SMALL = [*EASY, "trainer.num_prompts_per_step=8", "trainer.num_prompts_per_update=4", "data.validation.size=16"]
+
+
+@pytest.fixture(scope="module")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("base") / "model"
+    settings = replace(load_settings(), num_solutions=4000)
+    make_base_model(directory, settings, compose("tiny", EASY).data, RunConsole(1))
+    return directory
+
+
+def train(num_ranks: int, *words: str) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
+    return subprocess.run(
+        [sys.executable, *launcher, "-m", "nemo_ibtpo.cli", "train", "recipe=tiny", *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("run") / "out"
+    words = [f"model.path={base_model}", f"output_dir={output}", "trainer.max_steps=2", "trainer.export_period=1"]
+    done = train(4, *SMALL, *words, "trainer.val_period=1")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    assert done.stdout.count("step 2/2") == 1  # rank 0 alone speaks
+    return output
+
+
+def test_metrics_of_every_step(run: Path) -> None:
+    rows = read_metrics(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert 0 <= rows[0]["val/accuracy"] <= 1
+    for row in rows[1:]:
+        assert row["train/trajectories_per_prompt"] == 12
+        assert row["train/unique_tokens_per_prompt"] <= row["train/duplicated_tokens_per_prompt"]
+        assert row["mismatch/token_mult_prob_error"] < 1.001  # engine and actor agree on every sampled token
+        assert row["train/grad_norm"] > 0
+        assert "non_finite" not in row
+    # Two updates a step: in the second the policy has moved away from the one that sampled.
+    assert any(row["train/policy_kl"] > 0 for row in rows[1:])
+
+
+def test_validation_samples_are_kept(run: Path) -> None:
+    for step in (0, 1, 2):
+        header, *samples = (run / "validation" / f"step_{step}.jsonl").read_text().splitlines()
+        assert len(samples) == 16 * json.loads(header)["samples_per_problem"]
+
+
+def test_trained_model_is_a_hugging_face_directory(run: Path, base_model: Path) -> None:
+    before = AutoModelForCausalLM.from_pretrained(base_model).state_dict()
+    first = AutoModelForCausalLM.from_pretrained(run / "hf_step_1").state_dict()
+    last = AutoModelForCausalLM.from_pretrained(run / "hf").state_dict()
+    assert before.keys() == last.keys()
+    for name, weight in before.items():
+        assert not torch.equal(weight, last[name]), name
+        assert torch.allclose(weight, last[name], atol=0.01), name
+    assert any(not torch.equal(first[name], last[name]) for name in last)
+    tokenizer = AutoTokenizer.from_pretrained(run / "hf")
+    assert tokenizer("1 + 2").input_ids == AutoTokenizer.from_pretrained(base_model)("1 + 2").input_ids
+
+
+def test_grpo_is_the_same_program_on_trees_that_share_nothing(base_model: Path, tmp_path: Path) -> None:
+    words = [f"model.path={base_model}", f"output_dir={tmp_path}", "trainer.max_steps=1"]
+    layout = ["actor.pipeline_model_parallel_size=1"]  # TP2 on two ranks
+    done = train(2, *SMALL, *words, *layout, "sampler=independent", "advantage=grpo", "loss.kl_coef=0.0")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    row = read_metrics(tmp_path / "metrics.jsonl")[1]
+    assert row["train/trajectories_per_prompt"] == 12
+    assert "train/reference_kl" not in row
+
+
+def test_diverging_run_ends_with_one_line_on_all_ranks(base_model: Path, tmp_path: Path) -> None:
+    words = [f"model.path={base_model}", f"output_dir={tmp_path}", "optimizer.lr=1e30", "optimizer.clip_grad=0.0"]
+    done = train(2, *SMALL, *words, "actor.pipeline_model_parallel_size=1")
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("nemo-ibtpo: error:")]
+    assert len(errors) == 1, done.stderr[-3000:]
+    assert "finite" in errors[0]
+    assert "optimizer.lr" in errors[0]

@@ -13,6 +13,7 @@ gradient does not depend on how the step was cut up.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -35,10 +36,10 @@ from nemo_ibtpo.megatron.host_copies import HostCopies
 from nemo_ibtpo.megatron.logprobs import tree_logprobs
 from nemo_ibtpo.megatron.model import build_model, transformer_config
 from nemo_ibtpo.megatron.parallel import ParallelContext
-from nemo_ibtpo.megatron.tree_attention import TreeSequence
+from nemo_ibtpo.megatron.tree_attention import TreeSequence, attention_kernel
 from nemo_ibtpo.megatron.weights import WeightExporter, load_weights
 from nemo_ibtpo.tree.microbatches import MicroBatch
-from nemo_ibtpo.tree.packing import FloatArray, tree_slices
+from nemo_ibtpo.tree.packing import FloatArray
 
 REFERENCE = "reference"
 
@@ -264,12 +265,10 @@ class MegatronActor:
             group=parallel_state.get_tensor_model_parallel_group(),
         )
 
-    @property
-    def _length_multiple(self) -> int:
-        return self._actor.tensor_model_parallel_size if self._actor.sequence_parallel else 1
-
     def _padded_length(self, batch: MicroBatch) -> int:
-        return -(-len(batch) // self._length_multiple) * self._length_multiple
+        shards = self._actor.tensor_model_parallel_size if self._actor.sequence_parallel else 1
+        multiple = math.lcm(shards, attention_kernel(self._context.device).LENGTH_MULTIPLE)
+        return -(-len(batch) // multiple) * multiple
 
     def _from_last_stage(self, results: Sequence[Tensor], index: int, shape: tuple[int, ...]) -> Tensor:
         """The float32 result of micro-batch ``index`` on every stage; ``results`` is empty except on the last."""
@@ -310,7 +309,7 @@ class MegatronActor:
 
 
 class _ModelInputs:
-    """A micro-batch as tensors on the device, padded so that sequence parallelism can shard it.
+    """A micro-batch as tensors on the device, padded as sequence parallelism and the attention kernel want it.
 
     Attributes:
         tokens, depth, predecessor: [T_padded].
@@ -329,11 +328,9 @@ class _ModelInputs:
         self.tokens = to_device(np.pad(packed.tokens, (0, padding)))
         self.depth = to_device(np.pad(packed.depth, (0, padding)))
         self.predecessor = to_device(packed.predecessor)
-        # A padding token is a tree of its own: it attends to itself and nothing attends to it.
         self.sequence = TreeSequence(
             qkv_format="sbhd",
             subtree_end=to_device(np.concatenate((packed.subtree_end, pad_index + 1))),
-            tree_starts=[piece.start for piece in tree_slices(packed)] + pad_index.tolist(),
         )
         in_loss = np.flatnonzero(packed.loss_mask)
         self.in_loss = to_device(in_loss)

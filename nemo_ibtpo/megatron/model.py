@@ -19,7 +19,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_ibtpo.config.schema import ActorConfig
 from nemo_ibtpo.megatron.architecture import Architecture
-from nemo_ibtpo.megatron.tree_attention import DepthRotaryEmbedding, TreeAttention
+from nemo_ibtpo.megatron.rotary import DepthRotaryEmbedding
+from nemo_ibtpo.megatron.tree_attention import TreeAttention
 
 
 class RMSNorm(torch.nn.Module):

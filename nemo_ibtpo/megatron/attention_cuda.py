@@ -1,0 +1,78 @@
+"""Tree attention on a GPU: FlexAttention with a block mask worked out from ``subtree_end``.
+
+The mask is never materialised per pair of tokens. Which blocks of 128 x 128 pairs hold an allowed pair, and which
+hold nothing else, follows from the smallest and the largest ``subtree_end`` of the key block:
+
+- with query block i after key block j, some pair is allowed iff the first query lies inside the longest subtree of
+  the keys, and all pairs are iff the last query lies inside the shortest;
+- the blocks on the diagonal always hold both kinds;
+- query blocks before the key block see nothing of it.
+
+So the mask takes a few integers per pair of blocks, and FlexAttention computes the allowed blocks only. It is made
+once per micro-batch and serves all layers, forward and backward.
+
+Tests on a CPU compare the blocks with the ancestor relation, and the forward pass of FlexAttention with these blocks
+with SDPA. The backward pass and the compiled kernel need a GPU (``tests/gpu``).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+BLOCK = 128
+LENGTH_MULTIPLE = BLOCK  # whole blocks only: one compiled kernel serves all lengths
+
+
+def prepare(subtree_end_T: Tensor) -> BlockMask:
+    """The block mask of a packed sequence.
+
+    Args:
+        subtree_end_T: exclusive end of each token's subtree; T is a multiple of 128.
+    """
+    end_T = subtree_end_T.to(torch.int32)
+    ends = end_T.view(-1, BLOCK)
+    block = torch.arange(len(ends), device=ends.device)
+    first_query = block[:, None] * BLOCK
+    before = block[None, :] < block[:, None]  # the key block (column) lies before the query block (row)
+    some = before & (ends.amax(dim=1)[None, :] > first_query)
+    every = before & (ends.amin(dim=1)[None, :] >= first_query + BLOCK)
+    diagonal = block[None, :] == block[:, None]
+
+    def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (query < end_T[key])
+
+    return BlockMask.from_kv_blocks(
+        *_listed(some & ~every | diagonal), *_listed(every), BLOCK_SIZE=BLOCK, mask_mod=allowed
+    )
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Per row the number of True columns, [1, 1, n], and their indices in front of the others, [1, 1, n, n]."""
+    count = blocks.sum(dim=1, dtype=torch.int32)
+    indices = blocks.to(torch.uint8).argsort(dim=1, descending=True, stable=True).to(torch.int32)
+    return count[None, None], indices[None, None]
+
+
+@functools.cache
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, prepared: BlockMask, scale: float | None) -> Tensor:
+    """Attend along the paths.
+
+    Args:
+        query: [1, heads, T, head_dim]; T is a multiple of 128.
+        key, value: [1, groups, T, head_dim]; each group serves heads / groups query heads.
+        prepared: what :func:`prepare` made of the sequence.
+        scale: of the scores; None is 1 / sqrt(head_dim).
+
+    Returns:
+        [1, heads, T, head_dim].
+    """
+    return _compiled()(query, key, value, block_mask=prepared, scale=scale, enable_gqa=True)

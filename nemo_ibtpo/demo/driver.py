@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.config.validation import model_parallel_ranks
+from nemo_ibtpo.config.validation import check_optimization, check_output_dir, model_parallel_ranks
 from nemo_ibtpo.demo.launch import train
 from nemo_ibtpo.demo.summary import as_table, summarise
 from nemo_ibtpo.reporting.curves import plot_curves
@@ -71,6 +71,8 @@ def run(recipe: str, words: Sequence[str], make_model: MakeModel) -> None:
     transformers_logging.disable_progress_bar()
     console = RunConsole(0)
     config = compose(recipe, words)
+    check_optimization(config)  # before minutes of work; the run checks the rest, which needs the model
+    check_output_dir(config.output_dir)
     output, model_path, ranks = Path(config.output_dir), Path(config.model.path), model_parallel_ranks(config)
 
     console.say(f"[1/3] model to start from: {model_path}")

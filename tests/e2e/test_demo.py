@@ -1,0 +1,73 @@
+"""``make demo`` from beginning to end, with a base model that learned next to nothing and one short step.
+
+Everything is real: reasoning-gym, supervised training, torchrun with the recipe's TP2 x PP2 on gloo, the export.
+Not exercised: the rise of the accuracy, which takes minutes; a run of ``make demo`` shows it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nemo_ibtpo.config.schema import RunConfig
+from nemo_ibtpo.demo import driver
+from nemo_ibtpo.demo.base_model import load_settings, make_base_model
+from nemo_ibtpo.reporting.progress import RunConsole
+
+SMALL = [
+    "trainer.max_steps=1",
+    "trainer.num_prompts_per_step=4",
+    "trainer.num_prompts_per_update=4",
+    "trainer.val_samples_per_prompt=1",
+    "data.train.size=20",
+    "data.validation.size=8",
+    "sampler.initial_rollouts=2",
+    "sampler.rounds=2",
+    "rollout.max_new_tokens=40",
+]
+
+
+def make_model(directory: Path, config: RunConfig, console: RunConsole) -> bool:
+    settings = replace(load_settings(), hidden_size=32, intermediate_size=64, num_solutions=240, num_threads=1)
+    return make_base_model(directory, settings, config.data, console)
+
+
+def test_the_demo(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "with blanks, commas = and more"
+    output.mkdir()
+    for name in ("metrics.jsonl", "summary.json"):
+        (output / name).write_text("of an earlier run\n")
+    words = [f"output_dir='{output}'", f"model.path='{output}/base_model'", *SMALL]
+    driver.run("tiny", words, make_model)
+
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["steps"] == 1
+    assert summary["trajectories_per_prompt"] == 3
+    assert 0 <= summary["base_accuracy"] <= 1
+    assert 0 < summary["unique_tokens_per_prompt"] <= summary["duplicated_tokens_per_prompt"]
+    assert [json.loads(line)["step"] for line in (output / "metrics.jsonl").open()] == [0, 1]
+    assert (output / "curves.png").read_bytes().startswith(b"\x89PNG")
+    tokenizer = AutoTokenizer.from_pretrained(output / "hf", local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(output / "hf", local_files_only=True)
+    assert model.config.vocab_size == len(tokenizer)
+    told = capfd.readouterr().out
+    for line in ("[1/3] model to start from", "[2/3] 1 steps of IB-TPO on 4 ranks: TP2 x PP2", "[3/3] results"):
+        assert line in told
+
+
+def test_a_directory_of_somebody_else_ends_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "base_model").mkdir()
+    assert driver.main("tiny", "", make_model, ["--output-dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"demo: error: {tmp_path / 'base_model'} was not made by the demo")
+
+
+def test_an_impossible_option_is_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert driver.main("tiny", "", make_model, ["--output-dir", str(tmp_path), "--steps", "0"]) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith("demo: error: trainer.max_steps=0")
+    assert told.err.count("\n") == 1
+    assert told.out == ""

@@ -151,6 +151,7 @@ class IBTPOTrainer:
             [_as_microbatch(tree, credit) for tree, credit in kept],
             max_tokens=config.actor.max_tokens_per_microbatch,
             num_ranks=self.actor.data_parallel_size,
+            multiple_of=self.actor.microbatch_multiple,
         )
         batches = self._with_logprobs(plan.ranks[self.actor.data_parallel_rank])
         return Update(plan, batches, sum(credit.denominator for _, credit in kept))

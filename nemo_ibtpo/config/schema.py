@@ -33,6 +33,8 @@ class ActorConfig:
         device: ``cuda`` (NCCL), ``cpu`` (gloo) or ``auto``: cuda where there is one.
         tensor_model_parallel_size: ranks that share each layer's matrices.
         pipeline_model_parallel_size: stages that share the layers.
+        virtual_pipeline_model_parallel_size: chunks of layers on each stage, through which the interleaved
+            schedule goes in turn to keep stages busier; null gives each stage one run of layers.
         sequence_parallel: shard norms and residuals over the tensor-parallel ranks.
         use_distributed_optimizer: shard optimizer state over the data-parallel ranks.
         recompute: activations recomputed in the backward pass.
@@ -43,6 +45,7 @@ class ActorConfig:
     device: Literal["auto", "cpu", "cuda"]
     tensor_model_parallel_size: int
     pipeline_model_parallel_size: int
+    virtual_pipeline_model_parallel_size: int | None
     sequence_parallel: bool
     use_distributed_optimizer: bool
     recompute: Literal["none", "selective", "full"]

@@ -151,8 +151,8 @@ def check_data(config: RunConfig) -> None:
     cache, batch = config.rollout.cache_tokens, config.rollout.max_batch_size
     _refuse_if(
         cache < (batch + 1) * longest,
-        f"rollout.cache_tokens={cache} is too small: rollout.max_batch_size={batch} sequences of {longest} tokens and "
-        f"one to spare for shared prefixes need {(batch + 1) * longest}",
+        f"rollout.cache_tokens={cache} is too small: rollout.max_batch_size={batch} sequences of {longest} tokens "
+        f"and one to spare for shared prefixes need {(batch + 1) * longest}",
     )
     _positive("actor.logprob_chunk_tokens", config.actor.logprob_chunk_tokens)
 
@@ -200,6 +200,12 @@ def check_world_size(config: RunConfig, world_size: int) -> None:
         "actor.sequence_parallel=true shards over tensor-parallel ranks, but "
         "actor.tensor_model_parallel_size=1; set it to false",
     )
+    chunks = actor.virtual_pipeline_model_parallel_size
+    _refuse_if(
+        chunks is not None and (chunks < 2 or pipeline == 1),
+        f"actor.virtual_pipeline_model_parallel_size={chunks} with actor.pipeline_model_parallel_size={pipeline} "
+        "interleaves nothing: both must be at least 2; set the former to null",
+    )
     ranks = model_parallel_ranks(config)
     _refuse_if(
         world_size % ranks != 0,
@@ -228,6 +234,12 @@ def check_model(config: RunConfig, hf_config: dict[str, Any]) -> None:
         layers % pipeline != 0,
         f"actor.pipeline_model_parallel_size={pipeline} does not divide the model's {layers} layers; "
         f"use one of {_divisors(layers)}",
+    )
+    chunks = config.actor.virtual_pipeline_model_parallel_size or 1
+    _refuse_if(
+        layers % (pipeline * chunks) != 0,
+        f"actor.virtual_pipeline_model_parallel_size={chunks} cuts the model's {layers} layers into {chunks} x "
+        f"{pipeline} chunks, which do not come out even; use one of {_divisors(layers // pipeline)}",
     )
     longest, positions = trajectory_tokens(config), hf_config["max_position_embeddings"]
     _refuse_if(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import tee
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,6 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-from megatron.core.optimizer import get_megatron_optimizer
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
@@ -33,10 +31,12 @@ from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import ActorConfig, OptimizerConfig
 from nemo_ibtpo.megatron.architecture import Architecture
 from nemo_ibtpo.megatron.host_copies import HostCopies
+from nemo_ibtpo.megatron.inputs import ModelInputs, padded_length
 from nemo_ibtpo.megatron.logprobs import tree_logprobs
 from nemo_ibtpo.megatron.model import build_model, transformer_config
+from nemo_ibtpo.megatron.optimization import build_optimizer
 from nemo_ibtpo.megatron.parallel import ParallelContext
-from nemo_ibtpo.megatron.tree_attention import TreeSequence, attention_kernel
+from nemo_ibtpo.megatron.tree_attention import attention_kernel
 from nemo_ibtpo.megatron.weights import WeightExporter, load_weights
 from nemo_ibtpo.tree.microbatches import MicroBatch
 from nemo_ibtpo.tree.packing import FloatArray
@@ -84,29 +84,27 @@ class MegatronActor:
         self._actor = actor
         self._temperature = temperature
         self._context = context
+        shards = actor.tensor_model_parallel_size if actor.sequence_parallel else 1
+        self._length_multiple = math.lcm(shards, attention_kernel(context.device).LENGTH_MULTIPLE)
         with context.scope():
             config = transformer_config(architecture, actor, dtype, context.device)
-            model = build_model(architecture, config).to(context.device)
-            load_weights(model, architecture, weights)
-            self._exporter = WeightExporter(model, architecture)
             config.finalize_model_grads_func = _sum_gradients
-            self._model = DistributedDataParallel(
-                config,
-                DistributedDataParallelConfig(
-                    grad_reduce_in_fp32=True,
-                    use_distributed_optimizer=actor.use_distributed_optimizer,
-                    overlap_grad_reduce=False,
-                ),
-                model,
-            )
-            if optimizer is not None:
-                self._optimizer = get_megatron_optimizer(
-                    _megatron_optimizer_config(optimizer, actor, dtype), [self._model]
-                )
-                self._lr_scheduler = _lr_scheduler(self._optimizer, optimizer, total_updates)
-            self._copies = HostCopies(model)
+            chunks = build_model(architecture, config, context.device)
+            load_weights(chunks, architecture, weights)
+            self._exporter = WeightExporter(chunks, architecture)
+            self._copies = HostCopies(torch.nn.ModuleList(chunks))
             if keep_reference:
                 self._copies.save(REFERENCE)
+            ddp_config = DistributedDataParallelConfig(
+                grad_reduce_in_fp32=True,
+                use_distributed_optimizer=actor.use_distributed_optimizer,
+                overlap_grad_reduce=False,
+            )
+            self._chunks = [DistributedDataParallel(config, ddp_config, chunk) for chunk in chunks]
+            if optimizer is not None:
+                self._optimizer, self._lr_scheduler = build_optimizer(
+                    self._chunks, optimizer, actor, dtype, total_updates
+                )
 
     @property
     def data_parallel_rank(self) -> int:
@@ -118,16 +116,26 @@ class MegatronActor:
         """Shares a step's trees are cut into."""
         return int(parallel_state.get_data_parallel_world_size())
 
+    @property
+    def microbatch_multiple(self) -> int:
+        """What the number of micro-batches of a call must be a multiple of.
+
+        The interleaved schedule sends them through a chunk in groups, one micro-batch per stage.
+        """
+        return self._actor.pipeline_model_parallel_size if len(self._chunks) > 1 else 1
+
     def prepare_for_inference(self) -> None:
         """Before log-probabilities are computed."""
-        self._model.eval()
+        for chunk in self._chunks:
+            chunk.eval()
 
     def finish_inference(self) -> None:
         """After log-probabilities were computed."""
 
     def prepare_for_training(self) -> None:
         """Before the optimizer steps of an iteration."""
-        self._model.train()
+        for chunk in self._chunks:
+            chunk.train()
 
     def finish_training(self) -> None:
         """After the optimizer steps of an iteration."""
@@ -144,7 +152,7 @@ class MegatronActor:
             tensor x pipeline parallel group.
         """
 
-        def spread(logits_TV: Tensor, inputs: _ModelInputs) -> Tensor:
+        def spread(logits_TV: Tensor, inputs: ModelInputs) -> Tensor:
             logprobs_T = logits_TV.new_zeros(len(inputs.tokens), dtype=torch.float32)
             logprobs_T[inputs.in_loss] = self._logprobs(logits_TV, inputs)[0].float()
             return logprobs_T
@@ -159,7 +167,7 @@ class MegatronActor:
         """Logits [T, vocab_size] float32 of each micro-batch, on every rank; to verify weights, not to train."""
         group = parallel_state.get_tensor_model_parallel_group()
 
-        def gather(logits_TV: Tensor, inputs: _ModelInputs) -> Tensor:
+        def gather(logits_TV: Tensor, inputs: ModelInputs) -> Tensor:
             shards = [torch.empty_like(logits_TV) for _ in range(group.size())]
             dist.all_gather(shards, logits_TV.contiguous(), group=group)
             return torch.cat(shards, dim=1)[:, : self._architecture.vocab_size].float().contiguous()
@@ -190,7 +198,7 @@ class MegatronActor:
             UserError: the loss or a gradient is not finite; the weights are left as they were.
         """
 
-        def to_loss(logits_TV: Tensor, inputs: _ModelInputs) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        def to_loss(logits_TV: Tensor, inputs: ModelInputs) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             loss, sums = loss_function(*self._logprobs(logits_TV, inputs), inputs.fields)
             if len(inputs.in_loss) == 0:
                 # A micro-batch without a token in the loss still takes part in the backward pass.
@@ -199,7 +207,8 @@ class MegatronActor:
             return loss, torch.zeros((), dtype=torch.int), report
 
         with self._context.scope():
-            self._model.zero_grad_buffer()
+            for chunk in self._chunks:
+                chunk.zero_grad_buffer()
             self._optimizer.zero_grad()
             reported = self._run(batches, to_loss, forward_only=False)
             metrics = self._reduce(reported)
@@ -225,10 +234,12 @@ class MegatronActor:
 
     def _run(self, batches: Sequence[MicroBatch], post_process: Any, *, forward_only: bool) -> list[Any]:
         """Run Megatron's schedule; what the post-processor returned on the last stage, nothing elsewhere."""
+        inputs = (ModelInputs(batch, self._length_multiple, self._context.device) for batch in batches)
         results: list[Any] = get_forward_backward_func()(
             forward_step_func=partial(self._forward_step, post_process=post_process),
-            data_iterator=iter(batches),
-            model=[self._model],
+            # Each chunk of the model goes through all micro-batches; they share what was prepared.
+            data_iterator=list(tee(inputs, len(self._chunks))),
+            model=self._chunks,
             num_microbatches=len(batches),
             seq_length=max(map(len, batches)),  # shapes are exchanged; this is not relied upon
             micro_batch_size=1,
@@ -237,12 +248,12 @@ class MegatronActor:
         )
         return results
 
+    @staticmethod
     def _forward_step(
-        self, batches: Iterator[MicroBatch], model: torch.nn.Module, post_process: Any
+        inputs_of_chunk: Iterator[ModelInputs], chunk: torch.nn.Module, post_process: Any
     ) -> tuple[Tensor, Any]:
-        batch = next(batches)
-        inputs = _ModelInputs(batch, self._padded_length(batch) - len(batch), self._context.device)
-        output = model(
+        inputs = next(inputs_of_chunk)
+        output = chunk(
             input_ids=inputs.tokens[None],
             position_ids=inputs.depth[None],
             attention_mask=None,
@@ -254,7 +265,7 @@ class MegatronActor:
 
         return output, from_logits
 
-    def _logprobs(self, logits_TV: Tensor, inputs: _ModelInputs) -> tuple[Tensor, Tensor]:
+    def _logprobs(self, logits_TV: Tensor, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
         return tree_logprobs(
             logits_TV,
             inputs.tokens[inputs.in_loss],
@@ -266,9 +277,7 @@ class MegatronActor:
         )
 
     def _padded_length(self, batch: MicroBatch) -> int:
-        shards = self._actor.tensor_model_parallel_size if self._actor.sequence_parallel else 1
-        multiple = math.lcm(shards, attention_kernel(self._context.device).LENGTH_MULTIPLE)
-        return -(-len(batch) // multiple) * multiple
+        return padded_length(len(batch), self._length_multiple)
 
     def _from_last_stage(self, results: Sequence[Tensor], index: int, shape: tuple[int, ...]) -> Tensor:
         """The float32 result of micro-batch ``index`` on every stage; ``results`` is empty except on the last."""
@@ -296,7 +305,8 @@ class MegatronActor:
     def _refuse_non_finite(self, loss: float) -> None:
         finite = np.isfinite(loss) and all(
             bool(torch.isfinite(buffer.grad_data).all())
-            for buffer in (*self._model.buffers, *self._model.expert_parallel_buffers)
+            for chunk in self._chunks
+            for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)
         )
         everywhere = torch.tensor(float(finite), device=self._context.device)
         dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
@@ -308,74 +318,6 @@ class MegatronActor:
             )
 
 
-class _ModelInputs:
-    """A micro-batch as tensors on the device, padded as sequence parallelism and the attention kernel want it.
-
-    Attributes:
-        tokens, depth, predecessor: [T_padded].
-        in_loss: [N] storage indices of the tokens whose loss is computed.
-        fields: the micro-batch's fields at those tokens, [N] each.
-        sequence: the tree's shape, for the attention.
-    """
-
-    def __init__(self, batch: MicroBatch, padding: int, device: torch.device) -> None:
-        packed = batch.packed
-        pad_index = np.arange(len(packed), len(packed) + padding)
-
-        def to_device(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(array).to(device)
-
-        self.tokens = to_device(np.pad(packed.tokens, (0, padding)))
-        self.depth = to_device(np.pad(packed.depth, (0, padding)))
-        self.predecessor = to_device(packed.predecessor)
-        self.sequence = TreeSequence(
-            qkv_format="sbhd",
-            subtree_end=to_device(np.concatenate((packed.subtree_end, pad_index + 1))),
-        )
-        in_loss = np.flatnonzero(packed.loss_mask)
-        self.in_loss = to_device(in_loss)
-        self.fields = {name: to_device(values[in_loss]) for name, values in batch.fields.items()}
-
-
 def _sum_gradients(model: list[torch.nn.Module], num_tokens: Tensor | None = None, **kwargs: Any) -> None:
     """Megatron's reduction of gradients without its division: the loss has its global denominator already."""
     finalize_model_grads(model, None, **kwargs)
-
-
-def _megatron_optimizer_config(
-    optimizer: OptimizerConfig, actor: ActorConfig, dtype: torch.dtype
-) -> MegatronOptimizerConfig:
-    return MegatronOptimizerConfig(
-        optimizer="adam",
-        lr=optimizer.lr,
-        min_lr=optimizer.min_lr,
-        weight_decay=optimizer.weight_decay,
-        adam_beta1=optimizer.adam_beta1,
-        adam_beta2=optimizer.adam_beta2,
-        adam_eps=optimizer.adam_eps,
-        clip_grad=optimizer.clip_grad,
-        bf16=dtype is torch.bfloat16,
-        params_dtype=dtype,
-        use_distributed_optimizer=actor.use_distributed_optimizer,
-    )
-
-
-def _lr_scheduler(megatron_optimizer: Any, optimizer: OptimizerConfig, total_updates: int) -> OptimizerParamScheduler:
-    decay_steps = optimizer.decay_steps or total_updates
-    scheduler = OptimizerParamScheduler(
-        megatron_optimizer,
-        init_lr=0.0,
-        max_lr=optimizer.lr,
-        min_lr=optimizer.min_lr,
-        lr_warmup_steps=optimizer.warmup_steps,
-        lr_decay_steps=max(decay_steps, optimizer.warmup_steps + 1),
-        lr_decay_style=optimizer.decay_style,
-        start_wd=optimizer.weight_decay,
-        end_wd=optimizer.weight_decay,
-        wd_incr_steps=total_updates,
-        wd_incr_style="constant",
-    )
-    # Megatron's scheduler starts at step 0, where warm-up gives a rate of 0: the first update would do nothing.
-    if optimizer.warmup_steps:
-        scheduler.step(increment=1)
-    return scheduler

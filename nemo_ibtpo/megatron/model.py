@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.extensions.transformer_engine import HAVE_TE, TENorm
 from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
 from megatron.core.tensor_parallel.layers import (
     ColumnParallelLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
     set_tensor_model_parallel_attributes,
 )
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -50,6 +56,7 @@ def transformer_config(
 ) -> TransformerConfig:
     """Megatron's configuration of the architecture under the actor's parallel layout."""
     on_gpu = device.type == "cuda"
+    interleaved = actor.virtual_pipeline_model_parallel_size is not None
     recompute: dict[str, dict[str, Any]] = {
         "none": {},
         "selective": {"recompute_granularity": "selective"},
@@ -78,6 +85,11 @@ def transformer_config(
         mrope_section=[architecture.head_dim // 2],  # asked for by the interface, not used
         tensor_model_parallel_size=actor.tensor_model_parallel_size,
         pipeline_model_parallel_size=actor.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=actor.virtual_pipeline_model_parallel_size,
+        # An interleaved pipeline is a ring. With two stages a batched exchange would carry two messages between the
+        # same two ranks, which they would match in different order; one at a time they cannot be mistaken.
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
         sequence_parallel=actor.sequence_parallel,
         # Micro-batches of trees differ in length; stages tell each other the shape first.
         variable_seq_lengths=True,
@@ -98,32 +110,56 @@ def transformer_config(
     )
 
 
-def build_model(architecture: Architecture, config: TransformerConfig) -> GPTModel:
-    """This rank's part of the model, weights not yet loaded."""
-    spec = get_gpt_layer_local_spec(qk_layernorm=architecture.qk_norm, normalization="RMSNorm")
-    spec.submodules.input_layernorm = RMSNorm
-    spec.submodules.pre_mlp_layernorm = RMSNorm
-    attention = spec.submodules.self_attention.submodules
-    attention.core_attention = TreeAttention
-    if architecture.qk_norm:
-        attention.q_layernorm = RMSNorm
-        attention.k_layernorm = RMSNorm
+def build_model(architecture: Architecture, config: TransformerConfig, device: torch.device) -> list[GPTModel]:
+    """This rank's model chunks, in the order of their layers, weights not yet loaded.
+
+    There is one, unless pipelines are interleaved.
+    """
+    interleaved = config.virtual_pipeline_model_parallel_size
+    stages: Iterable[int | None] = [None] if interleaved is None else range(interleaved)
+    return [_build_chunk(architecture, config, device, stage).to(device) for stage in stages]
+
+
+def _build_chunk(
+    architecture: Architecture, config: TransformerConfig, device: torch.device, vp_stage: int | None
+) -> GPTModel:
+    layer, final_norm = _layer_spec(architecture, device)
     model = GPTModel(
         config=config,
         transformer_layer_spec=TransformerBlockSubmodules(
-            layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=RMSNorm
+            layer_specs=[layer] * get_num_layers_to_build(config, vp_stage), layer_norm=final_norm
         ),
         vocab_size=padded_vocab_size(architecture.vocab_size, config.tensor_model_parallel_size),
         max_sequence_length=architecture.max_position_embeddings,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
         parallel_output=True,
         share_embeddings_and_output_weights=architecture.tied_embeddings,
         position_embedding_type="mrope",
+        vp_stage=vp_stage,
     )
     model.rotary_pos_emb = DepthRotaryEmbedding(architecture.inv_freq)
     _mark_shards(model)
     return model
+
+
+def _layer_spec(architecture: Architecture, device: torch.device) -> tuple[ModuleSpec, type]:
+    """A layer with tree attention, and the norm behind the last one.
+
+    Transformer Engine's linear layers and norms on a GPU where it is installed, Megatron's own elsewhere. The
+    former cannot be run without a GPU.
+    """
+    if HAVE_TE and device.type == "cuda":
+        layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=architecture.qk_norm)
+        norm: type = TENorm
+    else:
+        layer = get_gpt_layer_local_spec(qk_layernorm=architecture.qk_norm, normalization="RMSNorm")
+        layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = norm = RMSNorm
+        if architecture.qk_norm:
+            attention = layer.submodules.self_attention.submodules
+            attention.q_layernorm = attention.k_layernorm = RMSNorm
+    layer.submodules.self_attention.submodules.core_attention = TreeAttention
+    return layer, norm
 
 
 def _mark_shards(model: GPTModel) -> None:

@@ -73,6 +73,7 @@ def initialize(actor: ActorConfig, seed: int) -> ParallelContext:
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=actor.tensor_model_parallel_size,
             pipeline_model_parallel_size=actor.pipeline_model_parallel_size,
+            virtual_pipeline_model_parallel_size=actor.virtual_pipeline_model_parallel_size,
         )
         model_parallel_cuda_manual_seed(seed)
     return context

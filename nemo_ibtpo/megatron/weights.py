@@ -128,16 +128,32 @@ def rules(arch: Architecture) -> dict[str, Rule]:
     return table
 
 
-def global_parameters(model: GPTModel, arch: Architecture) -> dict[str, torch.nn.Parameter]:
-    """This rank's parameters under names whose layers are numbered over the whole model."""
+# Transformer Engine fuses a norm with the linear layer behind it and names the weight after that layer.
+_FUSED_NORMS = {
+    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
+    "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
+}
 
-    def globally(match: re.Match[str]) -> str:
-        return f"decoder.layers.{model.decoder.layers[int(match[1])].layer_number - 1}."
 
-    named = {
-        re.sub(r"^decoder\.layers\.(\d+)\.", globally, name): parameter
-        for name, parameter in model.named_parameters()
-    }
+def global_name(name: str, layer_numbers: Sequence[int]) -> str:
+    """The name that a parameter of a model chunk has in :func:`rules`.
+
+    Args:
+        name: in the chunk, whose layers are numbered from 0.
+        layer_numbers: of the chunk's layers in the whole model, from 1 as Megatron counts.
+    """
+    match = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", name)
+    if match is None:
+        return name
+    return f"decoder.layers.{layer_numbers[int(match[1])] - 1}.{_FUSED_NORMS.get(match[2], match[2])}"
+
+
+def global_parameters(chunks: Sequence[GPTModel], arch: Architecture) -> dict[str, torch.nn.Parameter]:
+    """The parameters of this rank's model chunks under the names of :func:`rules`."""
+    named: dict[str, torch.nn.Parameter] = {}
+    for chunk in chunks:
+        layer_numbers = [layer.layer_number for layer in chunk.decoder.layers]
+        named |= {global_name(name, layer_numbers): parameter for name, parameter in chunk.named_parameters()}
     if arch.tied_embeddings and "output_layer.weight" in named:
         # The last stage holds a copy of the embedding; it follows the embedding's rule.
         named["embedding.word_embeddings.weight"] = named.pop("output_layer.weight")
@@ -145,10 +161,11 @@ def global_parameters(model: GPTModel, arch: Architecture) -> dict[str, torch.nn
 
 
 @torch.no_grad()
-def load_weights(model: GPTModel, arch: Architecture, source: Mapping[str, Tensor]) -> None:
+def load_weights(chunks: Sequence[GPTModel], arch: Architecture, source: Mapping[str, Tensor]) -> None:
     """Fill this rank's parameters from full Hugging Face tensors, read one parameter at a time.
 
     Args:
+        chunks: this rank's part of the model.
         source: full tensors by Hugging Face name; only those that this rank needs are looked up.
 
     Raises:
@@ -158,7 +175,7 @@ def load_weights(model: GPTModel, arch: Architecture, source: Mapping[str, Tenso
     check_names(source.keys(), arch)
     rank = parallel_state.get_tensor_model_parallel_rank()
     size = parallel_state.get_tensor_model_parallel_world_size()
-    for name, parameter in global_parameters(model, arch).items():
+    for name, parameter in global_parameters(chunks, arch).items():
         if name not in table:
             raise UserError(f"Megatron parameter '{name}' has no Hugging Face counterpart")
         rule = table[name]
@@ -191,10 +208,10 @@ def check_names(names: Iterable[str], arch: Architecture) -> None:
 class WeightExporter:
     """Streams the full model under Hugging Face names; who owns what is worked out once."""
 
-    def __init__(self, model: GPTModel, arch: Architecture) -> None:
+    def __init__(self, chunks: Sequence[GPTModel], arch: Architecture) -> None:
         self._arch = arch
         self._rules = rules(arch)
-        self._local = global_parameters(model, arch)
+        self._local = global_parameters(chunks, arch)
         self._pp_group = parallel_state.get_pipeline_model_parallel_group()
         names_by_stage: list[list[str]] = [[] for _ in range(self._pp_group.size())]
         dist.all_gather_object(names_by_stage, list(self._local), group=self._pp_group)

@@ -4,7 +4,8 @@ Pure Python and numpy, the same on every rank. Invariants (asserted by ``tests/u
 
 - Every sampled token is in the loss of exactly one micro-batch; a prompt token is in none.
 - No micro-batch holds more than ``max_tokens`` tokens.
-- All data-parallel ranks get the same number of micro-batches, at least one, because every pass is a collective.
+- All data-parallel ranks get the same number of micro-batches, at least one, because every pass is a collective;
+  it is a multiple of ``multiple_of``, which interleaved pipelines ask for.
 - A tree larger than the budget is cut. A cut is exact: in depth-first order the tokens from ``a`` on need, besides
   themselves, only the ancestors of token ``a``, so a piece repeats those and takes them out of its loss.
 
@@ -104,7 +105,12 @@ def cost(packed: PackedTrees, attention_weight: float) -> float:
 
 
 def schedule(
-    trees: Sequence[MicroBatch], *, max_tokens: int, num_ranks: int, attention_weight: float = 0.0
+    trees: Sequence[MicroBatch],
+    *,
+    max_tokens: int,
+    num_ranks: int,
+    multiple_of: int = 1,
+    attention_weight: float = 0.0,
 ) -> Schedule:
     """Distribute single trees over ranks and micro-batches.
 
@@ -112,6 +118,7 @@ def schedule(
         trees: one tree each, with the values that its tokens carry.
         max_tokens: most tokens of a micro-batch.
         num_ranks: data-parallel ranks.
+        multiple_of: what the number of micro-batches of a rank must be a multiple of.
         attention_weight: cost of one attended pair relative to one token's linear work.
 
     Raises:
@@ -132,7 +139,7 @@ def schedule(
             bins[rank].append([pieces[i]])
         else:
             home.append(pieces[i])
-    passes = max(map(len, bins))
+    passes = -(-max(map(len, bins)) // multiple_of) * multiple_of
     for own in bins:
         while len(own) < passes:
             crowded = max(own, key=len, default=[])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import torch
 import torch.distributed as dist
 from gradient_worker import OPTIMIZER
 from megatron.core import parallel_state
-from parity_worker import actor_config
-from toy_models import random_model, random_tree
+from parity_worker import Layout, actor_config
 from torch import Tensor
+from toy_models import random_model, random_tree
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.megatron.actor import Fields, MegatronActor
@@ -25,7 +26,7 @@ from nemo_ibtpo.tree.microbatches import MicroBatch
 from nemo_ibtpo.tree.packing import pack_trees
 
 
-def make_actor(layout: tuple[int, int, bool], dtype: torch.dtype, **optimizer: Any) -> MegatronActor:
+def make_actor(layout: Layout, dtype: torch.dtype, **optimizer: Any) -> MegatronActor:
     parallel_state.destroy_model_parallel()
     model = random_model("qwen3")
     return MegatronActor(
@@ -59,13 +60,13 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def reference_policy() -> dict[str, Any]:
-    actor, batches = make_actor((2, 2, True), torch.float32, lr=1e-2), make_batches()
+    actor, batches = make_actor((2, 2, True, None), torch.float32, lr=1e-2), make_batches()
     initial = actor.logprobs(batches)
     losses = [actor.train_step(batches, likelihood)["loss"] for _ in range(5)]
     before = weights(actor)
     reference = actor.reference_logprobs(batches)
     return {
-        "losses_fall": all(b < a for a, b in zip(losses, losses[1:], strict=False)),
+        "losses_fall": all(b < a for a, b in pairwise(losses)),
         "reference_is_initial": all(np.array_equal(a, b) for a, b in zip(reference, initial, strict=True)),
         "policy_moved": not np.array_equal(actor.logprobs(batches)[0], initial[0]),
         "weights_come_back": same(weights(actor), before),
@@ -74,16 +75,16 @@ def reference_policy() -> dict[str, Any]:
 
 def learning_rate() -> dict[str, Any]:
     actor, batches = (
-        make_actor((1, 2, False), torch.float32, lr=1.0, warmup_steps=4, decay_style="linear"),
+        make_actor((1, 2, False, None), torch.float32, lr=1.0, warmup_steps=4, decay_style="linear"),
         make_batches(),
     )
     return {"lr": [actor.train_step(batches, likelihood)["lr"] for _ in range(10)]}
 
 
 def clipping() -> dict[str, Any]:
-    free = make_actor((2, 2, False), torch.float32)
+    free = make_actor((2, 2, False, None), torch.float32)
     norm = free.train_step(make_batches(), likelihood)["grad_norm"]
-    actor = make_actor((2, 2, False), torch.float32, clip_grad=norm / 10, lr=0.0)
+    actor = make_actor((2, 2, False, None), torch.float32, clip_grad=norm / 10, lr=0.0)
     actor.train_step(make_batches(), likelihood)
     clipped = sum(float(g.double().pow(2).sum()) for _, g in actor.named_gradients()) ** 0.5
     return {"norm": norm, "clipped": clipped}
@@ -91,7 +92,7 @@ def clipping() -> dict[str, Any]:
 
 def bf16() -> dict[str, Any]:
     # One step is far below bf16's resolution at these weights; only fp32 main weights add such steps up.
-    actor, batches = make_actor((2, 2, True), torch.bfloat16, lr=2e-5), make_batches()
+    actor, batches = make_actor((2, 2, True, None), torch.bfloat16, lr=2e-5), make_batches()
     start = weights(actor)
     moved = []
     for _ in range(60):
@@ -103,16 +104,14 @@ def bf16() -> dict[str, Any]:
 
 
 def non_finite(kind: str) -> dict[str, Any]:
-    actor, batches = make_actor((1, 2, False), torch.float32), make_batches()
+    actor, batches = make_actor((1, 2, False, None), torch.float32), make_batches()
     before = weights(actor)
 
     def loss(logprobs: Tensor, entropies: Tensor, fields: Fields) -> tuple[Tensor, dict[str, Tensor]]:
         value, sums = likelihood(logprobs, entropies, fields)
         if actor.data_parallel_rank == 1:  # one rank of one group meets it; all have to stop
-            if kind == "loss":
-                value = value * torch.nan
-            else:
-                value = value + 0.0 * (logprobs - logprobs).sqrt().sum()  # finite, with a gradient of 0 * inf
+            finite = 0.0 * (logprobs - logprobs).sqrt().sum()  # whose gradient is 0 * inf
+            value = value + (finite if kind == "gradient" else torch.nan)
         return value, sums
 
     try:

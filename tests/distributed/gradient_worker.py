@@ -46,6 +46,7 @@ DEFAULT: dict[str, Any] = {
     "family": "qwen3",
     "tp": 1,
     "pp": 1,
+    "vpp": None,
     "sp": False,
     "recompute": "none",
     "max_tokens": 4096,
@@ -198,6 +199,7 @@ def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) ->
         device="cpu",
         tensor_model_parallel_size=case["tp"],
         pipeline_model_parallel_size=case["pp"],
+        virtual_pipeline_model_parallel_size=case["vpp"],
         sequence_parallel=case["sp"],
         use_distributed_optimizer=distributed_optimizer,
         recompute=case["recompute"],
@@ -222,7 +224,12 @@ def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) ->
     batches = [batch for batch, _ in pairs]
     if case["form"] == "duplicated":
         batches = [chain for batch, tree in zip(batches, trees, strict=True) for chain in flat(batch, tree, case)]
-    plan = schedule(batches, max_tokens=case["max_tokens"], num_ranks=actor.data_parallel_size)
+    plan = schedule(
+        batches,
+        max_tokens=case["max_tokens"],
+        num_ranks=actor.data_parallel_size,
+        multiple_of=actor.microbatch_multiple,
+    )
     mine = plan.ranks[actor.data_parallel_rank]
 
     def loss(logprobs: Tensor, entropies: Tensor, fields: Any) -> tuple[Tensor, dict[str, Tensor]]:

@@ -19,15 +19,27 @@ from nemo_ibtpo.megatron.parallel import initialize
 from nemo_ibtpo.tree.microbatches import MicroBatch
 from nemo_ibtpo.tree.packing import pack_trees, unpack_paths
 
-LAYOUTS = [(1, 1, False), (2, 1, False), (2, 1, True), (1, 2, False), (2, 2, False), (2, 2, True)]
+# Tensor- and pipeline-parallel size, sequence parallelism, chunks on a stage.
+Layout = tuple[int, int, bool, int | None]
+LAYOUTS: list[Layout] = [
+    (1, 1, False, None),
+    (2, 1, False, None),
+    (2, 1, True, None),
+    (1, 2, False, None),
+    (2, 2, False, None),
+    (2, 2, True, None),
+    (1, 2, False, 2),
+    (2, 2, True, 2),
+]
 FAMILIES = ["llama", "qwen2", "qwen3"]
 
 
-def actor_config(tensor: int, pipeline: int, sequence: bool) -> ActorConfig:
+def actor_config(tensor: int, pipeline: int, sequence: bool, chunks: int | None) -> ActorConfig:
     return ActorConfig(
         device="cpu",
         tensor_model_parallel_size=tensor,
         pipeline_model_parallel_size=pipeline,
+        virtual_pipeline_model_parallel_size=chunks,
         sequence_parallel=sequence,
         use_distributed_optimizer=True,
         recompute="none",
@@ -36,7 +48,7 @@ def actor_config(tensor: int, pipeline: int, sequence: bool) -> ActorConfig:
     )
 
 
-def check(family: str, layout: tuple[int, int, bool]) -> dict[str, float]:
+def check(family: str, layout: Layout) -> dict[str, float]:
     from megatron.core import parallel_state
 
     model = random_model(family)
@@ -89,7 +101,7 @@ def main() -> None:
         mine = check(family, layout)
         everyone: list[dict[str, float]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(everyone, mine)
-        key = f"{family}-tp{layout[0]}-pp{layout[1]}-sp{int(layout[2])}"
+        key = f"{family}-tp{layout[0]}-pp{layout[1]}-sp{int(layout[2])}-vpp{layout[3] or 1}"
         results[key] = {name: max(rank[name] for rank in everyone) for name in mine}
     if dist.get_rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(results))

@@ -1,7 +1,7 @@
-"""The actor's life cycle on real ranks: reference policy, learning rate, clipping, bf16, and a loss that is not finite.
+"""The actor's life cycle on real ranks: reference policy, learning rate, clipping, bf16, losses that are not finite.
 
-Why it matters: each of these fails silently. A reference policy that moves makes the KL term 0, bf16 without fp32 main
-weights drops every small update, and a NaN that one rank keeps to itself destroys the weights of all.
+Why it matters: each of these fails silently. A reference policy that moves makes the KL term 0, bf16 without fp32
+main weights drops every small update, and a NaN that one rank keeps to itself destroys the weights of all.
 
 Four gloo ranks, Megatron's own schedule and optimizer. Not exercised: GPUs, loss scaling (bf16 needs none).
 """

@@ -9,7 +9,7 @@ data-parallel) and compares the gradient of every parameter with plain transform
 duplicated trajectories, with ratios that are clipped on both sides and a KL term. The negative controls make mistakes
 that are known from other systems, and must be seen.
 
-Not exercised: bf16, GPUs, interleaved pipelines.
+Not exercised: bf16, GPUs.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2-pp2": {"tp": 2, "pp": 2},
     "tp2-pp2-sp": {"tp": 2, "pp": 2, "sp": True},
     "pp4": {"pp": 4},
+    "pp2-vpp2-dp2": {"pp": 2, "vpp": 2},
+    "tp2-pp2-vpp2-sp": {"tp": 2, "pp": 2, "vpp": 2, "sp": True},
 }
 MISTAKES = [
     "rotary by storage index",
@@ -47,6 +49,9 @@ CASES: dict[str, dict[str, Any]] = {
     "sequence_mean grpo budget 40": {"normalization": "sequence_mean", "advantage": "grpo", "max_tokens": 40},
     "recompute selective": {"tp": 2, "pp": 2, "recompute": "selective"},
     "recompute full": {"tp": 2, "pp": 2, "sp": True, "recompute": "full"},
+    **{f"budget {n} vpp2": {"tp": 2, "pp": 2, "vpp": 2, "max_tokens": n} for n in (40, 97)},
+    "recompute selective vpp2": {"pp": 2, "vpp": 2, "recompute": "selective", "max_tokens": 97},
+    "recompute full vpp2": {"tp": 2, "pp": 2, "vpp": 2, "sp": True, "recompute": "full", "max_tokens": 97},
     "llama": {"family": "llama", "tp": 2, "pp": 2, "sp": True},
     "qwen2": {"family": "qwen2", "tp": 2, "pp": 2, "sp": True},
     **{f"mistake {name}": {"pp": 2, "max_tokens": 64, "mistake": name} for name in MISTAKES},
@@ -55,6 +60,7 @@ DISTRIBUTED_OPTIMIZER_CASES: dict[str, dict[str, Any]] = {
     "distributed optimizer dp4": {},
     "distributed optimizer tp2-sp-dp2": LAYOUTS["tp2-sp-dp2"],
     "distributed optimizer pp2-dp2": LAYOUTS["pp2-dp2"],
+    "distributed optimizer pp2-vpp2-dp2": LAYOUTS["pp2-vpp2-dp2"],
 }
 
 

@@ -15,7 +15,16 @@ from pathlib import Path
 import pytest
 from distributed.launch import run_ranks
 
-LAYOUTS = ["tp1-pp1-sp0", "tp2-pp1-sp0", "tp2-pp1-sp1", "tp1-pp2-sp0", "tp2-pp2-sp0", "tp2-pp2-sp1"]
+LAYOUTS = [
+    "tp1-pp1-sp0-vpp1",
+    "tp2-pp1-sp0-vpp1",
+    "tp2-pp1-sp1-vpp1",
+    "tp1-pp2-sp0-vpp1",
+    "tp2-pp2-sp0-vpp1",
+    "tp2-pp2-sp1-vpp1",
+    "tp1-pp2-sp0-vpp2",
+    "tp2-pp2-sp1-vpp2",
+]
 
 
 @pytest.fixture(scope="module")

@@ -143,6 +143,18 @@ def test_the_starting_point_is_valid_and_leaves_no_trace(config: RunConfig) -> N
         ({"actor__tensor_model_parallel_size": 1}, "actor.sequence_parallel=true shards over tensor-parallel ranks"),
         ({"actor__tensor_model_parallel_size": 4}, "4 ranks cannot hold copies of a model on 8"),
         ({"actor__pipeline_model_parallel_size": 3}, "start 6, 12, 18, ... (torchrun --nproc-per-node 6)"),
+        (
+            {"actor__virtual_pipeline_model_parallel_size": 1},
+            "virtual_pipeline_model_parallel_size=1 with actor.pipeline_model_parallel_size=2 interleaves nothing",
+        ),
+        (
+            {"actor__virtual_pipeline_model_parallel_size": 2, "actor__pipeline_model_parallel_size": 1},
+            "virtual_pipeline_model_parallel_size=2 with actor.pipeline_model_parallel_size=1 interleaves nothing",
+        ),
+        (
+            {"actor__virtual_pipeline_model_parallel_size": 3},
+            "=3 cuts the model's 4 layers into 3 x 2 chunks, which do not come out even; use one of 1, 2",
+        ),
         ({"model__path": "nowhere"}, "model.path=nowhere: there is no such directory"),
         ({"output_dir": "/dev/null/runs"}, "output_dir=/dev/null/runs: cannot write to /dev/null: Not a directory"),
     ],
@@ -159,6 +171,7 @@ def test_values_at_the_border_are_allowed(config: RunConfig) -> None:
     validate(changed(config, rollout__cache_tokens=65 * 3072, actor__max_tokens_per_microbatch=3072), 4)
     validate(changed(config, rollout__top_p=0.95, rollout__allow_truncated_sampling=True), 4)
     validate(changed(config, data__validation__seed=10001), 4)
+    validate(changed(config, actor__virtual_pipeline_model_parallel_size=2), 4)
     validate(changed(config, data__validation__seed=9000, data__validation__options={"min_terms": 9}), 4)
 
 

@@ -65,13 +65,17 @@ def test_pieces_keep_what_a_token_is(tree: Tree, budget: int) -> None:
         )
 
 
-@given(forests, budgets, st.integers(min_value=1, max_value=4))
-def test_schedule_deals_every_token_to_one_rank(forest: list[Tree], budget: int, num_ranks: int) -> None:
+@given(forests, budgets, st.integers(min_value=1, max_value=4), st.integers(min_value=1, max_value=4))
+def test_schedule_deals_every_token_to_one_rank(
+    forest: list[Tree], budget: int, num_ranks: int, multiple_of: int
+) -> None:
     assume(longest_path(forest) <= budget)
     batches = [as_batch(tree, number) for number, tree in enumerate(forest)]
-    plan = schedule(batches, max_tokens=budget, num_ranks=num_ranks)
+    plan = schedule(batches, max_tokens=budget, num_ranks=num_ranks, multiple_of=multiple_of)
     assert len(plan.ranks) == num_ranks
-    assert len({len(own) for own in plan.ranks}) == 1
+    passes = {len(own) for own in plan.ranks}
+    assert len(passes) == 1
+    assert passes.pop() % multiple_of == 0
     dealt: Counter[float] = Counter()
     for own in plan.ranks:
         for batch in own:

@@ -83,11 +83,11 @@ class _RowLayer(CacheLayerMixin):
 
     def get_seq_length(self) -> int:
         """No single number: rows have lengths of their own, which the position ids carry."""
-        raise NotImplementedError
+        raise RuntimeError("rows of the cache have lengths of their own; pass position ids and a mask")
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Not asked for: the mask is given."""
-        raise NotImplementedError
+        raise RuntimeError("transformers asks for a mask, but the engine always passes one")
 
     def get_max_length(self) -> int:
         """Positions of a row."""

@@ -238,8 +238,8 @@ def check_model(config: RunConfig, hf_config: dict[str, Any]) -> None:
     chunks = config.actor.virtual_pipeline_model_parallel_size or 1
     _refuse_if(
         layers % (pipeline * chunks) != 0,
-        f"actor.virtual_pipeline_model_parallel_size={chunks} cuts the model's {layers} layers into {chunks} x "
-        f"{pipeline} chunks, which do not come out even; use one of {_divisors(layers // pipeline)}",
+        f"actor.virtual_pipeline_model_parallel_size={chunks} does not divide the {layers // pipeline} layers of a "
+        "pipeline stage; use a divisor above 1, or null",
     )
     longest, positions = trajectory_tokens(config), hf_config["max_position_embeddings"]
     _refuse_if(

@@ -212,7 +212,7 @@ class MegatronActor:
             self._optimizer.zero_grad()
             reported = self._run(batches, to_loss, forward_only=False)
             metrics = self._reduce(reported)
-            self._refuse_non_finite(metrics["loss"])
+            self._refuse_non_finite(metrics)
             _, grad_norm, _ = self._optimizer.step()
             metrics |= {"grad_norm": float(grad_norm), "lr": self._optimizer.param_groups[0]["lr"]}
             self._lr_scheduler.step(increment=1)
@@ -302,19 +302,19 @@ class MegatronActor:
         assert totals[0] is not None
         return totals[0]
 
-    def _refuse_non_finite(self, loss: float) -> None:
-        finite = np.isfinite(loss) and all(
-            bool(torch.isfinite(buffer.grad_data).all())
-            for chunk in self._chunks
-            for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)
-        )
-        everywhere = torch.tensor(float(finite), device=self._context.device)
-        dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
-        if not everywhere:
-            what = f"the loss is {loss}" if not np.isfinite(loss) else "a gradient is not finite"
+    def _refuse_non_finite(self, sums: Mapping[str, float]) -> None:
+        # The clipped surrogate hides a log-probability of -inf; the sums behind the metrics do not.
+        odd = next((f"{name} of the step is {value}" for name, value in sums.items() if not np.isfinite(value)), None)
+        buffers = (b for chunk in self._chunks for b in (*chunk.buffers, *chunk.expert_parallel_buffers))
+        if odd is None and not all(bool(torch.isfinite(buffer.grad_data).all()) for buffer in buffers):
+            odd = "a gradient is not finite"
+        finite = torch.tensor(float(odd is None), device=self._context.device)
+        dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+        if not finite:
             raise UserError(
-                f"{what}; the weights were left as they were. Lower optimizer.lr, or set optimizer.clip_grad; "
-                "with bf16 try model.dtype=fp32 to see whether precision is the cause"
+                f"{odd or 'another rank met a gradient that is not finite'}; the weights were left as they were. "
+                "Lower optimizer.lr, or set optimizer.clip_grad; with bf16 try model.dtype=fp32 to see whether "
+                "precision is the cause"
             )
 
 

@@ -109,9 +109,11 @@ def non_finite(kind: str) -> dict[str, Any]:
 
     def loss(logprobs: Tensor, entropies: Tensor, fields: Fields) -> tuple[Tensor, dict[str, Tensor]]:
         value, sums = likelihood(logprobs, entropies, fields)
+        sums["hidden"] = torch.tensor(0.0)  # what a loss may report without being made of it
         if actor.data_parallel_rank == 1:  # one rank of one group meets it; all have to stop
             finite = 0.0 * (logprobs - logprobs).sqrt().sum()  # whose gradient is 0 * inf
-            value = value + (finite if kind == "gradient" else torch.nan)
+            value = value + {"loss": torch.nan, "gradient": finite, "hidden": 0.0}[kind]
+            sums["hidden"] += torch.inf if kind == "hidden" else 0.0
         return value, sums
 
     try:
@@ -132,6 +134,7 @@ def main() -> None:
         "bf16": bf16,
         "nan_loss": lambda: non_finite("loss"),
         "nan_gradient": lambda: non_finite("gradient"),
+        "hidden": lambda: non_finite("hidden"),
     }
     results = {name: check() for name, check in checks.items()}
     if dist.get_rank() == 0:

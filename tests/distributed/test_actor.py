@@ -48,7 +48,14 @@ def test_bf16_keeps_small_updates_in_fp32(results: dict[str, dict[str, Any]]) ->
     assert bf16["moved_after_60"] > 0.6
 
 
-@pytest.mark.parametrize(("case", "what"), [("nan_loss", "the loss is nan"), ("nan_gradient", "not finite")])
+@pytest.mark.parametrize(
+    ("case", "what"),
+    [
+        ("nan_loss", "loss of the step is nan"),
+        ("nan_gradient", "gradient is not finite"),
+        ("hidden", "hidden of the step is inf"),
+    ],
+)
 def test_every_rank_refuses_what_is_not_finite(results: dict[str, dict[str, Any]], case: str, what: str) -> None:
     result = results[case]
     assert all("weights were left as they were" in message for message in result["messages"])

@@ -153,7 +153,7 @@ def test_the_starting_point_is_valid_and_leaves_no_trace(config: RunConfig) -> N
         ),
         (
             {"actor__virtual_pipeline_model_parallel_size": 3},
-            "=3 cuts the model's 4 layers into 3 x 2 chunks, which do not come out even; use one of 1, 2",
+            "=3 does not divide the 2 layers of a pipeline stage; use a divisor above 1, or null",
         ),
         ({"model__path": "nowhere"}, "model.path=nowhere: there is no such directory"),
         ({"output_dir": "/dev/null/runs"}, "output_dir=/dev/null/runs: cannot write to /dev/null: Not a directory"),

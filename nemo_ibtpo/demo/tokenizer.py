@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 EOS = "<|endoftext|>"
 PAD = "<|pad|>"
 _WORDS = Regex(r"\n+|\d| [+=] | ?[^\s\d]+|\s")
-_MIN_FREQUENCY = 100  # a merge that is rarer than a word of the problems is a coincidence
+_MAX_VOCABULARY = 1024  # never reached: words that digits and operators cut out are few
 
 
 def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -32,8 +32,7 @@ def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=1024,
-        min_frequency=_MIN_FREQUENCY,
+        vocab_size=_MAX_VOCABULARY,
         special_tokens=[EOS, PAD],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

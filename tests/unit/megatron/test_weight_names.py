@@ -1,0 +1,55 @@
+"""Parameter names of Megatron's layers and of Transformer Engine's lead to the same Hugging Face weights.
+
+Why it matters: with Transformer Engine a norm is part of the linear layer behind it and goes by another name; a norm
+that is not found would keep its initial ones.
+
+Names alone are tested, spelled out as each kind of layer has them, for the second chunk of a pipeline. That
+weights arrive bitwise is tests/distributed/test_parity.py, with Megatron's layers; Transformer Engine needs a GPU.
+"""
+
+from __future__ import annotations
+
+import pytest
+from toy_models import config_of
+
+from nemo_ibtpo.megatron.architecture import architecture_from_config
+from nemo_ibtpo.megatron.weights import global_name, rules
+
+LINEAR = [
+    "self_attention.linear_qkv.weight",
+    "self_attention.linear_proj.weight",
+    "mlp.linear_fc1.weight",
+    "mlp.linear_fc2.weight",
+]
+NORMS = {
+    "megatron": ["input_layernorm.weight", "pre_mlp_layernorm.weight"],
+    "transformer engine": ["self_attention.linear_qkv.layer_norm_weight", "mlp.linear_fc1.layer_norm_weight"],
+}
+OF_FAMILY = {
+    "llama": [],
+    "qwen2": ["self_attention.linear_qkv.bias"],
+    "qwen3": ["self_attention.q_layernorm.weight", "self_attention.k_layernorm.weight"],
+}
+
+
+@pytest.mark.parametrize("layers", NORMS)
+@pytest.mark.parametrize("family", OF_FAMILY)
+def test_every_parameter_of_a_layer_has_its_rule(family: str, layers: str) -> None:
+    table = rules(architecture_from_config(config_of(family)))
+    local = [f"decoder.layers.1.{name}" for name in LINEAR + NORMS[layers] + OF_FAMILY[family]]
+    names = {global_name(name, [3, 4]) for name in local}
+    assert names == {name for name in table if name.startswith("decoder.layers.3.")}
+
+
+def test_fused_norms_are_the_norms_before_their_layers() -> None:
+    table = rules(architecture_from_config(config_of("qwen3")))
+    before_attention, before_mlp = (
+        table[global_name(f"decoder.layers.0.{name}", [1])].shapes for name in NORMS["transformer engine"]
+    )
+    assert list(before_attention) == ["model.layers.0.input_layernorm.weight"]
+    assert list(before_mlp) == ["model.layers.0.post_attention_layernorm.weight"]
+
+
+def test_names_outside_layers_stay() -> None:
+    for name in ("embedding.word_embeddings.weight", "decoder.final_layernorm.weight", "output_layer.weight"):
+        assert global_name(name, [1]) == name

@@ -68,9 +68,9 @@ def credit_nodes(tree: Tree, advantages: Advantages | None, normalization: Norma
         zeros_N = np.zeros(len(tree.nodes))
         return NodeCredit(zeros_N, zeros_N, zeros_N, 0.0)
     unit_N = np.zeros(len(tree.nodes))  # u_i, at the leaf of trajectory i
+    group = tree.num_trajectories
     for leaf in tree.leaves():
-        sequence_unit = 1 / (tree.num_trajectories * tree.depth_tokens(leaf.index))
-        unit_N[leaf.index] = 1.0 if normalization == "token_mean" else sequence_unit
+        unit_N[leaf.index] = 1.0 if normalization == "token_mean" else 1 / (group * tree.depth_tokens(leaf.index))
     weight_N = tree.sum_over_leaves(unit_N)
     if isinstance(advantages, StepAdvantages):
         positive_N = weight_N * np.maximum(advantages.total, 0)

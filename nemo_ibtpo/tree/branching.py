@@ -56,8 +56,9 @@ class IBRanking:
 
     def rank(self, tree: Tree, candidates: Sequence[int], rng: np.random.Generator) -> list[int]:
         """See :class:`Ranking`."""
-        scores_N = ib_scores(tree, self.config)
-        return sorted(candidates, key=lambda node: (-scores_N[node], node))
+        oldest_first = np.sort(candidates)
+        scores = ib_scores(tree, self.config)[oldest_first]
+        return [int(node) for node in oldest_first[np.argsort(-scores, kind="stable")]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,20 +49,30 @@ def ib_scores(tree: Tree, config: IBScoreConfig) -> FloatArray:
 
 
 def _parents(tree: Tree) -> IntArray:
-    return np.array([max(node.parent, ROOT) for node in tree.nodes])
+    parent_N = np.array([node.parent for node in tree.nodes])
+    parent_N[ROOT] = ROOT
+    return parent_N
 
 
 def _mean_over_draws(tree: Tree, per_node: FloatArray) -> FloatArray:
     """Mean of ``per_node`` over the draws of each node's children; [N], nan where there are none."""
-    draws_N = np.array([node.draws for node in tree.nodes])
-    sums_N = np.bincount(_parents(tree)[1:], (draws_N * per_node)[1:], minlength=len(tree.nodes))
+    sums_N = _sum_over_children(tree, _draws(tree) * per_node)
     drawn_N = draws_at(tree)
     return np.divide(sums_N, drawn_N, out=np.full(len(tree.nodes), np.nan), where=drawn_N > 0)
 
 
 def draws_at(tree: Tree) -> IntArray:
     """B of each node, the times a continuation was drawn there; [N], 0 for leaves."""
-    return np.array([sum(tree.nodes[child].draws for child in node.children) for node in tree.nodes])
+    return _sum_over_children(tree, _draws(tree)).astype(np.int64)
+
+
+def _draws(tree: Tree) -> FloatArray:
+    return np.array([node.draws for node in tree.nodes], dtype=np.float64)
+
+
+def _sum_over_children(tree: Tree, per_node: FloatArray) -> FloatArray:
+    sums_N = np.bincount(_parents(tree)[1:], weights=per_node[1:], minlength=len(tree.nodes))
+    return np.asarray(sums_N, dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +134,8 @@ def _statistics(tree: Tree, config: IBScoreConfig) -> TreeStatistics:
     gain_N, confidence_N = eta1(tree, config), eta2(tree, config)
     mean_product_N = _mean_over_draws(tree, gain_N * confidence_N)
     means_N = _mean_over_draws(tree, gain_N) * _mean_over_draws(tree, confidence_N)
-    scored_N, twice_N = draws_at(tree) >= 1, draws_at(tree) >= 2
+    drawn_N = draws_at(tree)
+    scored_N, twice_N = drawn_N >= 1, drawn_N >= 2
     return TreeStatistics(
         trees=1,
         mixed_trees=int(rewards_G.min() < rewards_G.max()),

@@ -144,6 +144,8 @@ def concat(parts: Sequence[PackedTrees]) -> PackedTrees:
     """
     if not parts:
         raise ValueError("nothing to pack: at least one tree is needed")
+    if len(parts) == 1:
+        return parts[0]
     token_offsets = _offsets([len(part) for part in parts])
     node_offsets = _offsets([part.num_nodes for part in parts])
     tree_offsets = _offsets([part.num_trees for part in parts])

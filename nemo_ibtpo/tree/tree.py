@@ -182,13 +182,12 @@ class Tree:
         Every quantity of a node that is a sum over the trajectories through it is of this form, because a
         trajectory is known by its leaf. Entries of ``per_node`` that do not belong to a leaf are not read.
         """
-        total = np.zeros(len(self.nodes))
-        for node in reversed(self.nodes):  # children have larger indices: they are complete before parents
-            if node.is_leaf:
-                total[node.index] = node.draws * per_node[node.index]
-            if node.parent >= 0:
-                total[node.parent] += total[node.index]
-        return total
+        total = [0.0] * len(self.nodes)  # a list: single entries of an array are slow to reach
+        for leaf in self.leaves():
+            total[leaf.index] = leaf.draws * float(per_node[leaf.index])
+        for node in reversed(self.nodes[1:]):  # children have larger indices: they are complete before parents
+            total[node.parent] += total[node.index]
+        return np.array(total)
 
     def n_paths(self) -> IntArray:
         """Trajectories through each node, a leaf counted once per draw that ended in it; [N]."""

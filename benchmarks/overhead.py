@@ -1,0 +1,124 @@
+"""What the trees themselves cost: bookkeeping of one step as a share of the step.
+
+512 trees of 12 trajectories with 2,000 response tokens each are grown by the real IB strategy from random tokens, and
+everything that one process then does in Python for a step is timed: scoring the candidates of every round, the step's
+metrics, advantages, packing with credit, and the schedule of micro-batches. In a run scoring is spread over the ranks
+and hidden behind sampling; here one process does all of it.
+
+The step it is compared with is estimated from NeMo RL's published 92.8 s for a GRPO step of an 8B model on 16 H100
+with 2,048 trajectories of 1,019 tokens, in proportion to the tokens, of which only the unique ones are counted.
+
+    python benchmarks/overhead.py
+
+The last line is JSON: ``overhead_share``, the seconds of each part, and the estimate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from measure import describe, report
+from workloads import ADVANTAGE, IB_SCORE, LOSS, SHAPES, defaults, grow_tree
+
+from nemo_ibtpo.algorithms.advantages import compute_advantages
+from nemo_ibtpo.algorithms.credit import credit_nodes, token_targets
+from nemo_ibtpo.algorithms.metrics import advantage_metrics, sampling_metrics
+from nemo_ibtpo.tree.branching import BranchingStrategy, BranchPoint
+from nemo_ibtpo.tree.microbatches import MicroBatch, schedule
+from nemo_ibtpo.tree.packing import pack_trees
+from nemo_ibtpo.tree.tree import Tree
+
+SHAPE = replace(SHAPES["paper"], path_tokens=2000)
+DATA_PARALLEL_RANKS = 16
+# Published: NeMo RL, GRPO, 8B model, 16 H100.
+PUBLISHED_STEP_S, PUBLISHED_TOKENS = 92.8, 2048 * 1019
+
+
+class Stopwatch:
+    """Seconds in which this process was running, by part."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add the time of the block to a part."""
+        started = time.process_time()
+        yield
+        self.seconds[name] += time.process_time() - started
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A strategy whose decisions are timed."""
+
+    strategy: BranchingStrategy
+    stopwatch: Stopwatch
+
+    def next_round(self, tree: Tree, round: int, rng: np.random.Generator) -> list[BranchPoint]:
+        """See ``BranchingStrategy``."""
+        with self.stopwatch.part("scoring"):
+            return self.strategy.next_round(tree, round, rng)
+
+
+def bookkeeping(trees: list[Tree], max_tokens: int, stopwatch: Stopwatch) -> None:
+    """What ``IBTPOTrainer`` does with the trees of a step."""
+    with stopwatch.part("metrics"):
+        sampling_metrics(trees, IB_SCORE)
+    with stopwatch.part("advantages"):
+        advantages = [compute_advantages(tree, ADVANTAGE, IB_SCORE) for tree in trees]
+        advantage_metrics(advantages)
+    batches = []
+    with stopwatch.part("credit and packing"):
+        for tree, advantage in zip(trees, advantages, strict=True):
+            credit = credit_nodes(tree, advantage, LOSS.normalization)
+            packed = pack_trees([tree])
+            targets = token_targets([credit], packed)
+            fields = {"weight": targets.weight, "positive": targets.positive, "negative": targets.negative}
+            batches.append(MicroBatch(packed, fields | {"behaviour_logprobs": packed.behaviour_logprobs}))
+    with stopwatch.part("schedule"):
+        schedule(batches, max_tokens=max_tokens, num_ranks=DATA_PARALLEL_RANKS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--prompts", type=int, default=512)
+    parser.add_argument("--tiny", action="store_true", help="seconds on any machine; its figures mean nothing")
+    options = parser.parse_args()
+    prompts = 4 if options.tiny else options.prompts
+
+    stopwatch, rng = Stopwatch(), np.random.default_rng(0)
+    strategy = Timed(SHAPE.strategy("ib"), stopwatch)
+    trees = [grow_tree(SHAPE, strategy, rng, prompt_id=str(i), vocab_size=150_000) for i in range(prompts)]
+    max_tokens = defaults("actor")["max_tokens_per_microbatch"]
+    bookkeeping(trees, max_tokens, stopwatch)
+
+    unique = sum(tree.unique_tokens for tree in trees)
+    trajectories = sum(tree.num_trajectories for tree in trees)
+    steps = sum(len(tree.nodes) - 1 for tree in trees)
+    print(f"{prompts} trees, {trajectories} trajectories, {steps} steps, {unique} unique tokens")
+    estimate = PUBLISHED_STEP_S * unique / PUBLISHED_TOKENS
+    print(f"step: {PUBLISHED_STEP_S} s * {unique} / {PUBLISHED_TOKENS} tokens = {estimate:.1f} s")
+    for name, seconds in stopwatch.seconds.items():
+        print(f"  {name:18} {seconds:7.3f} s  {seconds / estimate:7.3%}")
+    overhead = sum(stopwatch.seconds.values())
+    print(f"  {'together':18} {overhead:7.3f} s  {overhead / estimate:7.3%}")
+    report(
+        overhead_share=overhead / estimate,
+        overhead_s=overhead,
+        step_s_estimated=estimate,
+        **{f"{name.replace(' ', '_')}_s": seconds for name, seconds in stopwatch.seconds.items()},
+        unique_tokens=unique,
+        device=describe(torch.device("cpu")),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""What the benchmarks work on: synthetic trees of stated shapes, grown by the real branching strategies.
+
+Token ids and rewards are random, and so is where a trajectory ends: its length is uniform within a quarter of the
+shape's. Every other setting is the default in ``conf/``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+
+from nemo_ibtpo.config.schema import AdvantageConfig, IBScoreConfig, LossConfig, SamplerConfig
+from nemo_ibtpo.tree.branching import BranchingStrategy, make_strategy
+from nemo_ibtpo.tree.tree import Step, Tree
+
+_CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def defaults(section: str) -> dict[str, Any]:
+    """A section of ``conf/config.yaml``, or a choice of a group such as ``sampler/ib``."""
+    group = _CONF / f"{section}.yaml"
+    values: dict[str, Any] = (
+        yaml.safe_load(group.read_text())
+        if group.exists()
+        else yaml.safe_load((_CONF / "config.yaml").read_text())[section]
+    )
+    return values
+
+
+IB_SCORE = IBScoreConfig(**defaults("ib_score"))
+ADVANTAGE = AdvantageConfig(**defaults("advantage/ibtpo"))
+LOSS = LossConfig(**defaults("loss"))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The size of a tree.
+
+    Attributes:
+        growth: (B0, L, K, B), see ``SamplerConfig``.
+        prompt_tokens, path_tokens, step_tokens: of the prompt, of a response on average, of a step on average.
+    """
+
+    growth: tuple[int, int, int, int]
+    prompt_tokens: int
+    path_tokens: int
+    step_tokens: int
+
+    def strategy(self, name: Literal["ib", "random"]) -> BranchingStrategy:
+        """The branching strategy of that name at this size."""
+        initial_rollouts, rounds, branch_points, rollouts_per_branch = self.growth
+        sampler = replace(
+            SamplerConfig(**defaults("sampler/ib")),
+            name=name,
+            initial_rollouts=initial_rollouts,
+            rounds=rounds,
+            branch_points=branch_points,
+            rollouts_per_branch=rollouts_per_branch,
+            min_new_tokens=1,
+        )
+        return make_strategy(sampler, IB_SCORE, max_new_tokens=2 * self.path_tokens)
+
+
+SHAPES = {
+    "wide": Shape((8, 2, 12, 2), prompt_tokens=100, path_tokens=250, step_tokens=25),
+    "deep": Shape((1, 4, 1, 1), prompt_tokens=100, path_tokens=3000, step_tokens=50),
+    "paper": Shape((4, 9, 1, 1), prompt_tokens=100, path_tokens=1000, step_tokens=50),
+}
+
+
+def grow_tree(
+    shape: Shape, strategy: BranchingStrategy, rng: np.random.Generator, *, prompt_id: str, vocab_size: int
+) -> Tree:
+    """A tree as the strategy grows it, from random continuations and alternating rewards."""
+    tree = Tree(prompt_id, rng.integers(vocab_size, size=shape.prompt_tokens).tolist())
+    grown = round = 0
+    while points := strategy.next_round(tree, round, rng):
+        for node in (point.node for point in points for _ in range(point.rollouts)):
+            length = int(shape.path_tokens * rng.uniform(0.75, 1.25)) - tree.depth_tokens(node)
+            leaf = tree.insert(node, _steps(max(length, 1), shape.step_tokens, rng, vocab_size), "eos", round)
+            tree.set_reward(leaf, float(grown % 2))
+            grown += 1
+        round += 1
+    return tree
+
+
+def _steps(length: int, step_tokens: int, rng: np.random.Generator, vocab_size: int) -> list[Step]:
+    cuts = rng.choice(length, size=min(length // step_tokens, length - 1), replace=False)
+    bounds = [0, *sorted(set(cuts.tolist()) - {0}), length]
+    tokens = rng.integers(vocab_size, size=length).tolist()
+    logprobs = (-rng.exponential(0.3, size=length)).tolist()
+    return [(tokens[a:b], logprobs[a:b]) for a, b in pairwise(bounds)]

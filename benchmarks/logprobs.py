@@ -84,19 +84,22 @@ class Pass:
         return logprobs.detach()
 
 
-def memory(tokens: int, vocab_size: int, chunk: int | None) -> int:
-    """Bytes that a pass needs beyond the logits."""
-    Pass(2, 16).run(function_of(chunk))  # what the first call of anything sets up is not counted
-    one = Pass(tokens, vocab_size)
-    with peak_memory(one.device) as grown:
-        one.run(function_of(chunk))
-    return grown()
+def memory(tokens: int, vocab_size: int, ways: list[int | None]) -> dict[int | None, int]:
+    """Bytes that a pass needs beyond the logits, by chunk size."""
+    one, bytes_of = Pass(tokens, vocab_size), {}
+    for chunk in ways:
+        Pass(2, 16).run(function_of(chunk))  # what the first call of anything sets up is not counted
+        one.logits.grad = None
+        with peak_memory(one.device) as grown:
+            one.run(function_of(chunk))
+        bytes_of[chunk] = grown()
+    return bytes_of
 
 
 def measure(tokens: int, vocab_size: int, chunks: list[int], repetitions: int) -> None:
     """Measure the naive way and all chunk sizes at one vocabulary and print what was found."""
     ways = {chunk: function_of(chunk) for chunk in (None, *chunks)}
-    peaks = {chunk: in_fresh_process(memory, tokens, vocab_size, chunk) for chunk in ways}
+    peaks = in_fresh_process(memory, tokens, vocab_size, list(ways))
     one = Pass(tokens, vocab_size)
     measured = in_turn([partial(one.run, function) for function in ways.values()], repetitions, one.device)
     times = dict(zip(ways, measured, strict=True))

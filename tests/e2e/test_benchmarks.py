@@ -1,0 +1,57 @@
+"""The benchmarks run from the repository root and end with a line of JSON that a program can read.
+
+Why it matters: docs/performance.md stands on them, and a script that nothing runs breaks unseen. Not exercised: their
+sizes, which are tiny here, and whether their times and ratios are good.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_tiny(name: str, *arguments: str) -> dict[str, Any]:
+    """Run a benchmark at its tiny size and return its last line."""
+    done = subprocess.run(
+        [sys.executable, f"benchmarks/{name}.py", "--tiny", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert result["device"]
+    return result
+
+
+def test_tree_training_compares_the_same_step() -> None:
+    result = run_tiny("tree_training", "--repetitions", "1")
+    assert result["shape"] == "paper"
+    assert result["token_ratio"] > 1
+    assert result["max_grad_rel_err"] < 1e-5
+    assert result["step_time_ratio"] > 0
+    assert result["peak_memory_ratio"] > 0
+
+
+def test_logprobs_compares_the_same_values() -> None:
+    result = run_tiny("logprobs", "--repetitions", "1")
+    assert result["max_abs_err"] < 1e-4
+    assert result["memory_ratio"] > 0
+    assert result["time_ratio"] > 0
+
+
+def test_overhead_accounts_for_every_part() -> None:
+    result = run_tiny("overhead")
+    parts = [result[f"{name}_s"] for name in ("scoring", "metrics", "advantages", "credit_and_packing", "schedule")]
+    assert all(seconds > 0 for seconds in parts)
+    assert abs(sum(parts) - result["overhead_s"]) < 1e-2 * result["overhead_s"]
+    assert result["overhead_share"] > 0

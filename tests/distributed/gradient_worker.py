@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
+from layouts import enter
 from torch import Tensor
 from toy_models import random_model, random_tree
 
@@ -23,7 +23,6 @@ from nemo_ibtpo.algorithms.losses import clipped_tree_loss
 from nemo_ibtpo.config.schema import ActorConfig, AdvantageConfig, IBScoreConfig, LossConfig, OptimizerConfig
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import architecture_from_config
-from nemo_ibtpo.megatron.parallel import initialize
 from nemo_ibtpo.tree.microbatches import MicroBatch, schedule
 from nemo_ibtpo.tree.packing import PackedTrees, pack_trees
 from nemo_ibtpo.tree.tree import ROOT, Tree
@@ -206,7 +205,7 @@ def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) ->
         max_tokens_per_microbatch=case["max_tokens"],
         logprob_chunk_tokens=13,
     )
-    context = initialize(actor_config, seed=0)
+    context = enter(actor_config)
     model = random_model(case["family"])
     actor = MegatronActor(
         architecture_from_config(model.config),
@@ -264,7 +263,6 @@ def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) ->
             float((gradient.double() - expected[name]).norm() / expected[name].norm())
             for name, gradient in actor.named_gradients()
         )
-    parallel_state.destroy_model_parallel()
     worst = torch.tensor(error, dtype=torch.float64)
     dist.all_reduce(worst, op=dist.ReduceOp.MAX)
     return float(worst)
@@ -273,9 +271,10 @@ def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) ->
 def main() -> None:
     from test_gradients import CASES, DISTRIBUTED_OPTIMIZER_CASES
 
-    results = {name: gradient_error(DEFAULT | case) for name, case in CASES.items()}
-    for name, case in DISTRIBUTED_OPTIMIZER_CASES.items():
-        results[name] = gradient_error(DEFAULT | case, distributed_optimizer=True)
+    cases = [(name, DEFAULT | case, False) for name, case in CASES.items()]
+    cases += [(name, DEFAULT | case, True) for name, case in DISTRIBUTED_OPTIMIZER_CASES.items()]
+    cases.sort(key=lambda entry: (entry[1]["tp"], entry[1]["pp"], entry[1]["vpp"] or 0))
+    results = {name: gradient_error(case, sharded) for name, case, sharded in cases}
     if dist.get_rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(results))
     dist.destroy_process_group()

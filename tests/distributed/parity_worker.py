@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from layouts import enter
 from toy_models import random_model, random_tree
 
 from nemo_ibtpo.config.schema import ActorConfig
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import architecture_from_config
-from nemo_ibtpo.megatron.parallel import initialize
 from nemo_ibtpo.tree.microbatches import MicroBatch
 from nemo_ibtpo.tree.packing import pack_trees, unpack_paths
 
@@ -49,10 +49,8 @@ def actor_config(tensor: int, pipeline: int, sequence: bool, chunks: int | None)
 
 
 def check(family: str, layout: Layout) -> dict[str, float]:
-    from megatron.core import parallel_state
-
     model = random_model(family)
-    context = initialize(actor_config(*layout), seed=0)
+    context = enter(actor_config(*layout))
     temperature = 0.7
     actor = MegatronActor(
         architecture_from_config(model.config),
@@ -86,7 +84,6 @@ def check(family: str, layout: Layout) -> dict[str, float]:
     exported = dict(actor.named_weights())
     different = sum(not torch.equal(tensor, state[name]) for name, tensor in exported.items())
     expected_names = set(state) - ({"lm_head.weight"} if model.config.tie_word_embeddings else set())
-    parallel_state.destroy_model_parallel()
     return {
         "logit_error": logit_error,
         "logprob_error": logprob_error,
@@ -97,7 +94,7 @@ def check(family: str, layout: Layout) -> dict[str, float]:
 
 def main() -> None:
     results = {}
-    for family, layout in itertools.product(FAMILIES, LAYOUTS):
+    for layout, family in itertools.product(LAYOUTS, FAMILIES):
         mine = check(family, layout)
         everyone: list[dict[str, float]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(everyone, mine)

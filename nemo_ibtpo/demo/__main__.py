@@ -17,4 +17,6 @@ def make_model(directory: Path, config: RunConfig, console: RunConsole) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(driver.main("tiny", "Make a small base model and train it with IB-TPO.", make_model, sys.argv[1:]))
+    program = "python -m nemo_ibtpo.demo"
+    description = "Make a small base model and train it with IB-TPO."
+    sys.exit(driver.main(program, "tiny", description, make_model, sys.argv[1:]))

@@ -34,16 +34,17 @@ _CURVES = (
 _SUMMARY, _PNG = "summary.json", "curves.png"
 
 
-def main(recipe: str, description: str, make_model: MakeModel, argv: Sequence[str]) -> int:
+def main(program: str, recipe: str, description: str, make_model: MakeModel, argv: Sequence[str]) -> int:
     """Run a demo from its command line; the exit status: 0 done, 2 a ``UserError`` told in one line, 130 interrupted.
 
     Args:
+        program: how it is started, for ``--help``.
         recipe: name of the recipe.
         description: for ``--help``.
         make_model: makes the model to train in a directory; False if it was there.
         argv: words of the command line.
     """
-    parser = argparse.ArgumentParser(prog=f"demo of recipe {recipe}", description=description, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=program, description=description, allow_abbrev=False)
     parser.add_argument("--output-dir", metavar="DIR", help="where everything is written (default: the recipe's)")
     parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: the recipe's)")
     arguments = parser.parse_args(argv)

@@ -74,4 +74,6 @@ def make_model(directory: Path, config: RunConfig, console: RunConsole) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(driver.main("smollm2-135m", "Train SmolLM2-135M-Instruct with IB-TPO.", make_model, sys.argv[1:]))
+    program = "python -m nemo_ibtpo.demo.smollm2"
+    description = "Train SmolLM2-135M-Instruct with IB-TPO."
+    sys.exit(driver.main(program, "smollm2-135m", description, make_model, sys.argv[1:]))

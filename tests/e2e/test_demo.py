@@ -61,12 +61,12 @@ def test_the_demo(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_a_directory_of_somebody_else_ends_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "base_model").mkdir()
-    assert driver.main("tiny", "", make_model, ["--output-dir", str(tmp_path)]) == 2
+    assert driver.main("demo", "tiny", "", make_model, ["--output-dir", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"demo: error: {tmp_path / 'base_model'} was not made by the demo")
 
 
 def test_an_impossible_option_is_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert driver.main("tiny", "", make_model, ["--output-dir", str(tmp_path), "--steps", "0"]) == 2
+    assert driver.main("demo", "tiny", "", make_model, ["--output-dir", str(tmp_path), "--steps", "0"]) == 2
     told = capsys.readouterr()
     assert told.err.startswith("demo: error: trainer.max_steps=0")
     assert told.err.count("\n") == 1

@@ -1,5 +1,6 @@
 """Where gradients come from: Megatron-Core."""
 
+import logging
 import warnings
 
 # Megatron-Core says on every rank that optional accelerators are absent, that its own defaults and calls are
@@ -8,3 +9,7 @@ warnings.filterwarnings("ignore", message="(Transformer Engine and )?Apex (is|ar
 warnings.filterwarnings("ignore", message="full scope is deprecated")
 warnings.filterwarnings("ignore", message="`torch.distributed.*is deprecated", category=FutureWarning)
 warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+# Megatron-Core 0.19 logs, for every model chunk, that its GPTModel has a successor and that its DDP works out by
+# itself what a caller may hand it.
+for _module in ("models.gpt.gpt_model", "distributed.distributed_data_parallel"):
+    logging.getLogger(f"megatron.core.{_module}").setLevel(logging.ERROR)

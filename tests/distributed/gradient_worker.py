@@ -42,6 +42,7 @@ OPTIMIZER = OptimizerConfig(
     clip_grad=0.0,
 )
 DEFAULT: dict[str, Any] = {
+    "device": "cpu",
     "family": "qwen3",
     "tp": 1,
     "pp": 1,
@@ -195,7 +196,7 @@ def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) ->
     trees = make_trees()
     expected, policies = reference_gradients(case["family"], case["advantage"], case["normalization"])
     actor_config = ActorConfig(
-        device="cpu",
+        device=case["device"],
         tensor_model_parallel_size=case["tp"],
         pipeline_model_parallel_size=case["pp"],
         virtual_pipeline_model_parallel_size=case["vpp"],
@@ -260,7 +261,7 @@ def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) ->
             error = max(error, float(difference.abs().max() / OPTIMIZER.lr) if len(difference) else 0.0)
     else:
         error = max(
-            float((gradient.double() - expected[name]).norm() / expected[name].norm())
+            float((gradient.cpu().double() - expected[name]).norm() / expected[name].norm())
             for name, gradient in actor.named_gradients()
         )
     worst = torch.tensor(error, dtype=torch.float64)

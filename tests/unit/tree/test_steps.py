@@ -88,12 +88,16 @@ def test_steps_by_hand(steps: list[list[str]]) -> None:
 
 
 def token_lists(name: str) -> st.SearchStrategy[list[int]]:
-    """Token ids, half of them with line feeds."""
+    """Token ids, half of them with line feeds.
+
+    Without broken characters under byte fallback: its decoder blots out the whole run of bytes that holds one, line
+    feeds included, so that the text says nothing. The splitter goes by the bytes.
+    """
     tokenizer = TOKENIZERS[name]
-    size = tokenizer.get_vocab_size()
-    blank = [i for i in range(size) if "\n" in tokenizer.decode([i], skip_special_tokens=False)]
+    usable = [i for i in range(tokenizer.get_vocab_size()) if name != "byte_fallback" or not 128 <= i < 256]
+    blank = [i for i in usable if "\n" in tokenizer.decode([i], skip_special_tokens=False)]
     assert len(blank) >= 3
-    return st.lists(st.one_of(st.sampled_from(blank), st.integers(0, size - 1)), max_size=30)
+    return st.lists(st.one_of(st.sampled_from(blank), st.sampled_from(usable)), max_size=30)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

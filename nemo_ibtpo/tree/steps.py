@@ -55,5 +55,8 @@ class StepSplitter:
 
     def _text(self, token: int) -> str:
         if token not in self._text_of:
-            self._text_of[token] = self._tokenizer.decode([token], skip_special_tokens=False)
+            # As it reads inside a text: some decoders strip a space from the first token.
+            alone = self._tokenizer.decode([token], skip_special_tokens=False)
+            twice = self._tokenizer.decode([token, token], skip_special_tokens=False)
+            self._text_of[token] = twice[len(alone) :] if twice.startswith(alone) else alone
         return self._text_of[token]

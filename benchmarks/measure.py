@@ -1,7 +1,8 @@
 """How the benchmarks measure time and memory, and how they report.
 
 Sides that are compared run in turn within one process, so that both see the same machine, and the reported ratio is
-the median of the ratios of neighbouring runs. Memory is the growth of the peak above what was there before: on a GPU
+the median of the ratios of neighbouring runs. On a CPU they use one thread: two threads wait for each other whenever
+another program takes one of the cores. Memory is the growth of the peak above what was there before: on a GPU
 what the allocator handed out, on a CPU (Linux with glibc) the resident set of a process that does nothing else.
 """
 
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+torch.set_num_threads(1)
 FloatArray = NDArray[np.float64]
 MIB = 2**20
 
@@ -32,7 +34,7 @@ def describe(device: torch.device) -> str:
     """The device in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+    return f"CPU ({platform.machine()}, one thread)"
 
 
 @dataclass(frozen=True)

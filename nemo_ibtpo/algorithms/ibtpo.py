@@ -36,7 +36,7 @@ from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.evaluation.evaluator import evaluate
 from nemo_ibtpo.evaluation.result import merge
 from nemo_ibtpo.megatron.actor import Fields, MegatronActor
-from nemo_ibtpo.megatron.collectives import gather_dealt
+from nemo_ibtpo.megatron.collectives import Dealing
 from nemo_ibtpo.reporting.metrics import MetricsWriter
 from nemo_ibtpo.reporting.progress import Phase, RunConsole
 from nemo_ibtpo.rewards.pool import VerifierPool
@@ -69,15 +69,14 @@ class IBTPOTrainer:
     """Trains the actor on trees grown by the engine.
 
     Attributes:
-        rank, world_size: of this process. Prompts are dealt over all ranks, each of which owns an engine.
+        engines: deals prompts over the ranks that own an engine; on the others ``engine`` is a stand-in.
         sampling: of training rollouts; evaluation changes the temperature only.
         writer: on rank 0 alone.
         export: writes the model as a Hugging Face directory of that name; called on all ranks.
     """
 
     config: RunConfig
-    rank: int
-    world_size: int
+    engines: Dealing
     actor: MegatronActor
     engine: RolloutEngine
     sampling: SamplingParams
@@ -114,9 +113,12 @@ class IBTPOTrainer:
         self.export("hf")
 
     def sample(self, step: int) -> tuple[list[Tree], dict[str, float]]:
-        """Grow trees on this rank's share of the prompts; those of all ranks, and what became of the answers."""
+        """Grow trees on this rank's share of the prompts; those of all ranks, and what became of the answers.
+
+        The engine sleeps afterwards, until it gets new weights.
+        """
         problems = self.prompts.next(self.config.trainer.num_prompts_per_step)
-        mine = problems[self.rank :: self.world_size]
+        mine = self.engines.mine(problems)
         self.rewards.set_problems(mine)
         with self._phase("rollout", len(mine), "trees") as phase:
             trees = grow(
@@ -130,10 +132,11 @@ class IBTPOTrainer:
                 max_in_flight=self.config.sampler.max_trees_in_flight,
                 on_progress=_advance(phase),
             )
+            self.engine.sleep()
             counts = self.rewards.take_counts()
-            all_counts = gather_dealt([counts], self.world_size)
+            all_counts = self.engines.gather([counts], len(self.engines.ranks))
             verdicts = {f"reward/{name}": float(sum(own[name] for own in all_counts)) for name in counts}
-            return gather_dealt(trees, len(problems)), verdicts
+            return self.engines.gather(trees, len(problems)), verdicts
 
     def prepare(self, trees: Sequence[Tree], metrics: dict[str, float]) -> Update | None:
         """Turn trees into micro-batches with everything the loss needs; None if every group is dropped."""
@@ -182,7 +185,7 @@ class IBTPOTrainer:
     def validate(self, step: int) -> dict[str, float]:
         """avg@k on the held-out problems under the current weights; every sample is kept on disk."""
         trainer = self.config.trainer
-        mine = self.validation[self.rank :: self.world_size]
+        mine = self.engines.mine(self.validation)
         self.rewards.set_problems(mine)
         self.engine.set_sampling(replace(self.sampling, temperature=trainer.val_temperature))
         with self._phase("validation", len(mine), "problems") as phase:
@@ -197,7 +200,7 @@ class IBTPOTrainer:
                 settings=asdict(self.engine.sampling) | {"prompt_format": self.config.data.prompt_format},
                 on_progress=_advance(phase),
             )
-            result = merge(gather_dealt([result], self.world_size))
+            result = merge(self.engines.gather([result], len(self.engines.ranks)))
         self.rewards.take_counts()  # validation's are in the result
         self.engine.set_sampling(self.sampling)
         if self.writer is not None:
@@ -230,7 +233,7 @@ class IBTPOTrainer:
         return {f"time/{name}_s": value for name, value in self._seconds.items()} | {
             "perf/step_s": seconds,
             "perf/tokens_per_s": sampled / seconds,
-            "perf/rollout_tokens_per_s_per_rank": sampled / self._seconds["rollout"] / self.world_size,
+            "perf/rollout_tokens_per_s_per_engine": sampled / self._seconds["rollout"] / len(self.engines.ranks),
         }
 
     def _log(self, step: int, metrics: dict[str, float]) -> None:

@@ -13,12 +13,14 @@ from nemo_ibtpo.algorithms.ibtpo import IBTPOTrainer
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.loader import to_yaml
 from nemo_ibtpo.config.schema import DataConfig, DatasetConfig, RunConfig
+from nemo_ibtpo.config.validation import engine_ranks, trajectory_tokens
 from nemo_ibtpo.data.loader import PromptLoader
 from nemo_ibtpo.data.loading import load_problems
 from nemo_ibtpo.data.problems import Problem, problems_digest
 from nemo_ibtpo.megatron import parallel
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import load_architecture
+from nemo_ibtpo.megatron.collectives import Dealing
 from nemo_ibtpo.megatron.safetensors_io import SafetensorsDirectory, write_model
 from nemo_ibtpo.reporting.metrics import MetricsWriter
 from nemo_ibtpo.reporting.progress import RunConsole
@@ -67,13 +69,16 @@ def run_training(config: RunConfig) -> None:
         keep_reference=config.loss.kl_coef > 0,
         context=context,
     )
+    engines = Dealing(engine_ranks(config, world_size))
     engine = make_engine(
         config.rollout,
         model_path,
         tokenizer,
+        here=rank in engines.ranks,
         dtype=_DTYPES[config.model.dtype],
         device=context.device,
-        max_model_len=config.data.max_prompt_tokens + config.rollout.max_new_tokens,
+        max_model_len=trajectory_tokens(config),
+        output_dir=output,
     )
     writer = None
     if rank == 0:
@@ -88,8 +93,7 @@ def run_training(config: RunConfig) -> None:
     try:
         IBTPOTrainer(
             config=config,
-            rank=rank,
-            world_size=world_size,
+            engines=engines,
             actor=actor,
             engine=engine,
             sampling=engine.sampling,

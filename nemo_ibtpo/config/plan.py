@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.config.validation import model_parallel_ranks, trajectory_tokens
+from nemo_ibtpo.config.validation import engine_ranks, model_parallel_ranks, trajectory_tokens
 
 
 def batch_plan(config: RunConfig, world_size: int) -> str:
@@ -23,6 +23,11 @@ def batch_plan(config: RunConfig, world_size: int) -> str:
         "ranks": (
             f"{_count(world_size, 'rank')} = {actor.tensor_model_parallel_size} tensor x "
             f"{actor.pipeline_model_parallel_size} pipeline x {data_parallel} data parallel"
+        ),
+        "engines": (
+            f"{_count(len(engine_ranks(config, world_size)), f'{config.rollout.engine} replica')} on "
+            f"{_count(config.rollout.tensor_parallel_size, 'rank')} each, {config.rollout.max_batch_size:,} "
+            "sequences at once"
         ),
         "step": (
             f"{_count(trees, 'prompt')} -> {_count(trees, 'tree')} ({sampler.name}) of "

@@ -156,21 +156,57 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class TransformersEngineConfig:
+    """What only ``rollout.engine=transformers`` reads.
+
+    Attributes:
+        cache_tokens: key/value slots of one engine, in tokens.
+    """
+
+    cache_tokens: int
+
+
+@dataclass(frozen=True)
+class VLLMEngineConfig:
+    """What only ``rollout.engine=vllm`` reads.
+
+    Attributes:
+        gpu_memory_utilization: share of a GPU's memory that the engine may take for weights, keys and values.
+        kv_cache_gib: memory for keys and values where the engine runs on a CPU, in GiB.
+        enforce_eager: run without CUDA graphs; always so on a CPU.
+        start_timeout_s: an engine that is not ready after so long is restarted.
+        hang_timeout_s: an engine with work to do that has been silent for so long is restarted.
+        max_restarts: restarts without a rollout in between after which the run gives up.
+    """
+
+    gpu_memory_utilization: float
+    kv_cache_gib: float
+    enforce_eager: bool
+    start_timeout_s: float
+    hang_timeout_s: float
+    max_restarts: int
+
+
+@dataclass(frozen=True)
 class RolloutConfig:
     """How responses are sampled.
 
     Attributes:
-        engine: ``transformers``, embedded in every rank.
+        engine: ``vllm``, in a process beside the rank, or ``transformers``, embedded in the rank (small models).
+        tensor_parallel_size: ranks whose devices one engine spreads the model over; 1 for ``transformers``.
+        num_replicas: engines of the run, over which prompts are dealt; null starts as many as there are ranks
+            for (world size / tensor_parallel_size).
         max_new_tokens: most tokens of a trajectory, prompt excluded.
         temperature, top_p, top_k: the sampling distribution (top_k 0 keeps all tokens).
         stop: texts that end a response.
         allow_truncated_sampling: accept top_p < 1 or top_k > 0, whose log-probabilities the actor does not
             reproduce.
         max_batch_size: sequences decoded at once by one engine.
-        cache_tokens: key/value slots of one engine, in tokens.
     """
 
-    engine: Literal["transformers"]
+    engine: Literal["vllm", "transformers"]
+    tensor_parallel_size: int
+    num_replicas: int | None
     max_new_tokens: int
     temperature: float
     top_p: float
@@ -178,7 +214,8 @@ class RolloutConfig:
     stop: list[str]
     allow_truncated_sampling: bool
     max_batch_size: int
-    cache_tokens: int
+    transformers: TransformersEngineConfig
+    vllm: VLLMEngineConfig
 
 
 @dataclass(frozen=True)

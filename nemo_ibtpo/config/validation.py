@@ -117,6 +117,11 @@ def check_sampling(config: RunConfig) -> None:
     )
     _refuse_if("" in rollout.stop, "rollout.stop holds an empty text, which would end every response at once")
     _positive("rollout.max_batch_size", rollout.max_batch_size)
+    share = rollout.vllm.gpu_memory_utilization
+    _refuse_if(not 0 < share <= 1, f"rollout.vllm.gpu_memory_utilization={share} must be above 0 and at most 1")
+    for name in ("kv_cache_gib", "start_timeout_s", "hang_timeout_s"):
+        _positive(f"rollout.vllm.{name}", getattr(rollout.vllm, name))
+    _not_negative("rollout.vllm.max_restarts", rollout.vllm.max_restarts)
     _positive("reward.num_workers", config.reward.num_workers)
     _positive("reward.timeout_s", config.reward.timeout_s)
 
@@ -148,11 +153,11 @@ def check_data(config: RunConfig) -> None:
         f"actor.max_tokens_per_microbatch={budget} cannot hold one trajectory: "
         f"data.max_prompt_tokens + rollout.max_new_tokens = {longest}",
     )
-    cache, batch = config.rollout.cache_tokens, config.rollout.max_batch_size
+    cache, batch = config.rollout.transformers.cache_tokens, config.rollout.max_batch_size
     _refuse_if(
-        cache < (batch + 1) * longest,
-        f"rollout.cache_tokens={cache} is too small: rollout.max_batch_size={batch} sequences of {longest} tokens "
-        f"and one to spare for shared prefixes need {(batch + 1) * longest}",
+        config.rollout.engine == "transformers" and cache < (batch + 1) * longest,
+        f"rollout.transformers.cache_tokens={cache} is too small: rollout.max_batch_size={batch} sequences of "
+        f"{longest} tokens and one to spare for shared prefixes need {(batch + 1) * longest}",
     )
     _positive("actor.logprob_chunk_tokens", config.actor.logprob_chunk_tokens)
 
@@ -213,6 +218,31 @@ def check_world_size(config: RunConfig, world_size: int) -> None:
         f"(actor.tensor_model_parallel_size={tensor} x actor.pipeline_model_parallel_size={pipeline}); "
         f"start {ranks}, {2 * ranks}, {3 * ranks}, ... (torchrun --nproc-per-node {ranks})",
     )
+    _check_replicas(config, world_size)
+
+
+def _check_replicas(config: RunConfig, world_size: int) -> None:
+    rollout = config.rollout
+    tensor, replicas = rollout.tensor_parallel_size, rollout.num_replicas
+    _positive("rollout.tensor_parallel_size", tensor)
+    _refuse_if(
+        rollout.engine == "transformers" and tensor != 1,
+        f"rollout.tensor_parallel_size={tensor}: rollout.engine=transformers keeps the whole model on one device; "
+        "set it to 1, or rollout.engine=vllm",
+    )
+    if replicas is None:
+        _refuse_if(
+            world_size % tensor != 0,
+            f"rollout.tensor_parallel_size={tensor} does not divide {world_size} ranks into engines; use one of "
+            f"{_divisors(world_size)}, or say how many with rollout.num_replicas",
+        )
+        return
+    _positive("rollout.num_replicas", replicas)
+    _refuse_if(
+        replicas * tensor > world_size,
+        f"rollout.num_replicas={replicas} x rollout.tensor_parallel_size={tensor} needs {replicas * tensor} ranks, "
+        f"but there {'are' if world_size > 1 else 'is'} {world_size}; use at most {world_size // tensor} replicas",
+    )
 
 
 def check_model(config: RunConfig, hf_config: dict[str, Any]) -> None:
@@ -223,12 +253,9 @@ def check_model(config: RunConfig, hf_config: dict[str, Any]) -> None:
         "key/value heads": hf_config["num_key_value_heads"],
         "MLP channels": hf_config["intermediate_size"],
     }
-    uneven = [f"{size} {what}" for what, size in shared.items() if size % tensor]
-    _refuse_if(
-        bool(uneven),
-        f"actor.tensor_model_parallel_size={tensor} does not divide the model's {' and '.join(uneven)}; "
-        f"use one of {_divisors(*shared.values())}",
-    )
+    _check_even("actor.tensor_model_parallel_size", tensor, shared)
+    heads = {"attention heads": hf_config["num_attention_heads"]}  # vLLM repeats key/value heads where it must
+    _check_even("rollout.tensor_parallel_size", config.rollout.tensor_parallel_size, heads)
     pipeline, layers = config.actor.pipeline_model_parallel_size, hf_config["num_hidden_layers"]
     _refuse_if(
         layers % pipeline != 0,
@@ -246,6 +273,15 @@ def check_model(config: RunConfig, hf_config: dict[str, Any]) -> None:
         longest > positions,
         f"data.max_prompt_tokens + rollout.max_new_tokens = {longest} tokens, but the model has {positions} "
         "positions (max_position_embeddings of config.json)",
+    )
+
+
+def _check_even(key: str, tensor: int, shared: dict[str, int]) -> None:
+    uneven = [f"{size} {what}" for what, size in shared.items() if size % tensor]
+    _refuse_if(
+        bool(uneven),
+        f"{key}={tensor} does not divide the model's {' and '.join(uneven)}; "
+        f"use one of {_divisors(*shared.values())}",
     )
 
 
@@ -270,6 +306,15 @@ def trajectory_tokens(config: RunConfig) -> int:
 def model_parallel_ranks(config: RunConfig) -> int:
     """Ranks that hold one copy of the model."""
     return config.actor.tensor_model_parallel_size * config.actor.pipeline_model_parallel_size
+
+
+def engine_ranks(config: RunConfig, world_size: int) -> tuple[int, ...]:
+    """The ranks that own an engine, one a replica: the first of the ranks that a replica spreads over."""
+    tensor = config.rollout.tensor_parallel_size
+    replicas = config.rollout.num_replicas or world_size // tensor
+    # Evenly over the ranks, so that fewer replicas than nodes' worth do not crowd on the first node.
+    stride = world_size // replicas // tensor * tensor
+    return tuple(replica * stride for replica in range(replicas))
 
 
 def _refuse_if(wrong: bool, message: str) -> None:

@@ -37,7 +37,7 @@ class VerifierPool:
     """Judges responses to known problems.
 
     A thread per worker process hands it one answer after the other, so that a verification starts when a worker
-    is free, not when somebody polls.
+    is free, not when somebody polls. The processes start with the first problems: a rank without problems has none.
 
     Args:
         tokenizer: a Hugging Face tokenizer; decodes responses, special tokens left out.
@@ -56,13 +56,14 @@ class VerifierPool:
         self._problems: dict[str, Problem] = {}
         self._finished: SimpleQueue[tuple[Hashable, Future[Outcome]]] = SimpleQueue()
         self._threads = ThreadPoolExecutor(config.num_workers, thread_name_prefix="verifier")
-        self._workers = [WorkerProcess(config.timeout_s) for _ in range(config.num_workers)]
+        self._config = config
+        self._workers: list[WorkerProcess] = []
         self._idle: SimpleQueue[WorkerProcess] = SimpleQueue()
-        for process in self._workers:
-            self._idle.put(process)
 
     def set_problems(self, problems: Sequence[Problem]) -> None:
         """The problems whose responses are submitted from now on; replaces those known before."""
+        if problems:
+            self._start_workers()
         # A verifier does not need the prompt, and every verification sends its problem to a worker.
         self._problems = {problem.problem_id: replace(problem, prompt_tokens=()) for problem in problems}
 
@@ -110,6 +111,7 @@ class VerifierPool:
 
         Looks at every problem and waits for the last.
         """
+        self._start_workers()
         found = zip(problems, self._threads.map(self._gold_defect, problems), strict=True)
         return [(problem, defect) for problem, defect in found if defect is not None]
 
@@ -118,6 +120,12 @@ class VerifierPool:
         self._threads.shutdown(wait=True, cancel_futures=True)
         for process in self._workers:
             process.close()
+
+    def _start_workers(self) -> None:
+        if not self._workers:
+            self._workers = [WorkerProcess(self._config.timeout_s) for _ in range(self._config.num_workers)]
+            for process in self._workers:
+                self._idle.put(process)
 
     def _verify(self, answer: str, problem: Problem) -> Outcome:
         try:

@@ -54,8 +54,13 @@ class RolloutEngine(RolloutSource, Protocol):
     def set_sampling(self, params: SamplingParams) -> None:
         """Use other sampling parameters from now on (evaluation differs from training); only when idle."""
 
+    def sleep(self) -> None:
+        """Free device memory until the next :meth:`update_weights`; only when idle."""
+
     def update_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replace the weights, given under their Hugging Face names, and drop every cached prefix.
+
+        The weights are iterated to their end, which may be a collective over ranks. Wakes an engine that sleeps.
 
         Raises:
             ValueError: a weight is missing, unknown or of another shape; it is named.

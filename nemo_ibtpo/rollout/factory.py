@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import RolloutConfig
+from nemo_ibtpo.rollout.elsewhere import EngineElsewhere
 from nemo_ibtpo.rollout.engine import RolloutEngine, SamplingParams
 from nemo_ibtpo.rollout.transformers_engine import TransformersEngine
 
@@ -19,9 +20,11 @@ def make_engine(
     model_path: str | Path,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    here: bool,
     dtype: torch.dtype,
     device: torch.device | str,
     max_model_len: int,
+    output_dir: Path,
 ) -> RolloutEngine:
     """The engine that a run asks for, with the weights found at ``model_path``.
 
@@ -29,19 +32,26 @@ def make_engine(
         config: sampling parameters and sizes.
         model_path: directory with a Hugging Face model.
         tokenizer: the model's.
+        here: whether this rank owns an engine; one that does not gets a stand-in.
         dtype: of the engine's weights and of its keys and values.
         device: where it runs.
         max_model_len: most tokens of a sequence, its prefix included.
+        output_dir: the run's; an engine in a process of its own writes its log there.
 
     Raises:
-        UserError: the model cannot be read, or the sizes do not fit each other.
+        UserError: the model cannot be read, the sizes do not fit each other, or the engine is not installed.
     """
+    sampling = make_sampling_params(config, find_eos_token_ids(model_path, tokenizer))
+    if not here:
+        return EngineElsewhere(sampling)
+    if config.engine == "vllm":
+        raise UserError("rollout.engine=vllm is not there yet")
     return TransformersEngine(
         load_model(model_path, dtype=dtype, device=device),
         tokenizer,
-        sampling=make_sampling_params(config, find_eos_token_ids(model_path, tokenizer)),
+        sampling=sampling,
         max_batch_size=config.max_batch_size,
-        cache_tokens=config.cache_tokens,
+        cache_tokens=config.transformers.cache_tokens,
         max_model_len=max_model_len,
     )
 

@@ -141,6 +141,15 @@ class TransformersEngine:
             finished += self._decode_step()
         return finished
 
+    def sleep(self) -> None:
+        """Drop the cached prefixes, which the next weights make worthless.
+
+        Raises:
+            RuntimeError: requests are unfinished.
+        """
+        self._require_idle("sleep")
+        self._prefixes.clear()
+
     def update_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replace the weights, given under their Hugging Face names, and forget every cached prefix.
 

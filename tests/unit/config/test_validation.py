@@ -17,7 +17,7 @@ from model_directories import HF_CONFIG, write_model_directory
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.config.validation import check_model, check_output_dir, validate
+from nemo_ibtpo.config.validation import check_model, check_output_dir, engine_ranks, validate
 
 RECIPE = """\
 defaults: [config, {{override /data: reasoning_gym}}, _self_]
@@ -108,8 +108,8 @@ def test_the_starting_point_is_valid_and_leaves_no_trace(config: RunConfig) -> N
         ({"rollout__stop": ["x", ""]}, "rollout.stop holds an empty text"),
         ({"rollout__max_batch_size": 0}, "rollout.max_batch_size=0 must be above 0"),
         (
-            {"rollout__cache_tokens": 199679},
-            "rollout.cache_tokens=199679 is too small: rollout.max_batch_size=64 sequences of 3072 tokens and one to",
+            {"rollout__engine": "transformers", "rollout__transformers__cache_tokens": 199679},
+            "rollout.transformers.cache_tokens=199679 is too small: rollout.max_batch_size=64 sequences of 3072",
         ),
         (
             {"actor__max_tokens_per_microbatch": 3071},
@@ -151,6 +151,27 @@ def test_the_starting_point_is_valid_and_leaves_no_trace(config: RunConfig) -> N
             {"actor__virtual_pipeline_model_parallel_size": 2, "actor__pipeline_model_parallel_size": 1},
             "virtual_pipeline_model_parallel_size=2 with actor.pipeline_model_parallel_size=1 interleaves nothing",
         ),
+        ({"rollout__vllm__kv_cache_gib": 0.0}, "rollout.vllm.kv_cache_gib=0.0 must be above 0"),
+        ({"rollout__vllm__hang_timeout_s": 0.0}, "rollout.vllm.hang_timeout_s=0.0 must be above 0"),
+        ({"rollout__vllm__max_restarts": -1}, "rollout.vllm.max_restarts=-1 must not be negative"),
+        ({"rollout__vllm__gpu_memory_utilization": 1.5}, "gpu_memory_utilization=1.5 must be above 0 and at most 1"),
+        ({"rollout__num_replicas": 0}, "rollout.num_replicas=0 must be above 0"),
+        (
+            {"rollout__num_replicas": 5},
+            "rollout.num_replicas=5 x rollout.tensor_parallel_size=1 needs 5 ranks, but there are 4; use at most 4",
+        ),
+        (
+            {"rollout__engine": "vllm", "rollout__tensor_parallel_size": 3},
+            "rollout.tensor_parallel_size=3 does not divide 4 ranks into engines; use one of 1, 2, 4",
+        ),
+        (
+            {"rollout__engine": "vllm", "rollout__tensor_parallel_size": 3, "rollout__num_replicas": 1},
+            "rollout.tensor_parallel_size=3 does not divide the model's 4 attention heads; use one of 1, 2, 4",
+        ),
+        (
+            {"rollout__engine": "transformers", "rollout__tensor_parallel_size": 2},
+            "rollout.tensor_parallel_size=2: rollout.engine=transformers keeps the whole model on one device",
+        ),
         (
             {"actor__virtual_pipeline_model_parallel_size": 3},
             "=3 does not divide the 2 layers of a pipeline stage; use a divisor above 1, or null",
@@ -168,11 +189,34 @@ def test_contradictions(config: RunConfig, changes: dict[str, Any], message: str
 
 def test_values_at_the_border_are_allowed(config: RunConfig) -> None:
     validate(changed(config, optimizer__warmup_steps=20, optimizer__min_lr=1e-6, loss__kl_coef=0.0), 4)
-    validate(changed(config, rollout__cache_tokens=65 * 3072, actor__max_tokens_per_microbatch=3072), 4)
+    validate(changed(config, rollout__engine="transformers", rollout__transformers__cache_tokens=65 * 3072), 4)
+    validate(
+        changed(config, rollout__engine="vllm", rollout__transformers__cache_tokens=1), 4
+    )  # vLLM reads no such key
+    validate(changed(config, actor__max_tokens_per_microbatch=3072), 4)
+    validate(changed(config, rollout__engine="vllm", rollout__num_replicas=2, rollout__tensor_parallel_size=2), 4)
     validate(changed(config, rollout__top_p=0.95, rollout__allow_truncated_sampling=True), 4)
     validate(changed(config, data__validation__seed=10001), 4)
     validate(changed(config, actor__virtual_pipeline_model_parallel_size=2), 4)
     validate(changed(config, data__validation__seed=9000, data__validation__options={"min_terms": 9}), 4)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "tensor", "world_size", "ranks"),
+    [
+        (None, 1, 4, (0, 1, 2, 3)),
+        (None, 2, 8, (0, 2, 4, 6)),
+        (1, 1, 4, (0,)),
+        (2, 1, 8, (0, 4)),
+        (3, 2, 16, (0, 4, 8)),
+        (2, 2, 5, (0, 2)),
+    ],
+)
+def test_engines_lie_evenly_over_the_ranks(
+    config: RunConfig, replicas: int | None, tensor: int, world_size: int, ranks: tuple[int, ...]
+) -> None:
+    changes = {"rollout__num_replicas": replicas, "rollout__tensor_parallel_size": tensor}
+    assert engine_ranks(changed(config, **changes), world_size) == ranks
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,15 @@ from toy_models import random_model
 from transformers import PreTrainedTokenizerFast
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.config.schema import RolloutConfig
-from nemo_ibtpo.rollout.engine import SamplingParams
+from nemo_ibtpo.config.schema import RolloutConfig, TransformersEngineConfig, VLLMEngineConfig
+from nemo_ibtpo.rollout.engine import RolloutEngine, SamplingParams
 from nemo_ibtpo.rollout.factory import find_eos_token_ids, load_model, make_engine
 from nemo_ibtpo.tree.rollouts import RolloutRequest
 
 CONFIG = RolloutConfig(
     engine="transformers",
+    tensor_parallel_size=1,
+    num_replicas=None,
     max_new_tokens=16,
     temperature=0.7,
     top_p=0.95,
@@ -28,8 +30,22 @@ CONFIG = RolloutConfig(
     stop=["\n\n"],
     allow_truncated_sampling=True,
     max_batch_size=4,
-    cache_tokens=1024,
+    transformers=TransformersEngineConfig(cache_tokens=1024),
+    vllm=VLLMEngineConfig(0.5, 1.0, False, 60.0, 60.0, 1),
 )
+
+
+def make(directory: Path, tokenizer: PreTrainedTokenizerFast, *, here: bool = True) -> RolloutEngine:
+    return make_engine(
+        CONFIG,
+        directory,
+        tokenizer,
+        here=here,
+        dtype=torch.float32,
+        device="cpu",
+        max_model_len=32,
+        output_dir=directory,
+    )
 
 
 @pytest.fixture
@@ -41,7 +57,7 @@ def model_dir(tmp_path: Path) -> Path:
 
 
 def test_engine_from_a_directory(model_dir: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    engine = make_engine(CONFIG, model_dir, tokenizer, dtype=torch.float32, device="cpu", max_model_len=32)
+    engine = make(model_dir, tokenizer)
     assert engine.sampling == SamplingParams(
         temperature=0.7, top_p=0.95, top_k=20, stop=("\n\n",), eos_token_ids=(0, 7, 9)
     )
@@ -50,6 +66,19 @@ def test_engine_from_a_directory(model_dir: Path, tokenizer: PreTrainedTokenizer
     while not rollouts:
         rollouts = engine.poll()
     assert rollouts[0].request_id == "r" and rollouts[0].tokens
+
+
+def test_a_rank_without_an_engine(model_dir: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """It samples nothing, but takes part in the collective that gathers the weights."""
+    engine = make(model_dir, tokenizer, here=False)
+    assert engine.sampling == make(model_dir, tokenizer).sampling
+    engine.submit([])
+    assert engine.poll() == []
+    with pytest.raises(RuntimeError, match="no engine"):
+        engine.submit([RolloutRequest("r", (1, 2), 5, seed=3)])
+    consumed = []
+    engine.update_weights((consumed.append(name) or name, torch.ones(1)) for name in "abc")
+    assert consumed == ["a", "b", "c"]
 
 
 def test_end_of_sequence_ids(model_dir: Path, tokenizer: PreTrainedTokenizerFast) -> None:

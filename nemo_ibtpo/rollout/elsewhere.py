@@ -1,0 +1,45 @@
+"""The engine of a rank that has none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from nemo_ibtpo.rollout.engine import EngineStats, SamplingParams
+from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest
+
+
+class EngineElsewhere:
+    """Stands in on a rank whose rollouts are sampled by another rank's engine.
+
+    Such a rank is dealt no prompts, but it takes part in the collective that gathers the weights for the others.
+    """
+
+    def __init__(self, sampling: SamplingParams) -> None:
+        self.stats = EngineStats()
+        self.sampling = sampling
+
+    def set_sampling(self, params: SamplingParams) -> None:
+        """Keep the parameters, which results are labelled with."""
+        self.sampling = params
+
+    def submit(self, requests: Sequence[RolloutRequest]) -> None:
+        """Refuse requests, of which a rank without an engine should have none."""
+        if requests:
+            raise RuntimeError(f"this rank has no engine, but was given {len(requests)} requests")
+
+    def poll(self) -> list[Rollout]:
+        """Nothing, ever."""
+        return []
+
+    def sleep(self) -> None:
+        """Nothing to free."""
+
+    def update_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Take part in gathering the weights, and let go of them."""
+        for _ in weights:
+            pass
+
+    def close(self) -> None:
+        """Nothing to release."""

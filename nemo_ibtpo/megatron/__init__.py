@@ -9,6 +9,8 @@ warnings.filterwarnings("ignore", message="(Transformer Engine and )?Apex (is|ar
 warnings.filterwarnings("ignore", message="full scope is deprecated")
 warnings.filterwarnings("ignore", message="`torch.distributed.*is deprecated", category=FutureWarning)
 warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+warnings.filterwarnings("ignore", message="`load_state_dict` is deprecated", category=FutureWarning)
+warnings.filterwarnings("ignore", message="Please use DTensor instead", category=FutureWarning)
 # Megatron-Core 0.19 logs, for every model chunk, that its GPTModel has a successor and that its DDP works out by
 # itself what a caller may hand it.
 for _module in ("models.gpt.gpt_model", "distributed.distributed_data_parallel"):

@@ -5,6 +5,7 @@ Life cycle, in the manner of NeMo-Aligner's alignable models::
     actor.prepare_for_inference(); actor.logprobs(...); actor.reference_logprobs(...); actor.finish_inference()
     actor.prepare_for_training(); actor.train_step(...); actor.finish_training()
     for name, tensor in actor.named_weights(): ...
+    actor.save(path); actor.load(path)
 
 There is one forward function; what becomes of the logits is a post-processor's affair. The loss arrives divided by
 a denominator that is global over the optimizer step, and gradients are summed over micro-batches and ranks, so the
@@ -17,6 +18,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import tee
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ from torch import Tensor
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import ActorConfig, OptimizerConfig
 from nemo_ibtpo.megatron.architecture import Architecture
+from nemo_ibtpo.megatron.checkpoint import load_training_state, save_training_state
 from nemo_ibtpo.megatron.host_copies import HostCopies
 from nemo_ibtpo.megatron.inputs import ModelInputs, padded_length
 from nemo_ibtpo.megatron.logprobs import tree_logprobs
@@ -222,6 +225,25 @@ class MegatronActor:
         """(Hugging Face name, full tensor), on every rank; a collective that must be consumed to its end."""
         with self._context.scope():
             yield from self._exporter.named_weights()
+
+    def save(self, path: Path) -> None:
+        """Write weights, optimizer and learning-rate schedule into an empty directory; a collective."""
+        with self._context.scope():
+            extra = {"scheduler_steps": int(self._lr_scheduler.num_steps)}
+            save_training_state(path, self._chunks, self._optimizer, extra)
+
+    def load(self, path: Path) -> None:
+        """Take over what :meth:`save` wrote, under whatever layout; a collective over all ranks.
+
+        The reference policy stays what it is.
+
+        Raises:
+            UserError: the checkpoint is of another model.
+        """
+        with self._context.scope():
+            extra = load_training_state(path, self._chunks, self._optimizer)
+            self._lr_scheduler.num_steps = extra["scheduler_steps"]
+            self._lr_scheduler.step(increment=0)  # sets the rate
 
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, full gradient) of the last optimizer step, after clipping; to look into a run.

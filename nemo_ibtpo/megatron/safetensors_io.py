@@ -76,14 +76,19 @@ def write_model(directory: Path, weights: Iterable[tuple[str, Tensor]], like: Pa
     temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    for pattern in _COMPANIONS:
-        for file in like.glob(pattern):
-            if file.name != _INDEX:
-                shutil.copy(file, temporary)
+    copy_companions(like, temporary)
     _write_shards(temporary, weights)
     if directory.exists():
         shutil.rmtree(directory)
     temporary.rename(directory)
+
+
+def copy_companions(model: Path, directory: Path) -> None:
+    """Copy what a model directory holds beside its weights: configuration, generation settings, tokenizer."""
+    for pattern in _COMPANIONS:
+        for file in model.glob(pattern):
+            if file.name != _INDEX:
+                shutil.copy(file, directory)
 
 
 def _write_shards(directory: Path, weights: Iterable[tuple[str, Tensor]]) -> None:

@@ -1,0 +1,135 @@
+"""Ranks of test_checkpoint.py: saving under one layout, loading under others."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from actor_worker import likelihood, make_batches, same, weights
+from gradient_worker import OPTIMIZER
+from layouts import enter
+from parity_worker import Layout, actor_config
+from torch import Tensor
+from toy_models import random_model
+
+from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.megatron.actor import MegatronActor
+from nemo_ibtpo.megatron.architecture import architecture_from_config
+
+# In the order of their process groups.
+SAVED: Layout = (2, 2, True, None)
+OTHERS: list[Layout] = [(1, 1, False, None), (2, 1, False, None), (1, 2, False, 2), (2, 2, False, 2)]
+
+
+def make_actor(
+    layout: Layout, *, dtype: torch.dtype = torch.float32, sharded: bool = True, family: str = "qwen3"
+) -> MegatronActor:
+    model = random_model(family)
+    config = replace(actor_config(*layout), use_distributed_optimizer=sharded)
+    settings = replace(OPTIMIZER, lr=1e-2, warmup_steps=3, decay_style="linear", weight_decay=0.1, clip_grad=1.0)
+    return MegatronActor(
+        architecture_from_config(model.config),
+        model.state_dict(),
+        actor=config,
+        optimizer=settings,
+        total_updates=20,
+        dtype=dtype,
+        temperature=1.0,
+        keep_reference=False,
+        context=enter(config),
+    )
+
+
+def train(actor: MegatronActor, steps: int) -> list[dict[str, float]]:
+    batches = make_batches()
+    batches = [*batches, batches[0]]  # an even number, for interleaved pipelines
+    return [actor.train_step(batches, likelihood) for _ in range(steps)]
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint, in full."""
+    entries = dcp.FileSystemReader(str(path)).read_metadata().state_dict_metadata
+    state = {name: torch.empty(e.size, dtype=e.properties.dtype) for name, e in entries.items() if hasattr(e, "size")}
+    dcp.load(state, checkpoint_id=str(path), no_dist=True)
+    return state
+
+
+def all_ranks(value: bool) -> bool:
+    values: list[bool] = [False] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return all(values)
+
+
+def goes_on(directory: Path, **kind: Any) -> bool:
+    """Whether an actor that was loaded does what the one that was saved goes on to do, bit for bit."""
+    actor = make_actor(SAVED, **kind)
+    train(actor, 3)
+    actor.save(directory)
+    metrics = train(actor, 3)
+    loaded = make_actor(SAVED, **kind)
+    train(loaded, 1)  # a state of its own, which has to give way
+    loaded.load(directory)
+    return all_ranks(train(loaded, 3) == metrics and same(weights(loaded), weights(actor)))
+
+
+def before_the_first_step(directory: Path) -> bool:
+    actor = make_actor(SAVED)
+    actor.save(directory)
+    loaded = make_actor(SAVED)
+    loaded.load(directory)
+    return all_ranks(train(loaded, 2) == train(actor, 2) and same(weights(loaded), weights(actor)))
+
+
+def other_model(directory: Path) -> str:
+    try:
+        make_actor(SAVED, family="qwen2").load(directory)
+    except UserError as error:
+        return str(error)
+    return "nothing was raised"
+
+
+def under(layout: Layout, saved: Path, directory: Path) -> dict[str, Any]:
+    """Load under another layout, save again and compare every tensor of weights and optimizer."""
+    actor = make_actor(layout)
+    actor.load(saved)
+    actor.save(directory)
+    dist.barrier()
+    first, second = tensors(saved), tensors(directory)
+    rows = min(len(first[name]) for name in first if "word_embeddings" in name) - 1  # without the padding
+    different = [
+        name
+        for name in first
+        if not torch.equal(first[name], second[name])
+        and not ("word_embeddings" in name and torch.equal(first[name][:rows], second[name][:rows]))
+    ]
+    return {"names": sorted(first) == sorted(second), "different": different, "lr": train(actor, 1)[0]["lr"]}
+
+
+def main() -> None:
+    output = Path(sys.argv[1])
+    root = output.parent
+    results: dict[str, Any] = {
+        "fp32": goes_on(root / "fp32"),
+        "bf16": goes_on(root / "bf16", dtype=torch.bfloat16),
+        "unsharded": goes_on(root / "unsharded", sharded=False),
+        "unsharded_bf16": goes_on(root / "unsharded_bf16", dtype=torch.bfloat16, sharded=False),
+        "untied": goes_on(root / "untied", family="llama"),
+        "first": before_the_first_step(root / "first"),
+        "other_model": other_model(root / "fp32"),
+    }
+    for layout in OTHERS:
+        key = f"tp{layout[0]}-pp{layout[1]}-vpp{layout[3] or 1}"
+        results[key] = under(layout, root / "fp32", root / key)
+    if dist.get_rank() == 0:
+        output.write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

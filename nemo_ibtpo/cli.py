@@ -2,7 +2,8 @@
 
 The same program runs as one process and on every rank under torchrun. How it ends:
 
-- 0: done. 2: a ``UserError``, told in one line. 130: interrupted. 1: anything else, with its traceback.
+- 0: done. 2: a ``UserError``, told in one line. 130: interrupted. 85: ``train`` stopped on request and is to be
+  started again. 1: anything else, with its traceback.
 - A ``UserError`` is told by rank 0. Ranks that meet it too stay silent: torchrun ends them as soon as rank 0 has
   left. A rank that is still alive after ``_GRACE_S`` knows something that rank 0 does not, and tells it.
 - After a failure the process leaves without destructors, which may wait for ranks that are gone.
@@ -38,7 +39,7 @@ def entry() -> NoReturn:
 def main(argv: Sequence[str]) -> int:
     """Run one command; its exit status."""
     try:
-        _dispatch(argv)
+        return _dispatch(argv)
     except UserError as error:
         rank = _rank()
         if rank:
@@ -51,10 +52,9 @@ def main(argv: Sequence[str]) -> int:
     except Exception:
         traceback.print_exc()
         return 1
-    return 0
 
 
-def _dispatch(argv: Sequence[str]) -> None:
+def _dispatch(argv: Sequence[str]) -> int:
     parser = _Parser(
         prog="nemo-ibtpo",
         allow_abbrev=False,
@@ -70,12 +70,12 @@ def _dispatch(argv: Sequence[str]) -> None:
         parser.error(f"unknown option {unknown[0]}")
     if arguments.command is None:
         parser.print_help()
-        return
+        return 0
     if hasattr(arguments, "words"):
         arguments.words = [*arguments.words, *rest]  # argparse leaves the words after an option in the rest
     elif rest:
         parser.error(f"{arguments.command} does not take '{rest[0]}'")
-    commands[arguments.command].run(arguments)
+    return commands[arguments.command].run(arguments) or 0
 
 
 def _rank() -> int:

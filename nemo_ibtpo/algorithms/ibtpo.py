@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
 
 from nemo_ibtpo.algorithms.advantages import compute_advantages
+from nemo_ibtpo.algorithms.checkpointing import ACCURACY, Checkpointer, StoppedError
 from nemo_ibtpo.algorithms.credit import NodeCredit, credit_nodes, token_targets
 from nemo_ibtpo.algorithms.losses import clipped_tree_loss
 from nemo_ibtpo.algorithms.metrics import (
@@ -71,6 +72,7 @@ class IBTPOTrainer:
     Attributes:
         engines: deals prompts over the ranks that own an engine; on the others ``engine`` is a stand-in.
         sampling: of training rollouts; evaluation changes the temperature only.
+        checkpoints: saves, restores and hears of requests to stop.
         writer: on rank 0 alone.
         export: writes the model as a Hugging Face directory of that name; called on all ranks.
     """
@@ -85,32 +87,51 @@ class IBTPOTrainer:
     rewards: VerifierPool
     prompts: PromptLoader
     validation: Sequence[Problem]
+    checkpoints: Checkpointer
     writer: MetricsWriter | None
     console: RunConsole
     export: Callable[[str], None]
     _seconds: dict[str, float] = field(default_factory=dict)
 
     def fit(self) -> None:
-        """Run all steps, evaluating before the first, every ``val_period`` steps and after the last, then export."""
-        trainer = self.config.trainer
-        self._log(0, self.validate(0))
-        for step in range(1, trainer.max_steps + 1):
-            self._seconds, started = {}, time.perf_counter()
-            trees, verdicts = self.sample(step)
-            metrics = sampling_metrics(trees, self.config.ib_score) | verdicts
-            # All log-probabilities of the old policy come before the first update changes it.
-            groups = list(_groups(trees, trainer.num_prompts_per_update))
-            updates = [update for group in groups if (update := self.prepare(group, metrics))]
-            metrics |= mean_over_updates([self.update(update) for update in updates])
-            with self._phase("refit", 1, "updates"):
-                self.engine.update_weights(self.actor.named_weights())
-            if step == trainer.max_steps or (trainer.val_period and step % trainer.val_period == 0):
-                metrics |= self.validate(step)
-            metrics |= self._timing(trees, time.perf_counter() - started)
-            self._log(step, metrics)
-            if trainer.export_period and step % trainer.export_period == 0:
-                self.export(f"hf_step_{step}")
+        """Run the steps after the checkpoint's and export the model.
+
+        Evaluates before the first step, every ``val_period`` steps and after the last.
+
+        Raises:
+            StoppedError: the run was asked to stop; what has been trained is saved.
+        """
+        done, unlogged = self.checkpoints.step, self.checkpoints.unlogged
+        try:
+            if done:
+                self._refit()
+            else:
+                self._log(0, self.validate(0))
+            if unlogged is not None:
+                self._close_step(done, unlogged)
+            for step in range(done + 1, self.config.trainer.max_steps + 1):
+                self._close_step(step, self.step(step))
+                self.checkpoints.save_if_due()
+        except StoppedError:
+            self.checkpoints.save()
+            raise
         self.export("hf")
+
+    def step(self, step: int) -> dict[str, float]:
+        """Sample and train; the metrics but those of the evaluation."""
+        self._seconds, started = {}, time.perf_counter()
+        self.checkpoints.raise_if_stopped()
+        trees, verdicts = self.sample(step)
+        metrics = sampling_metrics(trees, self.config.ib_score) | verdicts
+        # All log-probabilities of the old policy come before the first update changes it.
+        groups = list(_groups(trees, self.config.trainer.num_prompts_per_update))
+        updates = [update for group in groups if (update := self.prepare(group, metrics))]
+        self.checkpoints.raise_if_stopped()
+        metrics |= mean_over_updates([self.update(update) for update in updates])
+        self._refit()
+        metrics |= self._timing(trees, time.perf_counter() - started)
+        self.checkpoints.end_of_step(step, metrics, None)
+        return metrics
 
     def sample(self, step: int) -> tuple[list[Tree], dict[str, float]]:
         """Grow trees on this rank's share of the prompts; those of all ranks, and what became of the answers.
@@ -121,17 +142,18 @@ class IBTPOTrainer:
         mine = self.engines.mine(problems)
         self.rewards.set_problems(mine)
         with self._phase("rollout", len(mine), "trees") as phase:
-            trees = grow(
-                [GrowthTask(problem.problem_id, problem.prompt_tokens) for problem in mine],
-                source=self.engine,
-                rewards=self.rewards,
-                strategy=self.strategy,
-                splitter=self.splitter,
-                max_new_tokens=self.config.rollout.max_new_tokens,
-                seed=_step_seed(self.config.seed, step),
-                max_in_flight=self.config.sampler.max_trees_in_flight,
-                on_progress=_advance(phase),
-            )
+            with self._all_or_none():
+                trees = grow(
+                    [GrowthTask(problem.problem_id, problem.prompt_tokens) for problem in mine],
+                    source=self.checkpoints.interruptible(self.engine),
+                    rewards=self.rewards,
+                    strategy=self.strategy,
+                    splitter=self.splitter,
+                    max_new_tokens=self.config.rollout.max_new_tokens,
+                    seed=_step_seed(self.config.seed, step),
+                    max_in_flight=self.config.sampler.max_trees_in_flight,
+                    on_progress=_advance(phase),
+                )
             self.engine.sleep()
             counts = self.rewards.take_counts()
             all_counts = self.engines.gather([counts], len(self.engines.ranks))
@@ -189,17 +211,18 @@ class IBTPOTrainer:
         self.rewards.set_problems(mine)
         self.engine.set_sampling(replace(self.sampling, temperature=trainer.val_temperature))
         with self._phase("validation", len(mine), "problems") as phase:
-            result = evaluate(
-                mine,
-                self.engine,
-                self.rewards,
-                splitter=self.splitter,
-                samples_per_problem=trainer.val_samples_per_prompt,
-                max_new_tokens=self.config.rollout.max_new_tokens,
-                seed=self.config.seed,
-                settings=asdict(self.engine.sampling) | {"prompt_format": self.config.data.prompt_format},
-                on_progress=_advance(phase),
-            )
+            with self._all_or_none():
+                result = evaluate(
+                    mine,
+                    self.checkpoints.interruptible(self.engine),
+                    self.rewards,
+                    splitter=self.splitter,
+                    samples_per_problem=trainer.val_samples_per_prompt,
+                    max_new_tokens=self.config.rollout.max_new_tokens,
+                    seed=self.config.seed,
+                    settings=asdict(self.engine.sampling) | {"prompt_format": self.config.data.prompt_format},
+                    on_progress=_advance(phase),
+                )
             result = merge(self.engines.gather([result], len(self.engines.ranks)))
         self.rewards.take_counts()  # validation's are in the result
         self.engine.set_sampling(self.sampling)
@@ -235,6 +258,28 @@ class IBTPOTrainer:
             "perf/tokens_per_s": sampled / seconds,
             "perf/rollout_tokens_per_s_per_engine": sampled / self._seconds["rollout"] / len(self.engines.ranks),
         }
+
+    def _refit(self) -> None:
+        with self._phase("refit", 1, "updates"):
+            self.engine.update_weights(self.actor.named_weights())
+
+    def _close_step(self, step: int, metrics: dict[str, float]) -> None:
+        """Evaluate if it is time to, then log and export."""
+        trainer = self.config.trainer
+        if step == trainer.max_steps or (trainer.val_period and step % trainer.val_period == 0):
+            metrics |= self.validate(step)
+            metrics["time/validation_s"] = self._seconds["validation"]
+        self._log(step, metrics)
+        self.checkpoints.end_of_step(step, None, metrics.get(ACCURACY))
+        if trainer.export_period and step % trainer.export_period == 0:
+            self.export(f"hf_step_{step}")
+
+    @contextmanager
+    def _all_or_none(self) -> Iterator[None]:
+        """Sampling that this rank may give up: the others hear of it before they wait for its results."""
+        with suppress(StoppedError):
+            yield
+        self.checkpoints.raise_if_stopped()
 
     def _log(self, step: int, metrics: dict[str, float]) -> None:
         if self.writer is not None:

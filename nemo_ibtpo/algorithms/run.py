@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 import torch
@@ -9,11 +11,14 @@ import torch.distributed as dist
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from nemo_ibtpo.algorithms.checkpointing import Checkpointer, StoppedError
 from nemo_ibtpo.algorithms.ibtpo import IBTPOTrainer
+from nemo_ibtpo.checkpoints.status import State, write_status
+from nemo_ibtpo.checkpoints.stopping import StopRequest
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.loader import to_yaml
 from nemo_ibtpo.config.schema import DataConfig, DatasetConfig, RunConfig
-from nemo_ibtpo.config.validation import engine_ranks, trajectory_tokens
+from nemo_ibtpo.config.validation import engine_ranks, max_seconds, trajectory_tokens
 from nemo_ibtpo.data.loader import PromptLoader
 from nemo_ibtpo.data.loading import load_problems
 from nemo_ibtpo.data.problems import Problem, problems_digest
@@ -33,18 +38,27 @@ from nemo_ibtpo.tree.steps import StepSplitter
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def run_training(config: RunConfig) -> None:
+def run_training(config: RunConfig) -> str | None:
     """Train as configured, on this rank; the configuration has been validated.
 
     Below ``output_dir`` it writes ``config.yaml``, ``metrics.jsonl``, ``tensorboard/``,
-    ``validation/`` and the trained model in ``hf/``.
+    ``validation/``, ``checkpoints/``, ``status.json`` and the trained model in ``hf/``.
+
+    Returns:
+        Why the run stopped before its end, to be started again; None if it is complete.
 
     Raises:
         UserError: something the user can mend, found before or during the run.
     """
+    stop = StopRequest(max_seconds(config.trainer.max_time))
+    stop.install()
     context = parallel.initialize(config.actor, config.seed)
     rank, world_size = dist.get_rank(), dist.get_world_size()
     console = RunConsole(rank)
+    processes: list[str] = [""] * world_size
+    dist.all_gather_object(processes, f"{socket.gethostname()}:{os.getpid()}")
+    if rank == 0:
+        write_status(Path(config.output_dir), "running", processes=processes)
     transformers_logging.disable_progress_bar()  # every rank would draw its own
     output = Path(config.output_dir)
     model_path = Path(config.model.path)
@@ -80,6 +94,17 @@ def run_training(config: RunConfig) -> None:
         max_model_len=trajectory_tokens(config),
         output_dir=output,
     )
+    prompts = PromptLoader(problems["training"], config.data.shuffle, config.seed)
+    checkpoints = Checkpointer(
+        config,
+        actor,
+        prompts,
+        context=context,
+        problem_digests={name: problems_digest(content) for name, content in problems.items()},
+        stop=stop,
+        console=console,
+    )
+    checkpoints.resume()
     writer = None
     if rank == 0:
         (output / "validation").mkdir(parents=True, exist_ok=True)
@@ -90,6 +115,7 @@ def run_training(config: RunConfig) -> None:
         write_model(output / name, actor.named_weights(), like=model_path, write=rank == 0)
         console.say(f"model written to {output / name}")
 
+    stopped = None
     try:
         IBTPOTrainer(
             config=config,
@@ -100,18 +126,26 @@ def run_training(config: RunConfig) -> None:
             strategy=make_strategy(config.sampler, config.ib_score, config.rollout.max_new_tokens),
             splitter=StepSplitter(tokenizer),
             rewards=rewards,
-            prompts=PromptLoader(problems["training"], config.data.shuffle, config.seed),
+            prompts=prompts,
             validation=problems["validation"],
+            checkpoints=checkpoints,
             writer=writer,
             console=console,
             export=export,
         ).fit()
+    except StoppedError as request:
+        stopped = str(request)
+        console.say(f"stopped: {stopped}; the same command goes on")
     finally:
         rewards.close()
         engine.close()
         if writer is not None:
             writer.close()
+    if rank == 0:
+        state: State = "complete" if stopped is None else "requeue"
+        write_status(output, state, step=checkpoints.step, max_steps=trainer.max_steps, reason=stopped)
     parallel.shutdown()
+    return stopped
 
 
 def _load_problems(

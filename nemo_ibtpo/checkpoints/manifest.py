@@ -27,9 +27,14 @@ def file_names(directory: Path) -> list[str]:
     return sorted(str(path.relative_to(directory)) for path in files if path != directory / FILE_NAME)
 
 
-def describe(directory: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of files, which are on the disk when the call returns."""
-    return {name: _describe(directory / name, sync=True) for name in names}
+def describe(directory: Path, names: Sequence[str], *, sync: bool = False) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of files; with ``sync`` they are on the disk when the call returns."""
+    return {name: _describe(directory / name, sync=sync) for name in names}
+
+
+def digest_of(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """One SHA-256 of what :func:`describe` returned."""
+    return hashlib.sha256(json.dumps(dict(sorted(files.items()))).encode()).hexdigest()
 
 
 def write_manifest(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
@@ -78,7 +83,7 @@ def find_damage(directory: Path, names: Sequence[str], files: Mapping[str, Mappi
 
 def write_durably(path: Path, text: str) -> None:
     """Replace a file in one go; on the disk when the call returns."""
-    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with unfinished.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -6,8 +6,10 @@ The exit status of torchrun does not tell a run that wants to be started again f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +32,29 @@ def write_status(output_dir: Path, state: State, **details: Any) -> None:
     """
     content = {"state": state, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **details}
     write_durably(output_dir / FILE_NAME, json.dumps(content, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def failure_is_told(output_dir: Path) -> Iterator[None]:
+    """Write ``failed`` when the block ends with an error of its own.
+
+    Not when another rank has gone: then that one has the reason, or was killed and left the status at ``running``.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_lost_peer(error):
+            reason = " ".join(str(error).split()) or type(error).__name__
+            with contextlib.suppress(OSError):  # an output_dir that cannot be written may be the error
+                output_dir.mkdir(parents=True, exist_ok=True)
+                write_status(output_dir, "failed", reason=reason)
+        raise
+
+
+def _is_lost_peer(error: Exception) -> bool:
+    # torch raises its own classes with NCCL and plain ones with gloo; their module names them without an import.
+    family = {base.__name__ for base in type(error).__mro__}
+    return "DistError" in family or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def read_status(output_dir: Path) -> dict[str, Any] | None:

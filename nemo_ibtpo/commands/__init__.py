@@ -26,8 +26,8 @@ class Command(Protocol):
         An argument ``words`` (nargs="*") takes ``key=value`` words, wherever they stand among the options.
         """
 
-    def run(self, arguments: argparse.Namespace) -> None:
-        """Run the command.
+    def run(self, arguments: argparse.Namespace) -> int | None:
+        """Run the command; an exit status other than 0 if it has one of its own.
 
         Raises:
             UserError: something the user can mend.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemo_ibtpo.checkpoints.status import EXIT_REQUEUE, failure_is_told, finished_steps
 from nemo_ibtpo.commands import asks_help
 from nemo_ibtpo.config import help_text
 from nemo_ibtpo.config.errors import UserError
@@ -42,8 +44,8 @@ def add_parser(commands: Subparsers, argv: Sequence[str]) -> None:
     )
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Train, or plan a training run."""
+def run(arguments: argparse.Namespace) -> int | None:
+    """Train, or plan a training run; the exit status ``EXIT_REQUEUE`` if it stopped and is to be started again."""
     words, dry_run, asked = arguments.words, arguments.dry_run, arguments.world_size
     recipes = [word.removeprefix("recipe=") for word in words if word.startswith("recipe=")]
     if len(recipes) != 1:
@@ -54,15 +56,31 @@ def run(arguments: argparse.Namespace) -> None:
     ranks = _planned_world_size(config, asked) if dry_run else _world_size()
     if asked is not None and not dry_run:
         raise UserError("--world-size plans a dry run; the size of a real run is what torchrun starts")
-    validate(config, ranks)
-    if int(os.environ.get("RANK", "0")) == 0:
-        print(batch_plan(config, ranks), flush=True)
     if dry_run:
+        validate(config, ranks)
+        print(batch_plan(config, ranks))
         print(f"dry run for {ranks} rank{'s' * (ranks != 1)}: nothing was started")
-        return
+        return 0
+    with failure_is_told(Path(config.output_dir)):
+        return _train(config, ranks)
+
+
+def _train(config: RunConfig, ranks: int) -> int:
+    validate(config, ranks)
+    speaks = int(os.environ.get("RANK", "0")) == 0
+    finished = finished_steps(Path(config.output_dir))
+    if finished is not None and finished >= config.trainer.max_steps:
+        if speaks:
+            print(
+                f"this run is complete: {finished} steps, model in {config.output_dir}/hf. "
+                "Raise trainer.max_steps to train on, or choose another output_dir to begin anew"
+            )
+        return 0
+    if speaks:
+        print(batch_plan(config, ranks), flush=True)
     from nemo_ibtpo.algorithms.run import run_training  # imports torch and Megatron
 
-    run_training(config)
+    return EXIT_REQUEUE if run_training(config) else 0
 
 
 def _planned_world_size(config: RunConfig, asked: int | None) -> int:

@@ -45,6 +45,14 @@ def batch_plan(config: RunConfig, world_size: int) -> str:
             f"a micro-batch {actor.max_tokens_per_microbatch:,}"
         ),
     }
+    checkpoint = config.checkpoint
+    period, limit, best = checkpoint.save_period, trainer.max_time, checkpoint.keep_best
+    periodic = f"every {_count(period, 'step')} and " if period else ""
+    lines["saved"] = (
+        f"after {periodic}the last step, when stopped"
+        f"{f' and after {limit}' if limit else ''}; the newest {checkpoint.keep_last}"
+        f"{f' and the {best} of the highest accuracy' if best else ''} are kept; resume: {checkpoint.resume}"
+    )
     return "\n".join([f"batch plan of '{config.name}'", *(f"  {name:<9}{text}" for name, text in lines.items())])
 
 

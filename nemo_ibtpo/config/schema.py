@@ -294,6 +294,8 @@ class TrainerConfig:
         val_samples_per_prompt: k of avg@k.
         val_temperature: temperature of the evaluation's samples.
         export_period: steps between exports of the model to ``hf_step_<n>``; 0 exports only at the end, to ``hf``.
+        max_time: ``DD:HH:MM:SS`` or ``HH:MM:SS`` after which the run stops at the next safe point, saves and exits
+            as on SIGTERM; leave room for saving. null has no limit.
     """
 
     max_steps: int
@@ -303,6 +305,32 @@ class TrainerConfig:
     val_samples_per_prompt: int
     val_temperature: float
     export_period: int
+    max_time: str | None
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is saved to go on from.
+
+    Attributes:
+        save_period: steps between checkpoints; 0 saves only after the last step and when the run is stopped.
+        keep_last: newest checkpoints that are kept, at least 1.
+        keep_best: checkpoints with the highest validation accuracy that are kept besides; only steps that are both
+            saved and evaluated have one.
+        resume: ``auto`` goes on from the newest checkpoint in ``output_dir`` and begins where there is none;
+            ``never`` begins, and is refused where there are checkpoints; a path is the checkpoint to begin from,
+            after which the run's own are used as with ``auto``.
+        on_damage: what to do about a checkpoint that is torn or changed: ``fall_back`` sets it aside and uses the
+            newest whole one, ``refuse`` ends the run.
+        force: go on although data, model or settings have changed since the checkpoint.
+    """
+
+    save_period: int
+    keep_last: int
+    keep_best: int
+    resume: str
+    on_damage: Literal["fall_back", "refuse"]
+    force: bool
 
 
 @dataclass(frozen=True)
@@ -340,4 +368,5 @@ class RunConfig:
     data: DataConfig
     reward: RewardConfig
     trainer: TrainerConfig
+    checkpoint: CheckpointConfig
     logger: LoggerConfig

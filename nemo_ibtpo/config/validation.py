@@ -7,6 +7,7 @@ torch; the same on every rank.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ def validate(config: RunConfig, world_size: int) -> None:
         UserError: for the first thing that is wrong.
     """
     check_optimization(config)
+    check_checkpoints(config)
     check_sampling(config)
     check_data(config)
     check_world_size(config, world_size)
@@ -76,6 +78,21 @@ def check_optimization(config: RunConfig) -> None:
         f"{optimizer.warmup_steps}; it counts from the start of the run",
     )
     _not_negative("seed", config.seed)
+
+
+def check_checkpoints(config: RunConfig) -> None:
+    """What is saved, and how long the run may take."""
+    checkpoint = config.checkpoint
+    _not_negative("checkpoint.save_period", checkpoint.save_period)
+    _positive("checkpoint.keep_last", checkpoint.keep_last)
+    _not_negative("checkpoint.keep_best", checkpoint.keep_best)
+    if checkpoint.resume not in ("auto", "never"):
+        _refuse_if(
+            not (Path(checkpoint.resume) / "manifest.json").is_file(),
+            f"checkpoint.resume={checkpoint.resume} is neither auto nor never, and there is no checkpoint of that "
+            "path (a directory with manifest.json, such as <output_dir>/checkpoints/latest)",
+        )
+    max_seconds(config.trainer.max_time)
 
 
 def check_sampling(config: RunConfig) -> None:
@@ -296,6 +313,26 @@ def check_output_dir(output_dir: str) -> None:
         raise UserError(
             f"output_dir={output_dir}: cannot write to {existing}: {error.strerror}; choose another"
         ) from None
+
+
+def max_seconds(max_time: str | None) -> float | None:
+    """Seconds of ``trainer.max_time``; None has no limit.
+
+    Raises:
+        UserError: it is not written as it should be.
+    """
+    if max_time is None:
+        return None
+    match = re.fullmatch(r"(?:(\d+):)?(\d+):([0-5]?\d):([0-5]?\d)", max_time)
+    _refuse_if(
+        match is None,
+        f"trainer.max_time={max_time!r}: write it as DD:HH:MM:SS or HH:MM:SS, in quotes, such as '03:45:00'",
+    )
+    assert match is not None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    _positive("trainer.max_time in seconds", total)
+    return float(total)
 
 
 def trajectory_tokens(config: RunConfig) -> int:

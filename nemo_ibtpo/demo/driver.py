@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -86,8 +87,9 @@ def run(recipe: str, words: Sequence[str], make_model: MakeModel) -> None:
         f"[2/3] {config.trainer.max_steps} steps of IB-TPO on {ranks} ranks: "
         f"TP{actor.tensor_model_parallel_size} x PP{actor.pipeline_model_parallel_size}"
     )
-    for name in (FILE_NAME, _SUMMARY, _PNG):  # of an earlier run, so that what is there belongs to this one
+    for name in (FILE_NAME, _SUMMARY, _PNG, "status.json"):  # of an earlier run, so that what is there belongs to this one
         (output / name).unlink(missing_ok=True)
+    shutil.rmtree(output / "checkpoints", ignore_errors=True)  # a demo begins anew
     started = time.perf_counter()
     train(recipe, words, ranks)
     seconds = time.perf_counter() - started

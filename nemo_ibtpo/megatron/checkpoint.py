@@ -30,6 +30,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
     TorchDistSaveShardedStrategy,
@@ -87,6 +88,9 @@ def save_training_state(
     _initialise(optimizer)
     with _with_padding(optimizer):
         state[_OPTIMIZER] = optimizer.sharded_state_dict(dict(state), metadata=_METADATA)
+    for part in state[_OPTIMIZER].values() if len(_parts(optimizer)) > 1 else [state[_OPTIMIZER]]:
+        if "param_state" in part and part["param_state"] is None:
+            part["param_state"] = {}  # on the ranks that hold nothing; None would pass for a difference
     _save(path, state | {_EXTRA: dict(extra)})
 
 
@@ -204,17 +208,26 @@ class _Writer(TorchDistSaveShardedStrategy):
 def _save(path: Path, state: dict[str, Any]) -> None:
     path.mkdir(parents=True, exist_ok=True)
     dist.barrier()
-    dist_checkpointing.save(state, str(path), sharded_strategy=_Writer("torch_dist", 1))
+    try:
+        dist_checkpointing.save(state, str(path), sharded_strategy=_Writer("torch_dist", 1))
+    except (OSError, CheckpointException) as error:
+        raise UserError(f"{path}: the checkpoint cannot be written: {_reason(error)}") from error
 
 
 def _load(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     try:
         loaded: dict[str, Any] = dist_checkpointing.load(state, str(path))
-    except (Exception, CheckpointException) as error:  # torch's is no Exception
-        failures = [failure for failure, _ in error.failures.values()] if hasattr(error, "failures") else [error]
-        reason = " ".join(str(failures[0]).split())[:400]
-        raise UserError(f"{path}: this checkpoint does not fit the model: {reason}") from error
+    except (CheckpointingException, CheckpointException, KeyError, ValueError) as error:
+        raise UserError(f"{path}: this checkpoint does not fit the model: {_reason(error)}") from error
     return loaded
+
+
+def _reason(error: BaseException) -> str:
+    # torch's exception, which is no ``Exception``, carries those of the ranks.
+    failures = (
+        [failure for failure, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
+    )
+    return " ".join(str(failures[0]).split())[:400]
 
 
 def tensor_names(path: Path) -> dict[str, tuple[int, ...]]:

@@ -27,7 +27,7 @@ def capture() -> RandomState:
     version, words, gauss = random.getstate()
     # numpy's global generator is what libraries draw from that know no other.
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
-    assert version == 3 and name == "MT19937"
+    assert version == 3 and name == "MT19937" and isinstance(keys, np.ndarray)
     state = {
         _PYTHON: torch.tensor(words, dtype=torch.int64),
         f"{_PYTHON}.gauss": torch.tensor([np.nan if gauss is None else gauss], dtype=torch.float64),

@@ -60,6 +60,7 @@ class MetricsWriter:
             line["non_finite"] = odd
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
+        os.fsync(self._file.fileno())
         if self._tensorboard:
             self._write_scalars(step, values)
         self._last_step = step
@@ -110,6 +111,20 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
             rows.pop()
         rows.append(row)
     return rows
+
+
+def drop_metrics_after(path: Path, step: int) -> None:
+    """Take the lines after a step out of a ``metrics.jsonl``, in one go; before a resumed run writes them again."""
+    if not path.exists():
+        return
+    _drop_cut_off_line(path)
+    rows = [row for row in read_metrics(path) if row["step"] <= step]
+    unfinished = path.with_name(f".{path.name}.tmp")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
 
 
 def _drop_cut_off_line(path: Path) -> None:

@@ -26,10 +26,11 @@ ALLOWED: dict[str, set[str]] = {
     "megatron": {"tree"},
     "evaluation": {"tree", "data"},
     "reporting": set(),
+    "checkpoints": set(),
     "demo": {"reporting", "data"},
 }
 # The modules that join everything: the loop, and what builds its parts.
-JOINS = {"algorithms/ibtpo.py", "algorithms/run.py"}
+JOINS = {"algorithms/ibtpo.py", "algorithms/run.py", "algorithms/checkpointing.py"}
 # Start what the user asks for, and may therefore import anything; heavy libraries only where they are used.
 COMMANDS = "commands"
 

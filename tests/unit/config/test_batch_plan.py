@@ -38,6 +38,8 @@ def test_plan(config: RunConfig) -> None:
         "  updates  2 optimizer steps a step, each on 8 trees over 2 data-parallel ranks; 80 in the run of 40 steps",
         # a tree shares at least its prompt: 50 + 16 * 100 = 1,650; a step 16 * 1,650 = 26,400
         "  tokens   a trajectory has at most 50 + 100 = 150, a tree 1,650, a step 26,400; a micro-batch 4,096",
+        "  saved    after every 10 steps and the last step, when stopped; the newest 2 and the 1 of the highest "
+        "accuracy are kept; resume: auto",
     ]
 
 

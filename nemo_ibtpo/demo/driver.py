@@ -87,9 +87,10 @@ def run(recipe: str, words: Sequence[str], make_model: MakeModel) -> None:
         f"[2/3] {config.trainer.max_steps} steps of IB-TPO on {ranks} ranks: "
         f"TP{actor.tensor_model_parallel_size} x PP{actor.pipeline_model_parallel_size}"
     )
-    for name in (FILE_NAME, _SUMMARY, _PNG, "status.json"):  # of an earlier run, so that what is there belongs to this one
+    # A demo begins anew, so that what is there belongs to this run.
+    for name in (FILE_NAME, _SUMMARY, _PNG, "status.json"):
         (output / name).unlink(missing_ok=True)
-    shutil.rmtree(output / "checkpoints", ignore_errors=True)  # a demo begins anew
+    shutil.rmtree(output / "checkpoints", ignore_errors=True)
     started = time.perf_counter()
     train(recipe, words, ranks)
     seconds = time.perf_counter() - started

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
+    MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
+from transformers.core_model_loading import revert_weight_conversion
 
 from nemo_ibtpo.tree.tree import ROOT, Tree
 
@@ -44,6 +49,19 @@ def config_of(family: str) -> PreTrainedConfig:
         return Qwen2Config(**_COMMON, tie_word_embeddings=True)
     if family == "qwen3":
         return Qwen3Config(**_COMMON, tie_word_embeddings=True, head_dim=16)
+    if family == "mistral":
+        return MistralConfig(**_COMMON, tie_word_embeddings=False, sliding_window=None)
+    if family in ("qwen3_moe", "qwen3_moe_unscaled"):
+        return Qwen3MoeConfig(
+            **_COMMON,
+            tie_word_embeddings=False,
+            head_dim=16,
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=24,
+            norm_topk_prob=family == "qwen3_moe",
+            experts_implementation="eager",  # the only one in float64
+        )
     raise ValueError(family)
 
 
@@ -58,6 +76,16 @@ def random_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32)
             else:
                 parameter.normal_(0.0, 0.15)
     return model.eval().to(dtype)  # converted last: the same seed means the same numbers in every dtype
+
+
+def checkpoint_names(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights or gradients of a model under the names of its checkpoint, where each expert has its own."""
+    return revert_weight_conversion(model, dict(tensors))
+
+
+def hf_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """What ``save_pretrained`` writes; a tied output layer is there twice."""
+    return checkpoint_names(model, model.state_dict())
 
 
 def random_tree(rng: np.random.Generator, *, rollouts: int = 5, prompt_id: str = "p") -> Tree:

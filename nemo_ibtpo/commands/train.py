@@ -15,7 +15,7 @@ from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.config.plan import batch_plan
 from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.config.validation import model_parallel_ranks, validate
+from nemo_ibtpo.config.validation import fewest_ranks, validate
 
 if TYPE_CHECKING:
     from nemo_ibtpo.commands import Subparsers
@@ -86,7 +86,7 @@ def _train(config: RunConfig, ranks: int) -> int:
 def _planned_world_size(config: RunConfig, asked: int | None) -> int:
     if asked is not None:
         return asked
-    return _world_size() if "WORLD_SIZE" in os.environ else max(1, model_parallel_ranks(config))
+    return _world_size() if "WORLD_SIZE" in os.environ else max(1, fewest_ranks(config))
 
 
 def _world_size() -> int:

@@ -13,7 +13,13 @@ from typing import Any
 
 from nemo_ibtpo.config.errors import UserError
 
-SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+SUPPORTED_ARCHITECTURES = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+)
 _SIZES = (
     "hidden_size",
     "intermediate_size",
@@ -22,13 +28,15 @@ _SIZES = (
     "num_hidden_layers",
     "vocab_size",
 )
+_EXPERT_SIZES = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
 _LENGTH_BYTES = 8  # a safetensors file starts with its header's length, little-endian
 
 
 def read_model_directory(path: str) -> dict[str, Any]:
     """Check the files of a model and return its ``config.json``.
 
-    ``num_key_value_heads`` is always there: a file that lacks it has as many as attention heads.
+    ``num_key_value_heads`` is always there: a file that lacks it has as many as attention heads. So is
+    ``num_experts``, which is null for a dense model.
 
     Raises:
         UserError: a file is missing or corrupt, or the actor cannot build such a model.
@@ -52,13 +60,22 @@ def _check_config(config: dict[str, Any], file: Path) -> None:
             f"supported are {', '.join(SUPPORTED_ARCHITECTURES)}"
         )
     config.setdefault("num_key_value_heads", config.get("num_attention_heads"))
-    for name in (*_SIZES, "num_key_value_heads"):
+    # transformers writes the number of experts under either name.
+    experts = config.get("num_experts", config.get("num_local_experts"))
+    with_experts = architecture == "Qwen3MoeForCausalLM"
+    config["num_experts"] = experts if with_experts else None
+    for name in (*_SIZES, "num_key_value_heads", *(_EXPERT_SIZES if with_experts else ())):
         size = config.get(name)
         if type(size) is not int or size < 1:
             raise UserError(f"{file}: {name} must be a positive integer, not {json.dumps(size)}")
     heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
     if heads % groups:
         raise UserError(f"{file}: {heads} attention heads cannot share {groups} key/value heads evenly")
+    if with_experts and config["num_experts_per_tok"] > config["num_experts"]:
+        raise UserError(
+            f"{file}: num_experts_per_tok is {config['num_experts_per_tok']}, but there are "
+            f"{config['num_experts']} experts"
+        )
     if architecture == "MistralForCausalLM":
         window = config.get("sliding_window", "absent (which means 4096)")
     else:

@@ -18,11 +18,13 @@ def batch_plan(config: RunConfig, world_size: int) -> str:
     growth = f"{sampler.initial_rollouts} from the prompt"
     if branched:
         growth += f" + {sampler.rounds - 1} rounds of {branched // (sampler.rounds - 1)}"
+    shared_by = actor.expert_model_parallel_size
+    experts = f"; each layer's experts on {shared_by} of them" if shared_by > 1 else ""
     lines = {
         "model": f"{config.model.path} in {config.model.dtype}, written to {config.output_dir}",
         "ranks": (
             f"{_count(world_size, 'rank')} = {actor.tensor_model_parallel_size} tensor x "
-            f"{actor.pipeline_model_parallel_size} pipeline x {data_parallel} data parallel"
+            f"{actor.pipeline_model_parallel_size} pipeline x {data_parallel} data parallel{experts}"
         ),
         "engines": (
             f"{_count(len(engine_ranks(config, world_size)), f'{config.rollout.engine} replica')} on "

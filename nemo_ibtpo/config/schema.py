@@ -35,6 +35,10 @@ class ActorConfig:
         pipeline_model_parallel_size: stages that share the layers.
         virtual_pipeline_model_parallel_size: chunks of layers on each stage, through which the interleaved
             schedule goes in turn to keep stages busier; null gives each stage one run of layers.
+        expert_model_parallel_size: ranks that share each layer's experts, taken from the tensor- and data-parallel
+            ranks of a stage; an expert is never cut. 1 for a model without experts.
+        moe_aux_loss_coef: weight of the experts' load-balancing loss over the unique tokens of an optimizer step;
+            null takes router_aux_loss_coef of the model's config.json, 0 switches it off.
         sequence_parallel: shard norms and residuals over the tensor-parallel ranks.
         use_distributed_optimizer: shard optimizer state over the data-parallel ranks.
         recompute: activations recomputed in the backward pass.
@@ -46,6 +50,8 @@ class ActorConfig:
     tensor_model_parallel_size: int
     pipeline_model_parallel_size: int
     virtual_pipeline_model_parallel_size: int | None
+    expert_model_parallel_size: int
+    moe_aux_loss_coef: float | None
     sequence_parallel: bool
     use_distributed_optimizer: bool
     recompute: Literal["none", "selective", "full"]

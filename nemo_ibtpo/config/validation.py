@@ -6,6 +6,7 @@ torch; the same on every rank.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tempfile
@@ -228,11 +229,14 @@ def check_world_size(config: RunConfig, world_size: int) -> None:
         f"actor.virtual_pipeline_model_parallel_size={chunks} with actor.pipeline_model_parallel_size={pipeline} "
         "interleaves nothing: both must be at least 2; set the former to null",
     )
-    ranks = model_parallel_ranks(config)
+    expert = actor.expert_model_parallel_size
+    _positive("actor.expert_model_parallel_size", expert)
+    ranks = fewest_ranks(config)
+    over_experts = f" with actor.expert_model_parallel_size={expert}" if expert > 1 else ""
     _refuse_if(
         world_size % ranks != 0,
         f"{world_size} rank{'s' * (world_size != 1)} cannot hold copies of a model on {ranks} "
-        f"(actor.tensor_model_parallel_size={tensor} x actor.pipeline_model_parallel_size={pipeline}); "
+        f"(actor.tensor_model_parallel_size={tensor} x actor.pipeline_model_parallel_size={pipeline}{over_experts}); "
         f"start {ranks}, {2 * ranks}, {3 * ranks}, ... (torchrun --nproc-per-node {ranks})",
     )
     _check_replicas(config, world_size)
@@ -268,11 +272,13 @@ def check_model(config: RunConfig, hf_config: dict[str, Any]) -> None:
     shared = {
         "attention heads": hf_config["num_attention_heads"],
         "key/value heads": hf_config["num_key_value_heads"],
-        "MLP channels": hf_config["intermediate_size"],
     }
+    if hf_config["num_experts"] is None:
+        shared["MLP channels"] = hf_config["intermediate_size"]
     _check_even("actor.tensor_model_parallel_size", tensor, shared)
     heads = {"attention heads": hf_config["num_attention_heads"]}  # vLLM repeats key/value heads where it must
     _check_even("rollout.tensor_parallel_size", config.rollout.tensor_parallel_size, heads)
+    _check_experts(config, hf_config["num_experts"])
     pipeline, layers = config.actor.pipeline_model_parallel_size, hf_config["num_hidden_layers"]
     _refuse_if(
         layers % pipeline != 0,
@@ -299,6 +305,32 @@ def _check_even(key: str, tensor: int, shared: dict[str, int]) -> None:
         bool(uneven),
         f"{key}={tensor} does not divide the model's {' and '.join(uneven)}; "
         f"use one of {_divisors(*shared.values())}",
+    )
+
+
+def _check_experts(config: RunConfig, experts: int | None) -> None:
+    actor = config.actor
+    size, coefficient = actor.expert_model_parallel_size, actor.moe_aux_loss_coef
+    if experts is None:
+        _refuse_if(
+            size > 1, f"actor.expert_model_parallel_size={size} shares experts, but the model has none; set it to 1"
+        )
+        _refuse_if(
+            coefficient != 0,
+            f"actor.moe_aux_loss_coef={'null' if coefficient is None else coefficient} balances experts, but the "
+            "model has none; set it to 0",
+        )
+        return
+    _not_negative("actor.moe_aux_loss_coef", coefficient or 0.0)
+    _refuse_if(
+        experts % size != 0,
+        f"actor.expert_model_parallel_size={size} does not divide the model's {experts} experts; "
+        f"use one of {_divisors(experts)}",
+    )
+    _refuse_if(
+        actor.tensor_model_parallel_size > 1 and not actor.sequence_parallel,
+        f"actor.tensor_model_parallel_size={actor.tensor_model_parallel_size} with experts needs "
+        "actor.sequence_parallel=true, so that each rank routes tokens of its own",
     )
 
 
@@ -341,7 +373,7 @@ def trajectory_tokens(config: RunConfig) -> int:
 
 
 def model_parallel_ranks(config: RunConfig) -> int:
-    """Ranks that hold one copy of the model."""
+    """Ranks that hold one copy of the model, experts apart: its tensor- and pipeline-parallel ranks."""
     return config.actor.tensor_model_parallel_size * config.actor.pipeline_model_parallel_size
 
 
@@ -352,6 +384,13 @@ def engine_ranks(config: RunConfig, world_size: int) -> tuple[int, ...]:
     # Evenly over the ranks, so that fewer replicas than nodes' worth do not crowd on the first node.
     stride = world_size // replicas // tensor * tensor
     return tuple(replica * stride for replica in range(replicas))
+
+
+def fewest_ranks(config: RunConfig) -> int:
+    """The smallest world; others are multiples. Experts are shared by tensor- and data-parallel ranks of a stage."""
+    actor = config.actor
+    shared = math.lcm(actor.tensor_model_parallel_size, actor.expert_model_parallel_size)
+    return shared * actor.pipeline_model_parallel_size
 
 
 def _refuse_if(wrong: bool, message: str) -> None:

@@ -92,6 +92,7 @@ class MegatronActor:
         with context.scope():
             config = transformer_config(architecture, actor, dtype, context.device)
             config.finalize_model_grads_func = _sum_gradients
+            self._config = config
             chunks = build_model(architecture, config, context.device)
             load_weights(chunks, architecture, weights)
             self._exporter = WeightExporter(chunks, architecture)
@@ -213,6 +214,7 @@ class MegatronActor:
             for chunk in self._chunks:
                 chunk.zero_grad_buffer()
             self._optimizer.zero_grad()
+            self._weigh_aux_loss(batches)
             reported = self._run(batches, to_loss, forward_only=False)
             metrics = self._reduce(reported)
             self._refuse_non_finite(metrics)
@@ -253,6 +255,23 @@ class MegatronActor:
         """
         with self._context.scope():
             yield from self._exporter.named_gradients()
+
+    def _weigh_aux_loss(self, batches: Sequence[MicroBatch]) -> None:
+        """Set the coefficient of the experts' load-balancing loss for one optimizer step.
+
+        Under ``calculate_per_token_loss`` Megatron multiplies the loss of a micro-batch by the tokens that a rank
+        routes and counts on a later division, which we do not make. Divided here by those of the step, the loss is
+        the mean over micro-batches, weighted by their tokens.
+        """
+        experts = self._architecture.experts
+        if experts is None:
+            return
+        coefficient = self._actor.moe_aux_loss_coef
+        coefficient = experts.aux_loss_coef if coefficient is None else coefficient
+        routed = sum(map(self._padded_length, batches)) / self._actor.tensor_model_parallel_size
+        tokens = torch.tensor(routed, device=self._context.device)
+        dist.all_reduce(tokens, group=parallel_state.get_data_parallel_group())
+        self._config.moe_aux_loss_coeff = coefficient / float(tokens)
 
     def _run(self, batches: Sequence[MicroBatch], post_process: Any, *, forward_only: bool) -> list[Any]:
         """Run Megatron's schedule; what the post-processor returned on the last stage, nothing elsewhere."""

@@ -1,8 +1,8 @@
 """What a Hugging Face configuration says about a decoder, in the terms the Megatron actor needs.
 
-Supported: Llama 2/3.x and Mistral (no biases), Qwen2/2.5 (biases on q, k, v) and Qwen3 (normalised queries and
-keys), with tied or untied embeddings and grouped-query attention. Whatever else a configuration asks for is
-refused by name; nothing is approximated.
+Supported: Llama 2/3.x and Mistral (no biases), Qwen2/2.5 (biases on q, k, v), Qwen3 (normalised queries and keys)
+and Qwen3-MoE (experts in every layer), with tied or untied embeddings and grouped-query attention. Whatever else a
+configuration asks for is refused by name; nothing is approximated.
 """
 
 from __future__ import annotations
@@ -16,20 +16,48 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from nemo_ibtpo.config.errors import UserError
 
-_FAMILIES = {"llama": (False, False), "mistral": (False, False), "qwen2": (True, False), "qwen3": (False, True)}
+# Whether q, k and v have biases, and whether queries and keys are normalised.
+_FAMILIES = {
+    "llama": (False, False),
+    "mistral": (False, False),
+    "qwen2": (True, False),
+    "qwen3": (False, True),
+    "qwen3_moe": (False, True),
+}
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The mixture of experts that takes the place of every layer's MLP.
+
+    Attributes:
+        number: experts of a layer.
+        per_token: experts that a token goes to, those of highest probability.
+        ffn_hidden_size: channels of one expert.
+        normalize_weights: whether a token's weights, the softmax over all experts, are scaled to sum to 1.
+        aux_loss_coef: the model's own coefficient of the load-balancing loss.
+    """
+
+    number: int
+    per_token: int
+    ffn_hidden_size: int
+    normalize_weights: bool
+    aux_loss_coef: float
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A dense decoder-only transformer with rotary positions, RMSNorm and a SwiGLU MLP.
+    """A decoder-only transformer with rotary positions, RMSNorm and SwiGLU MLPs.
 
     Attributes:
         vocab_size: rows of the embedding in the Hugging Face weights.
+        ffn_hidden_size: channels of the MLP of a layer without experts.
         head_dim: channels of one attention head.
         qkv_bias: whether q, k and v have biases.
         qk_norm: whether queries and keys are normalised per head.
         tied_embeddings: whether the output layer is the embedding.
         inv_freq: rotary inverse frequencies [head_dim / 2], float32, scaling applied.
+        experts: None for a dense model.
     """
 
     vocab_size: int
@@ -45,6 +73,7 @@ class Architecture:
     qk_norm: bool
     tied_embeddings: bool
     inv_freq: torch.Tensor
+    experts: Experts | None
 
 
 def load_architecture(model_path: str | Path) -> Architecture:
@@ -89,6 +118,22 @@ def architecture_from_config(config: PretrainedConfig) -> Architecture:
         qk_norm=qk_norm,
         tied_embeddings=bool(config.tie_word_embeddings),
         inv_freq=_inverse_frequencies(config, head_dim),
+        experts=_experts(config) if family == "qwen3_moe" else None,
+    )
+
+
+def _experts(config: PretrainedConfig) -> Experts:
+    if config.mlp_only_layers or config.decoder_sparse_step != 1:
+        raise UserError(
+            f"{config.model_type}: dense layers among those with experts are not supported (mlp_only_layers="
+            f"{config.mlp_only_layers}, decoder_sparse_step={config.decoder_sparse_step} in config.json)"
+        )
+    return Experts(
+        number=config.num_experts,
+        per_token=config.num_experts_per_tok,
+        ffn_hidden_size=config.moe_intermediate_size,
+        normalize_weights=bool(config.norm_topk_prob),
+        aux_loss_coef=config.router_aux_loss_coef,
     )
 
 

@@ -30,6 +30,9 @@ class _NullStream:
     def __exit__(self, *args: object) -> None:
         pass
 
+    def record_event(self, event: Any = None) -> _NullStream:
+        return self
+
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args, **kwargs: None
 
@@ -68,6 +71,11 @@ def _set_rng_state(state: torch.Tensor, *args: Any, **kwargs: Any) -> None:
     torch.set_rng_state(state)
 
 
+def _sizes_on_cpu(tensor: Any, as_numpy: bool = False, **_: Any) -> Any:
+    """Megatron's token dispatcher turns sizes into numpy on their way from a GPU, and gloo takes no tensors."""
+    return tensor.numpy() if as_numpy and isinstance(tensor, torch.Tensor) else tensor
+
+
 _REPLACED: dict[str, Any] = {
     "current_device": lambda: _CPU,
     "set_device": _nothing,
@@ -88,6 +96,7 @@ _REPLACED: dict[str, Any] = {
 def cuda_on_cpu() -> Iterator[None]:
     """Within this context Megatron-Core runs on the CPU; it may be entered again while it is active."""
     from megatron.core.tensor_parallel import random as megatron_random
+    from megatron.core.transformer.moe import token_dispatcher
 
     if torch.cuda.set_device is _nothing:  # already active
         yield
@@ -95,6 +104,7 @@ def cuda_on_cpu() -> Iterator[None]:
     with (
         mock.patch.multiple(torch.cuda, **_REPLACED),
         mock.patch.multiple(megatron_random, _get_cuda_rng_state=_get_rng_state, _set_cuda_rng_state=_set_rng_state),
+        mock.patch.object(token_dispatcher, "maybe_move_tensor_to_cpu", _sizes_on_cpu),
         _CudaToCpu(),
     ):
         yield

@@ -19,12 +19,13 @@ from megatron.core.tensor_parallel.layers import (
     VocabParallelEmbedding,
     set_tensor_model_parallel_attributes,
 )
+from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_ibtpo.config.schema import ActorConfig
-from nemo_ibtpo.megatron.architecture import Architecture
+from nemo_ibtpo.megatron.architecture import Architecture, Experts
 from nemo_ibtpo.megatron.rotary import DepthRotaryEmbedding
 from nemo_ibtpo.megatron.tree_attention import TreeAttention
 
@@ -46,6 +47,21 @@ class RMSNorm(torch.nn.Module):
         return torch.nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
+class Float32Router(TopKRouter):
+    """Megatron's router with its logits in float32.
+
+    Megatron-Core 0.16 reaches for Transformer Engine there, also where it is not installed, and compiles what updates
+    the bias that some routers have, which cannot be done within :func:`nemo_ibtpo.megatron.cpu.cuda_on_cpu`.
+    """
+
+    def gating(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [T, 1, experts] float32 of ``hidden`` [T, 1, hidden_size]."""
+        return torch.nn.functional.linear(hidden.float(), self.weight.float())
+
+    def _apply_expert_bias(self, *_: Any, **__: Any) -> None:
+        """No router here has a bias."""
+
+
 def padded_vocab_size(vocab_size: int, tensor_parallel_size: int) -> int:
     """The smallest multiple of the tensor-parallel size that holds the vocabulary."""
     return -(-vocab_size // tensor_parallel_size) * tensor_parallel_size
@@ -57,6 +73,7 @@ def transformer_config(
     """Megatron's configuration of the architecture under the actor's parallel layout."""
     on_gpu = device.type == "cuda"
     interleaved = actor.virtual_pipeline_model_parallel_size is not None
+    with_te = HAVE_TE and on_gpu
     recompute: dict[str, dict[str, Any]] = {
         "none": {},
         "selective": {"recompute_granularity": "selective"},
@@ -93,7 +110,10 @@ def transformer_config(
         sequence_parallel=actor.sequence_parallel,
         # Micro-batches of trees differ in length; stages tell each other the shape first.
         variable_seq_lengths=True,
+        expert_model_parallel_size=actor.expert_model_parallel_size,
+        expert_tensor_parallel_size=1,
         moe_token_dispatcher_type="alltoall",  # Megatron asks for it with variable lengths, experts or not
+        **_experts_config(architecture.experts, grouped=with_te),
         # With the loss already divided by the global denominator, gradients are summed over ranks.
         calculate_per_token_loss=True,
         params_dtype=dtype,
@@ -108,6 +128,28 @@ def transformer_config(
         deallocate_pipeline_outputs=on_gpu,
         **recompute[actor.recompute],
     )
+
+
+def _experts_config(experts: Experts | None, *, grouped: bool) -> dict[str, Any]:
+    """Dropless experts, routed in float32.
+
+    Hugging Face takes the softmax over all experts, then the highest of them, and may scale these to sum to 1. With
+    scaling that is the softmax over the highest logits alone, which is what Megatron does without ``pre_softmax``.
+    The coefficient of the load-balancing loss is set for each optimizer step (:class:`.actor.MegatronActor`).
+    """
+    if experts is None:
+        return {}
+    return {
+        "num_moe_experts": experts.number,
+        "moe_router_topk": experts.per_token,
+        "moe_ffn_hidden_size": experts.ffn_hidden_size,
+        # The softmax of a single logit is 1: Megatron refuses it, and pre_softmax does not scale.
+        "moe_router_pre_softmax": not experts.normalize_weights,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "aux_loss",
+        "moe_aux_loss_coeff": 0.0,
+        "moe_grouped_gemm": grouped,
+    }
 
 
 def build_model(architecture: Architecture, config: TransformerConfig, device: torch.device) -> list[GPTModel]:
@@ -149,25 +191,40 @@ def _layer_spec(architecture: Architecture, device: torch.device) -> tuple[Modul
     Transformer Engine's linear layers and norms on a GPU where it is installed, Megatron's own elsewhere. The
     former cannot be run without a GPU.
     """
+    experts = architecture.experts.number if architecture.experts else None
     if HAVE_TE and device.type == "cuda":
-        layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=architecture.qk_norm)
+        layer = get_gpt_layer_with_transformer_engine_spec(
+            num_experts=experts, moe_grouped_gemm=experts is not None, qk_layernorm=architecture.qk_norm
+        )
         norm: type = TENorm
     else:
-        layer = get_gpt_layer_local_spec(qk_layernorm=architecture.qk_norm, normalization="RMSNorm")
+        layer = get_gpt_layer_local_spec(
+            num_experts=experts, qk_layernorm=architecture.qk_norm, normalization="RMSNorm"
+        )
         layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = norm = RMSNorm
         if architecture.qk_norm:
             attention = layer.submodules.self_attention.submodules
             attention.q_layernorm = attention.k_layernorm = RMSNorm
+        if experts is not None:
+            layer.submodules.mlp.submodules.router = Float32Router
     layer.submodules.self_attention.submodules.core_attention = TreeAttention
     return layer, norm
 
 
 def _mark_shards(model: GPTModel) -> None:
-    """Say of each sharded weight that it is one.
+    """Say of each sharded weight that it is one, and of an expert's weight that it is an expert's.
 
     Megatron-Core 0.16 does so only while it initialises weights. Without the mark a weight passes for replicated,
     and the gradient norm counts tensor-parallel rank 0's shard alone.
+
+    Experts are whole, and each tensor-parallel rank sends them tokens of its own: their gradients are summed over
+    the ranks that hold the same experts, tensor-parallel ones included, and belong to the norm on every rank.
+    Megatron works this out only where there is more than one expert-parallel rank.
     """
+    for name, parameter in model.named_parameters():
+        if ".mlp.experts." in name:
+            parameter.allreduce = False
+            parameter.tensor_model_parallel = True
     for module in model.modules():
         weight = getattr(module, "weight", None)
         if weight is None or hasattr(weight, "tensor_model_parallel"):

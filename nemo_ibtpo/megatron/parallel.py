@@ -74,6 +74,8 @@ def initialize(actor: ActorConfig, seed: int) -> ParallelContext:
             tensor_model_parallel_size=actor.tensor_model_parallel_size,
             pipeline_model_parallel_size=actor.pipeline_model_parallel_size,
             virtual_pipeline_model_parallel_size=actor.virtual_pipeline_model_parallel_size,
+            expert_model_parallel_size=actor.expert_model_parallel_size,
+            expert_tensor_parallel_size=1,
         )
         model_parallel_cuda_manual_seed(seed)
     return context

@@ -1,4 +1,4 @@
-"""Weights between Hugging Face and Megatron, for any tensor- and pipeline-parallel layout.
+"""Weights between Hugging Face and Megatron, for any tensor-, pipeline- and expert-parallel layout.
 
 Every Megatron parameter has one rule that says which Hugging Face tensors make it up and how it is cut over the
 tensor-parallel ranks. Loading reads, on each rank, only the tensors of the parameters it owns; exporting gathers
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -36,15 +36,17 @@ class Rule:
         shapes: Hugging Face names and full shapes, in the order ``split`` and ``merge`` use.
         split: full Hugging Face tensors -> the shards of all tensor-parallel ranks.
         merge: those shards -> full Hugging Face tensors.
+        expert: number of the expert whose weight this is; it lives on one expert-parallel rank, uncut.
     """
 
     shapes: Shapes
     split: Callable[[Sequence[Tensor], int], list[Tensor]]
     merge: Callable[[Sequence[Tensor]], list[Tensor]]
+    expert: int | None = None
 
 
-def _replicated(name: str, size: int) -> Rule:
-    return Rule({name: (size,)}, lambda full, tp: [full[0]] * tp, lambda shards: [shards[0]])
+def _replicated(name: str, *shape: int) -> Rule:
+    return Rule({name: shape}, lambda full, tp: [full[0]] * tp, lambda shards: [shards[0]])
 
 
 def _vocab_rows(name: str, vocab: int, hidden: int) -> Rule:
@@ -98,8 +100,20 @@ def _query_key_value(prefix: str, suffix: str, arch: Architecture) -> Rule:
     return Rule({f"{prefix}.{n}.{suffix}": (s, *trailing) for n, s in sizes.items()}, split, merge)
 
 
+def _mlp(ours: str, theirs: str, ffn: int, hidden: int) -> dict[str, Rule]:
+    return {
+        f"{ours}.linear_fc1.weight": _gate_and_up(
+            f"{theirs}.gate_proj.weight", f"{theirs}.up_proj.weight", ffn, hidden
+        ),
+        f"{ours}.linear_fc2.weight": _columns(f"{theirs}.down_proj.weight", hidden, ffn),
+    }
+
+
 def rules(arch: Architecture) -> dict[str, Rule]:
-    """Rules by Megatron parameter name, layers numbered over the whole model, in Hugging Face order."""
+    """Rules by Megatron parameter name, in Hugging Face order.
+
+    Layers and experts are numbered over the whole model; experts are named as Megatron's ``SequentialMLP`` does.
+    """
     hidden, ffn = arch.hidden_size, arch.ffn_hidden_size
     table = {"embedding.word_embeddings.weight": _vocab_rows("model.embed_tokens.weight", arch.vocab_size, hidden)}
     for i in range(arch.num_layers):
@@ -118,10 +132,18 @@ def rules(arch: Architecture) -> dict[str, Rule]:
             f"{attention}.o_proj.weight", hidden, arch.num_attention_heads * arch.head_dim
         )
         table[f"{ours}.pre_mlp_layernorm.weight"] = _replicated(f"{theirs}.post_attention_layernorm.weight", hidden)
-        table[f"{ours}.mlp.linear_fc1.weight"] = _gate_and_up(
-            f"{theirs}.mlp.gate_proj.weight", f"{theirs}.mlp.up_proj.weight", ffn, hidden
-        )
-        table[f"{ours}.mlp.linear_fc2.weight"] = _columns(f"{theirs}.mlp.down_proj.weight", hidden, ffn)
+        if arch.experts is None:
+            table |= _mlp(f"{ours}.mlp", f"{theirs}.mlp", ffn, hidden)
+            continue
+        table[f"{ours}.mlp.router.weight"] = _replicated(f"{theirs}.mlp.gate.weight", arch.experts.number, hidden)
+        for e in range(arch.experts.number):
+            expert = _mlp(
+                f"{ours}.mlp.experts.local_experts.{e}",
+                f"{theirs}.mlp.experts.{e}",
+                arch.experts.ffn_hidden_size,
+                hidden,
+            )
+            table |= {name: replace(rule, expert=e) for name, rule in expert.items()}
     table["decoder.final_layernorm.weight"] = _replicated("model.norm.weight", hidden)
     if not arch.tied_embeddings:
         table["output_layer.weight"] = _vocab_rows("lm_head.weight", arch.vocab_size, hidden)
@@ -135,25 +157,41 @@ _FUSED_NORMS = {
 }
 
 
-def global_name(name: str, layer_numbers: Sequence[int]) -> str:
+# An expert's weight as Megatron's SequentialMLP names it, and as Transformer Engine's grouped layers do.
+_EXPERT = re.compile(r"mlp\.experts\.local_experts\.(?P<expert>\d+)\.(?P<layer>linear_fc[12])\.weight")
+_GROUPED_EXPERT = re.compile(r"mlp\.experts\.(?P<layer>linear_fc[12])\.weight(?P<expert>\d+)")
+
+
+def global_name(name: str, layer_numbers: Sequence[int], first_expert: int = 0) -> str:
     """The name that a parameter of a model chunk has in :func:`rules`.
 
     Args:
-        name: in the chunk, whose layers are numbered from 0.
+        name: in the chunk, whose layers are numbered from 0, and whose experts are numbered from 0 on each rank.
         layer_numbers: of the chunk's layers in the whole model, from 1 as Megatron counts.
+        first_expert: number of the rank's first expert in the whole model.
     """
     match = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", name)
     if match is None:
         return name
-    return f"decoder.layers.{layer_numbers[int(match[1])] - 1}.{_FUSED_NORMS.get(match[2], match[2])}"
+    inside = _FUSED_NORMS.get(match[2], match[2])
+    if of_expert := _EXPERT.fullmatch(inside) or _GROUPED_EXPERT.fullmatch(inside):
+        number = first_expert + int(of_expert["expert"])
+        inside = f"mlp.experts.local_experts.{number}.{of_expert['layer']}.weight"
+    return f"decoder.layers.{layer_numbers[int(match[1])] - 1}.{inside}"
 
 
 def global_parameters(chunks: Sequence[GPTModel], arch: Architecture) -> dict[str, torch.nn.Parameter]:
     """The parameters of this rank's model chunks under the names of :func:`rules`."""
     named: dict[str, torch.nn.Parameter] = {}
+    first_expert = 0
+    if arch.experts is not None:
+        group = parallel_state.get_expert_model_parallel_group()
+        first_expert = group.rank() * (arch.experts.number // group.size())
     for chunk in chunks:
         layer_numbers = [layer.layer_number for layer in chunk.decoder.layers]
-        named |= {global_name(name, layer_numbers): parameter for name, parameter in chunk.named_parameters()}
+        named |= {
+            global_name(name, layer_numbers, first_expert): parameter for name, parameter in chunk.named_parameters()
+        }
     if arch.tied_embeddings and "output_layer.weight" in named:
         # The last stage holds a copy of the embedding; it follows the embedding's rule.
         named["embedding.word_embeddings.weight"] = named.pop("output_layer.weight")
@@ -185,7 +223,7 @@ def load_weights(chunks: Sequence[GPTModel], arch: Architecture, source: Mapping
             if tuple(tensor.shape) != shape:
                 raise UserError(f"weight '{hf_name}' has shape {tuple(tensor.shape)}, config.json makes it {shape}")
             full.append(tensor.to(parameter.dtype))
-        parameter.copy_(rule.split(full, size)[rank])
+        parameter.copy_(rule.split(full, size)[rank] if rule.expert is None else rule.split(full, 1)[0])
 
 
 def check_names(names: Iterable[str], arch: Architecture) -> None:
@@ -213,12 +251,19 @@ class WeightExporter:
         self._rules = rules(arch)
         self._local = global_parameters(chunks, arch)
         self._pp_group = parallel_state.get_pipeline_model_parallel_group()
+        self._ep_group = parallel_state.get_expert_model_parallel_group()
         names_by_stage: list[list[str]] = [[] for _ in range(self._pp_group.size())]
         dist.all_gather_object(names_by_stage, list(self._local), group=self._pp_group)
         # The first stage that holds a parameter sends it (a tied embedding is also on the last stage).
         self._owner: dict[str, int] = {}
         for stage, names in reversed(list(enumerate(names_by_stage))):
             self._owner.update(dict.fromkeys(names, stage))
+        # A rank names its own experts only; those of other ranks are on the stage of the layer's router.
+        self._owner |= {
+            name: self._owner[name.partition(".experts.")[0] + ".router.weight"]
+            for name, rule in self._rules.items()
+            if rule.expert is not None
+        }
         if lost := set(self._rules) - set(self._owner):
             raise RuntimeError(f"no pipeline stage holds {sorted(lost)}")
 
@@ -226,7 +271,7 @@ class WeightExporter:
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (Hugging Face name, full tensor) in the model's order, on every rank.
 
-        A collective over the tensor- and pipeline-parallel groups: all ranks must consume it to the end.
+        A collective over the tensor-, expert- and pipeline-parallel groups: all ranks must consume it to the end.
         """
         return self._stream(lambda parameter: parameter.detach())
 
@@ -239,16 +284,24 @@ class WeightExporter:
         dtype = value_of(next(iter(self._local.values()))).dtype
         for name, rule in self._rules.items():
             owner = self._owner[name]
-            if owner == self._pp_group.rank():
+            mine = owner == self._pp_group.rank()
+            if not mine or name not in self._local:
+                full = [torch.empty(shape, dtype=dtype, device=self._device) for shape in rule.shapes.values()]
+            elif rule.expert is None:
                 full = rule.merge(self._gather_tensor_parallel(value_of(self._local[name])))
             else:
-                full = [torch.empty(shape, dtype=dtype, device=self._device) for shape in rule.shapes.values()]
+                full = rule.merge([value_of(self._local[name])])
             for hf_name, tensor in zip(rule.shapes, full, strict=True):
                 tensor = tensor.contiguous()
-                if self._pp_group.size() > 1:
-                    source = dist.get_global_rank(self._pp_group, owner)
-                    dist.broadcast(tensor, src=source, group=self._pp_group)
+                if mine and rule.expert is not None:
+                    _broadcast(tensor, rule.expert // self._experts_per_rank, self._ep_group)
+                _broadcast(tensor, owner, self._pp_group)
                 yield hf_name, tensor
+
+    @property
+    def _experts_per_rank(self) -> int:
+        assert self._arch.experts is not None
+        return self._arch.experts.number // self._ep_group.size()
 
     @property
     def _device(self) -> torch.device:
@@ -262,3 +315,8 @@ class WeightExporter:
         shards = [torch.empty_like(shard) for _ in range(group.size())]
         dist.all_gather(shards, shard.contiguous(), group=group)
         return shards
+
+
+def _broadcast(tensor: Tensor, rank: int, group: dist.ProcessGroup) -> None:
+    if group.size() > 1:
+        dist.broadcast(tensor, src=dist.get_global_rank(group, rank), group=group)

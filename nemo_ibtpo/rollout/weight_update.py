@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import torch
@@ -24,7 +25,7 @@ def copy_weights(model: PreTrainedModel, weights: Iterable[tuple[str, torch.Tens
     Raises:
         UserError: names the weight that is missing, unknown, given twice or of another shape.
     """
-    targets = model.state_dict()
+    targets = _targets(model)
     written: dict[int, str] = {}  # by address, because tied weights are one tensor under two names
     seen: set[str] = set()
     for name, tensor in weights:
@@ -49,3 +50,22 @@ def copy_weights(model: PreTrainedModel, weights: Iterable[tuple[str, torch.Tens
         raise UserError(
             f"weight update: {len(missing)} of {len(targets)} weights are missing: {', '.join(missing[:5])}"
         )
+
+
+# transformers stacks the experts of a layer; a checkpoint has them one by one.
+_STACKED_EXPERTS = re.compile(r"(?P<experts>.+\.mlp\.experts)\.(?P<weight>gate_up_proj|down_proj)")
+
+
+def _targets(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The model's weights, or views of them, under the names that a checkpoint has."""
+    targets: dict[str, torch.Tensor] = {}
+    for name, weight in model.state_dict().items():
+        match = _STACKED_EXPERTS.fullmatch(name)
+        if match is None:
+            targets[name] = weight
+            continue
+        layers = ("gate_proj", "up_proj") if match["weight"] == "gate_up_proj" else ("down_proj",)
+        for number, expert in enumerate(weight):
+            for layer, part in zip(layers, expert.chunk(len(layers)), strict=True):
+                targets[f"{match['experts']}.{number}.{layer}.weight"] = part
+    return targets

@@ -16,21 +16,33 @@ from gradient_worker import OPTIMIZER
 from layouts import enter
 from parity_worker import Layout, actor_config
 from torch import Tensor
-from toy_models import random_model, random_tree
+from toy_models import VOCAB, checkpoint_names, hf_weights, random_model, random_tree
+from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.megatron.actor import Fields, MegatronActor
 from nemo_ibtpo.megatron.architecture import architecture_from_config
 from nemo_ibtpo.tree.microbatches import MicroBatch
 from nemo_ibtpo.tree.packing import pack_trees
+from nemo_ibtpo.tree.tree import ROOT, Tree
+
+EXPERT_LAYOUT: Layout = (2, 2, True, None, 2)
 
 
-def make_actor(layout: Layout, dtype: torch.dtype, **optimizer: Any) -> MegatronActor:
-    model = random_model("qwen3")
+def make_actor(
+    layout: Layout,
+    dtype: torch.dtype,
+    *,
+    family: str = "qwen3",
+    aux_loss: float | None = 0.0,
+    sharded: bool = True,
+    **optimizer: Any,
+) -> MegatronActor:
+    model = random_model(family)
     return MegatronActor(
         architecture_from_config(model.config),
-        model.state_dict(),
-        actor=actor_config(*layout),
+        hf_weights(model),
+        actor=replace(actor_config(*layout), moe_aux_loss_coef=aux_loss, use_distributed_optimizer=sharded),
         optimizer=replace(OPTIMIZER, **optimizer),
         total_updates=10,
         dtype=dtype,
@@ -57,8 +69,8 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
-def reference_policy() -> dict[str, Any]:
-    actor, batches = make_actor((2, 2, True, None), torch.float32, lr=1e-2), make_batches()
+def reference_policy(family: str, layout: Layout) -> dict[str, Any]:
+    actor, batches = make_actor(layout, torch.float32, family=family, lr=1e-2), make_batches()
     initial = actor.logprobs(batches)
     losses = [actor.train_step(batches, likelihood)["loss"] for _ in range(5)]
     before = weights(actor)
@@ -79,13 +91,41 @@ def learning_rate() -> dict[str, Any]:
     return {"lr": [actor.train_step(batches, likelihood)["lr"] for _ in range(10)]}
 
 
-def clipping() -> dict[str, Any]:
-    free = make_actor((2, 2, False, None), torch.float32)
+def clipping(family: str, layout: Layout) -> dict[str, Any]:
+    free = make_actor(layout, torch.float32, family=family, sharded=False)
     norm = free.train_step(make_batches(), likelihood)["grad_norm"]
-    actor = make_actor((2, 2, False, None), torch.float32, clip_grad=norm / 10, lr=0.0)
+    actor = make_actor(layout, torch.float32, family=family, sharded=False, clip_grad=norm / 10, lr=0.0)
     actor.train_step(make_batches(), likelihood)
     clipped = sum(float(g.double().pow(2).sum()) for _, g in actor.named_gradients()) ** 0.5
     return {"norm": norm, "clipped": clipped}
+
+
+def aux_loss(layout: Layout) -> dict[str, Any]:
+    """Gradients of the load-balancing loss alone, against transformers' own in float64, layer by layer."""
+    actor = make_actor(layout, torch.float32, family="qwen3_moe", aux_loss=None, sharded=False, lr=0.0)
+    rng = np.random.default_rng(3)
+    chains = []
+    for length in (8, 12, 20, 6) * 2:  # not one length, and multiples of the tensor-parallel size
+        tree = Tree("p", rng.integers(0, VOCAB, 2).tolist())
+        tree.insert(ROOT, [(rng.integers(0, VOCAB, length - 2).tolist(), [-1.0] * (length - 2))], "eos", round=0)
+        chains.append(MicroBatch(pack_trees([tree]), {}))
+    mine = chains[actor.data_parallel_rank :: actor.data_parallel_size]
+    actor.train_step(mine, lambda logprobs, entropies, fields: (0.0 * logprobs.sum(), {}))
+
+    model = random_model("qwen3_moe", dtype=torch.float64)
+    experts, per_token = model.config.num_experts, model.config.num_experts_per_tok
+    total, tokens = torch.zeros((), dtype=torch.float64), sum(len(chain) for chain in chains)
+    for chain in chains:
+        output = model(torch.from_numpy(chain.packed.tokens)[None], output_router_logits=True)
+        for logits in output.router_logits:
+            loss = load_balancing_loss_func((logits,), experts, per_token) / per_token
+            total = total + model.config.router_aux_loss_coef * loss * len(chain) / tokens
+    total.backward()
+    gradients = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in model.named_parameters()}
+    expected = checkpoint_names(model, gradients)
+    largest = max(float(g.norm()) for g in expected.values())
+    errors = {name: float((g.double() - expected[name]).norm()) / largest for name, g in actor.named_gradients()}
+    return {"error": max(errors.values()), "largest": largest}
 
 
 def bf16() -> dict[str, Any]:
@@ -126,9 +166,14 @@ def non_finite(kind: str) -> dict[str, Any]:
 
 def main() -> None:
     checks = {
-        "reference_policy": reference_policy,
+        "reference_policy": lambda: reference_policy("qwen3", (2, 2, True, None)),
+        "reference_policy experts": lambda: reference_policy("qwen3_moe", EXPERT_LAYOUT),
         "learning_rate": learning_rate,
-        "clipping": clipping,
+        "clipping": lambda: clipping("qwen3", (2, 2, False, None)),
+        "clipping experts": lambda: clipping("qwen3_moe", EXPERT_LAYOUT),
+        "clipping experts ep1": lambda: clipping("qwen3_moe", (2, 1, True, None)),
+        "aux_loss": lambda: aux_loss((1, 1, False, None, 2)),
+        "aux_loss tp2-pp2": lambda: aux_loss(EXPERT_LAYOUT),
         "bf16": bf16,
         "nan_loss": lambda: non_finite("loss"),
         "nan_gradient": lambda: non_finite("gradient"),

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from layouts import enter
 from torch import Tensor
-from toy_models import random_model, random_tree
+from toy_models import checkpoint_names, hf_weights, random_model, random_tree
 
 from nemo_ibtpo.algorithms.advantages import StepAdvantages, compute_advantages
 from nemo_ibtpo.algorithms.credit import credit_nodes, token_targets
@@ -48,6 +48,7 @@ DEFAULT: dict[str, Any] = {
     "pp": 1,
     "vpp": None,
     "sp": False,
+    "ep": 1,
     "recompute": "none",
     "max_tokens": 4096,
     "advantage": "ibtpo",
@@ -126,7 +127,7 @@ def reference_gradients(family: str, advantage: str, normalization: str) -> tupl
         denominator += case["normalization"] == "sequence_mean"
     (total / denominator).backward()
     names = {id(p): name for name, p in model.named_parameters()}
-    return {names[id(p)]: p.grad for p in model.parameters()}, policies
+    return checkpoint_names(model, {names[id(p)]: p.grad for p in model.parameters()}), policies
 
 
 def as_batch(tree: Tree, policy: list[tuple[Tensor, Tensor]], case: dict[str, Any]) -> tuple[MicroBatch, float]:
@@ -200,6 +201,8 @@ def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) ->
         tensor_model_parallel_size=case["tp"],
         pipeline_model_parallel_size=case["pp"],
         virtual_pipeline_model_parallel_size=case["vpp"],
+        expert_model_parallel_size=case["ep"],
+        moe_aux_loss_coef=0.0,
         sequence_parallel=case["sp"],
         use_distributed_optimizer=distributed_optimizer,
         recompute=case["recompute"],
@@ -210,7 +213,7 @@ def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) ->
     model = random_model(case["family"])
     actor = MegatronActor(
         architecture_from_config(model.config),
-        model.state_dict(),
+        hf_weights(model),
         actor=actor_config,
         optimizer=OPTIMIZER,
         total_updates=1,
@@ -251,7 +254,7 @@ def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) ->
     actor.train_step(mine, loss)
     if distributed_optimizer:
         # Adam's first step moves each weight by lr * g / (|g| + eps): compare the weights instead.
-        before = model.state_dict()
+        before = hf_weights(model)
         error = 0.0
         for name, weight in actor.named_weights():
             g = expected[name]
@@ -274,7 +277,7 @@ def main() -> None:
 
     cases = [(name, DEFAULT | case, False) for name, case in CASES.items()]
     cases += [(name, DEFAULT | case, True) for name, case in DISTRIBUTED_OPTIMIZER_CASES.items()]
-    cases.sort(key=lambda entry: (entry[1]["tp"], entry[1]["pp"], entry[1]["vpp"] or 0))
+    cases.sort(key=lambda entry: (entry[1]["tp"], entry[1]["pp"], entry[1]["vpp"] or 0, entry[1]["ep"]))
     results = {name: gradient_error(case, sharded) for name, case, sharded in cases}
     if dist.get_rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(results))

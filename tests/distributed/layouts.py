@@ -11,7 +11,7 @@ from megatron.core import parallel_state
 from nemo_ibtpo.config.schema import ActorConfig
 from nemo_ibtpo.megatron.parallel import ParallelContext, initialize
 
-_entered: tuple[tuple[int, int, int | None], ParallelContext] | None = None
+_entered: tuple[tuple[int, int, int | None, int], ParallelContext] | None = None
 
 
 def enter(actor: ActorConfig) -> ParallelContext:
@@ -21,6 +21,7 @@ def enter(actor: ActorConfig) -> ParallelContext:
         actor.tensor_model_parallel_size,
         actor.pipeline_model_parallel_size,
         actor.virtual_pipeline_model_parallel_size,
+        actor.expert_model_parallel_size,
     )
     if _entered is None or _entered[0] != layout:
         parallel_state.destroy_model_parallel()

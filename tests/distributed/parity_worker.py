@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from layouts import enter
-from toy_models import random_model, random_tree
+from toy_models import hf_weights, random_model, random_tree
 
 from nemo_ibtpo.config.schema import ActorConfig
 from nemo_ibtpo.megatron.actor import MegatronActor
@@ -19,8 +19,8 @@ from nemo_ibtpo.megatron.architecture import architecture_from_config
 from nemo_ibtpo.tree.microbatches import MicroBatch
 from nemo_ibtpo.tree.packing import pack_trees, unpack_paths
 
-# Tensor- and pipeline-parallel size, sequence parallelism, chunks on a stage.
-Layout = tuple[int, int, bool, int | None]
+# Tensor- and pipeline-parallel size, sequence parallelism, chunks on a stage[, expert-parallel size].
+Layout = tuple[int, int, bool, int | None] | tuple[int, int, bool, int | None, int]
 LAYOUTS: list[Layout] = [
     (1, 1, False, None),
     (2, 1, False, None),
@@ -31,15 +31,28 @@ LAYOUTS: list[Layout] = [
     (1, 2, False, 2),
     (2, 2, True, 2),
 ]
-FAMILIES = ["llama", "qwen2", "qwen3"]
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
+EXPERT_LAYOUTS: list[Layout] = [
+    (1, 1, False, None, 1),
+    (1, 1, False, None, 2),
+    (1, 1, False, None, 4),
+    (2, 1, True, None, 1),
+    (2, 1, True, None, 2),
+    (1, 2, False, None, 2),
+    (2, 2, True, None, 2),
+    (1, 2, False, 2, 2),
+]
+EXPERT_FAMILIES = ["qwen3_moe", "qwen3_moe_unscaled"]
 
 
-def actor_config(tensor: int, pipeline: int, sequence: bool, chunks: int | None) -> ActorConfig:
+def actor_config(tensor: int, pipeline: int, sequence: bool, chunks: int | None, experts: int = 1) -> ActorConfig:
     return ActorConfig(
         device="cpu",
         tensor_model_parallel_size=tensor,
         pipeline_model_parallel_size=pipeline,
         virtual_pipeline_model_parallel_size=chunks,
+        expert_model_parallel_size=experts,
+        moe_aux_loss_coef=0.0,
         sequence_parallel=sequence,
         use_distributed_optimizer=True,
         recompute="none",
@@ -54,7 +67,7 @@ def check(family: str, layout: Layout) -> dict[str, float]:
     temperature = 0.7
     actor = MegatronActor(
         architecture_from_config(model.config),
-        model.state_dict(),
+        hf_weights(model),
         actor=actor_config(*layout),
         optimizer=None,
         total_updates=1,
@@ -80,7 +93,7 @@ def check(family: str, layout: Layout) -> dict[str, float]:
                 if batch.packed.loss_mask[path[place]]:
                     error = abs(float(log_softmax[place - 1, tokens[place]]) - float(logprobs[path[place]]))
                     logprob_error = max(logprob_error, error)
-    state = model.state_dict()
+    state = hf_weights(model)
     exported = dict(actor.named_weights())
     different = sum(not torch.equal(tensor, state[name]) for name, tensor in exported.items())
     expected_names = set(state) - ({"lm_head.weight"} if model.config.tie_word_embeddings else set())
@@ -94,11 +107,13 @@ def check(family: str, layout: Layout) -> dict[str, float]:
 
 def main() -> None:
     results = {}
-    for layout, family in itertools.product(LAYOUTS, FAMILIES):
+    cases = [*itertools.product(LAYOUTS, FAMILIES), *itertools.product(EXPERT_LAYOUTS, EXPERT_FAMILIES)]
+    for layout, family in sorted(cases, key=lambda case: str(case[0])):
         mine = check(family, layout)
         everyone: list[dict[str, float]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(everyone, mine)
         key = f"{family}-tp{layout[0]}-pp{layout[1]}-sp{int(layout[2])}-vpp{layout[3] or 1}"
+        key += f"-ep{layout[4]}" if len(layout) > 4 else ""
         results[key] = {name: max(rank[name] for rank in everyone) for name in mine}
     if dist.get_rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(results))

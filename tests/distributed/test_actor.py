@@ -21,8 +21,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     return run_ranks(4, "actor_worker.py", output)
 
 
-def test_reference_policy_stays_and_the_policy_moves(results: dict[str, dict[str, Any]]) -> None:
-    assert results["reference_policy"] == {
+@pytest.mark.parametrize("case", ["reference_policy", "reference_policy experts"])
+def test_reference_policy_stays_and_the_policy_moves(results: dict[str, dict[str, Any]], case: str) -> None:
+    assert results[case] == {
         "losses_fall": True,
         "reference_is_initial": True,
         "policy_moved": True,
@@ -36,9 +37,16 @@ def test_learning_rate_warms_up_from_the_first_step_and_decays(results: dict[str
     assert results["learning_rate"]["lr"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_gradient_norm_is_global_and_clipped(results: dict[str, dict[str, Any]]) -> None:
-    clipping = results["clipping"]
+@pytest.mark.parametrize("case", ["clipping", "clipping experts", "clipping experts ep1"])
+def test_gradient_norm_is_global_and_clipped(results: dict[str, dict[str, Any]], case: str) -> None:
+    clipping = results[case]
     assert clipping["clipped"] == pytest.approx(clipping["norm"] / 10, rel=1e-4)
+
+
+@pytest.mark.parametrize("case", ["aux_loss", "aux_loss tp2-pp2"])
+def test_load_balancing_loss_is_the_mean_over_tokens(results: dict[str, dict[str, Any]], case: str) -> None:
+    assert results[case]["largest"] > 0
+    assert results[case]["error"] < 1e-5
 
 
 def test_bf16_keeps_small_updates_in_fp32(results: dict[str, dict[str, Any]]) -> None:

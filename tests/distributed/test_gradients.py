@@ -31,6 +31,17 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "pp2-vpp2-dp2": {"pp": 2, "vpp": 2},
     "tp2-pp2-vpp2-sp": {"tp": 2, "pp": 2, "vpp": 2, "sp": True},
 }
+# Experts are shared by tensor- and data-parallel ranks, so that their gradients are summed over other groups.
+EXPERT_LAYOUTS: dict[str, dict[str, Any]] = {
+    "dp4-ep1": {},
+    "dp4-ep2": {"ep": 2},
+    "dp4-ep4": {"ep": 4},
+    "tp2-sp-dp2-ep1": {"tp": 2, "sp": True},
+    "tp2-sp-dp2-ep2": {"tp": 2, "sp": True, "ep": 2},
+    "pp2-dp2-ep2": {"pp": 2, "ep": 2},
+    "tp2-pp2-sp-ep2": {"tp": 2, "pp": 2, "sp": True, "ep": 2},
+    "pp2-vpp2-dp2-ep2": {"pp": 2, "vpp": 2, "ep": 2},
+}
 MISTAKES = [
     "rotary by storage index",
     "labels shifted by one",
@@ -54,6 +65,12 @@ CASES: dict[str, dict[str, Any]] = {
     "recompute full vpp2": {"tp": 2, "pp": 2, "vpp": 2, "sp": True, "recompute": "full", "max_tokens": 97},
     "llama": {"family": "llama", "tp": 2, "pp": 2, "sp": True},
     "qwen2": {"family": "qwen2", "tp": 2, "pp": 2, "sp": True},
+    **{f"experts {name}": {"family": "qwen3_moe", **layout} for name, layout in EXPERT_LAYOUTS.items()},
+    "experts not scaled": {"family": "qwen3_moe_unscaled", "ep": 2},
+    "experts duplicated": {"family": "qwen3_moe", **EXPERT_LAYOUTS["tp2-pp2-sp-ep2"], "form": "duplicated"},
+    "experts budget 40": {"family": "qwen3_moe", **EXPERT_LAYOUTS["pp2-dp2-ep2"], "max_tokens": 40},
+    "experts recompute full": {"family": "qwen3_moe", "ep": 2, "recompute": "full"},
+    "experts recompute selective": {"family": "qwen3_moe", "ep": 2, "recompute": "selective"},
     **{f"mistake {name}": {"pp": 2, "max_tokens": 64, "mistake": name} for name in MISTAKES},
 }
 DISTRIBUTED_OPTIMIZER_CASES: dict[str, dict[str, Any]] = {
@@ -61,6 +78,10 @@ DISTRIBUTED_OPTIMIZER_CASES: dict[str, dict[str, Any]] = {
     "distributed optimizer tp2-sp-dp2": LAYOUTS["tp2-sp-dp2"],
     "distributed optimizer pp2-dp2": LAYOUTS["pp2-dp2"],
     "distributed optimizer pp2-vpp2-dp2": LAYOUTS["pp2-vpp2-dp2"],
+    **{
+        f"distributed optimizer experts {name}": {"family": "qwen3_moe", **EXPERT_LAYOUTS[name]}
+        for name in ("dp4-ep1", "dp4-ep2", "tp2-sp-dp2-ep1", "tp2-sp-dp2-ep2")
+    },
 }
 
 

@@ -56,6 +56,19 @@ def test_sharded_weights(tmp_path: Path) -> None:
         ({"use_sliding_window": True, "sliding_window": 64}, "sliding-window attention is not supported"),
         ({"architectures": ["MistralForCausalLM"], "sliding_window": 64}, "(sliding_window is 64)"),
         ({"architectures": ["MistralForCausalLM"]}, "(sliding_window is absent (which means 4096))"),
+        (
+            {"architectures": ["Qwen3MoeForCausalLM"], "num_experts": None},
+            "num_experts must be a positive integer, not null",
+        ),
+        (
+            {
+                "architectures": ["Qwen3MoeForCausalLM"],
+                "num_local_experts": 4,
+                "num_experts_per_tok": 8,
+                "moe_intermediate_size": 16,
+            },
+            "num_experts_per_tok is 8, but there are 4 experts",
+        ),
         ({"vocab_size": 11}, "has token ids up to 11, but the model embeds only 11"),
     ],
 )

@@ -140,6 +140,14 @@ def test_the_starting_point_is_valid_and_leaves_no_trace(config: RunConfig) -> N
         ({"data__max_prompt_tokens": 0}, "data.max_prompt_tokens=0 must be above 0"),
         ({"actor__tensor_model_parallel_size": 0}, "actor.tensor_model_parallel_size=0 must be above 0"),
         ({"actor__pipeline_model_parallel_size": 0}, "actor.pipeline_model_parallel_size=0 must be above 0"),
+        ({"actor__expert_model_parallel_size": 0}, "actor.expert_model_parallel_size=0 must be above 0"),
+        (
+            {"actor__expert_model_parallel_size": 4},
+            "on 8 (actor.tensor_model_parallel_size=2 x actor.pipeline_model_parallel_size=2 with "
+            "actor.expert_model_parallel_size=4)",
+        ),
+        ({"actor__expert_model_parallel_size": 2}, "shares experts, but the model has none; set it to 1"),
+        ({"actor__moe_aux_loss_coef": None}, "actor.moe_aux_loss_coef=null balances experts, but the model has none"),
         ({"actor__tensor_model_parallel_size": 1}, "actor.sequence_parallel=true shards over tensor-parallel ranks"),
         ({"actor__tensor_model_parallel_size": 4}, "4 ranks cannot hold copies of a model on 8"),
         ({"actor__pipeline_model_parallel_size": 3}, "start 6, 12, 18, ... (torchrun --nproc-per-node 6)"),
@@ -240,7 +248,31 @@ def test_the_model_does_not_fit(
 ) -> None:
     layout = changed(config, actor__tensor_model_parallel_size=tensor, actor__pipeline_model_parallel_size=pipeline)
     with pytest.raises(UserError) as caught:
-        check_model(layout, HF_CONFIG | model)
+        check_model(layout, HF_CONFIG | {"num_experts": None} | model)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"actor__expert_model_parallel_size": 4},
+            "actor.expert_model_parallel_size=4 does not divide the model's 6 experts; use one of 1, 2, 3, 6",
+        ),
+        (
+            {"actor__sequence_parallel": False},
+            "actor.tensor_model_parallel_size=2 with experts needs actor.sequence_parallel=true",
+        ),
+        ({"actor__moe_aux_loss_coef": -0.1}, "actor.moe_aux_loss_coef=-0.1 must not be negative"),
+    ],
+)
+def test_experts_do_not_fit(config: RunConfig, changes: dict[str, Any], message: str) -> None:
+    # An MLP of 47 channels is no hindrance: a model with experts has none beside them.
+    model = HF_CONFIG | {"num_experts": 6, "intermediate_size": 47}
+    fits = changed(config, actor__expert_model_parallel_size=3, actor__moe_aux_loss_coef=None)
+    check_model(fits, model)
+    with pytest.raises(UserError) as caught:
+        check_model(changed(config, **changes), model)
     assert message in str(caught.value)
 
 

@@ -28,6 +28,7 @@ NORMS = {
 OF_FAMILY = {
     "llama": [],
     "qwen2": ["self_attention.linear_qkv.bias"],
+    "mistral": [],
     "qwen3": ["self_attention.q_layernorm.weight", "self_attention.k_layernorm.weight"],
 }
 
@@ -48,6 +49,17 @@ def test_fused_norms_are_the_norms_before_their_layers() -> None:
     )
     assert list(before_attention) == ["model.layers.0.input_layernorm.weight"]
     assert list(before_mlp) == ["model.layers.0.post_attention_layernorm.weight"]
+
+
+@pytest.mark.parametrize(
+    "mine", ["local_experts.{}.linear_fc1.weight", "linear_fc1.weight{}"], ids=["megatron", "transformer engine"]
+)
+def test_experts_are_numbered_over_all_ranks(mine: str) -> None:
+    table = rules(architecture_from_config(config_of("qwen3_moe")))
+    # The second of two ranks holds experts 2 and 3 of 4.
+    name = global_name(f"decoder.layers.0.mlp.experts.{mine.format(1)}", [3], first_expert=2)
+    assert table[name].expert == 3
+    assert list(table[name].shapes) == [f"model.layers.2.mlp.experts.3.{half}_proj.weight" for half in ("gate", "up")]
 
 
 def test_names_outside_layers_stay() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pytest
 import torch
-from toy_models import VOCAB, config_of, random_model
+from toy_models import VOCAB, config_of, hf_weights, random_model
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from nemo_ibtpo.config.errors import UserError
@@ -306,6 +306,17 @@ def test_weights_that_do_not_fit_are_named(make_engine: MakeEngine) -> None:
         engine.update_weights([(name, weights[name].T)])
     with pytest.raises(UserError, match=rf"'{name}' is given twice"):
         engine.update_weights([(name, weights[name])] * 2)
+
+
+def test_experts_come_one_by_one(make_engine: MakeEngine) -> None:
+    new = random_model("qwen3_moe", seed=1)
+    engine = make_engine(random_model("qwen3_moe"))
+    engine.update_weights(hf_weights(new).items())
+    updated = drain(engine, [request(0)])[0]
+    assert_logprobs_match(new, request(0), updated, SamplingParams())
+    one = "model.layers.1.mlp.experts.2.up_proj.weight"
+    with pytest.raises(UserError, match=f"1 of .* weights are missing: {one}"):
+        engine.update_weights((name, weight) for name, weight in hf_weights(new).items() if name != one)
 
 
 def test_no_change_while_requests_run(make_engine: MakeEngine) -> None:

@@ -25,12 +25,13 @@ def write_status(output_dir: Path, state: State, **details: Any) -> None:
     """Replace the status in one go; by one process of the run.
 
     Args:
-        output_dir: of the run.
+        output_dir: of the run; made if it is not there.
         state: ``running``; ``requeue``: stopped on request, to be started again; ``complete``; ``failed``: needs
             somebody to look at it.
         details: JSON-able.
     """
     content = {"state": state, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **details}
+    output_dir.mkdir(parents=True, exist_ok=True)
     write_durably(output_dir / FILE_NAME, json.dumps(content, indent=1) + "\n")
 
 
@@ -46,7 +47,6 @@ def failure_is_told(output_dir: Path) -> Iterator[None]:
         if not _is_lost_peer(error):
             reason = " ".join(str(error).split()) or type(error).__name__
             with contextlib.suppress(OSError):  # an output_dir that cannot be written may be the error
-                output_dir.mkdir(parents=True, exist_ok=True)
                 write_status(output_dir, "failed", reason=reason)
         raise
 

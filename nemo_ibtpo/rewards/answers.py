@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 # Longer answers count as none. The longest gold answer of reasoning-gym's tasks has about 4,000 characters.
 MAX_ANSWER_CHARS = 16_384
 
 _OPENING = "\\boxed{"
+_DIGIT_SEPARATOR = re.compile(r"\d_\d", re.ASCII)
 
 
 def extract_boxed(text: str) -> str | None:
@@ -33,3 +36,13 @@ def extract_boxed(text: str) -> str | None:
                     return text[start:position].strip() or None
         position += 1
     return None
+
+
+def has_lookalike_number(answer: str, gold: str) -> bool:
+    """Whether an answer spells a number in a way that Python's ``int`` and ``float`` accept and the gold answer does
+    not use: other scripts' digits (``int("１２") == 12``), or underscores between digits (``int("1_2") == 12``).
+
+    A verifier that converts texts to numbers would take it for right; declared: it is no answer.
+    """
+    foreign = any(not char.isascii() and char.isnumeric() and char not in gold for char in answer)
+    return foreign or (_DIGIT_SEPARATOR.search(answer) is not None and _DIGIT_SEPARATOR.search(gold) is None)

@@ -21,7 +21,7 @@ from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.rewards import worker
 from nemo_ibtpo.rewards.answers import extract_boxed
 from nemo_ibtpo.rewards.process import CallCrashError, CallTimeoutError, WorkerProcess
-from nemo_ibtpo.rewards.verifiers import Verdict
+from nemo_ibtpo.rewards.verifiers import WHOLE_RESPONSE, Verdict
 
 Outcome = Verdict | Literal["timeout", "crash"]
 _COUNTER: dict[Outcome, str] = {
@@ -67,9 +67,22 @@ class VerifierPool:
         # A verifier does not need the prompt, and every verification sends its problem to a worker.
         self._problems = {problem.problem_id: replace(problem, prompt_tokens=()) for problem in problems}
 
-    def answer(self, response_tokens: tuple[int, ...]) -> str | None:
-        """The boxed answer of a response, or None."""
-        return extract_boxed(self._tokenizer.decode(list(response_tokens), skip_special_tokens=True))
+    def text(self, response_tokens: tuple[int, ...]) -> str:
+        """A response as text, special tokens left out."""
+        text: str = self._tokenizer.decode(list(response_tokens), skip_special_tokens=True)
+        return text
+
+    def answer(self, prompt_id: str, response_tokens: tuple[int, ...]) -> str | None:
+        """What is judged: the boxed answer of a response, or all of it if the problem's verifier wants that; None if
+        there is none.
+
+        Raises:
+            ValueError: no problem of that id was set.
+        """
+        text = self.text(response_tokens)
+        if self._problem(prompt_id).verifier in WHOLE_RESPONSE:
+            return text.strip() or None
+        return extract_boxed(text)
 
     def submit(self, key: Hashable, prompt_id: str, response_tokens: tuple[int, ...]) -> None:
         """Accept a response without waiting for its score.
@@ -77,9 +90,8 @@ class VerifierPool:
         Raises:
             ValueError: no problem of that id was set.
         """
-        if (problem := self._problems.get(prompt_id)) is None:
-            raise ValueError(f"response to the unknown problem {prompt_id!r}: call set_problems first")
-        answer = self.answer(response_tokens)
+        problem = self._problem(prompt_id)
+        answer = self.answer(prompt_id, response_tokens)
         if answer is None:
             future: Future[Outcome] = Future()
             future.set_result("unparsable")
@@ -93,13 +105,17 @@ class VerifierPool:
         Raises:
             RuntimeError: a verifier is broken (an error of its code, not of an answer).
         """
-        rewards: list[tuple[Hashable, float]] = []
+        return [(key, 1.0 if outcome == "correct" else 0.0) for key, outcome in self.poll_outcomes()]
+
+    def poll_outcomes(self) -> list[tuple[Hashable, Outcome]]:
+        """As :meth:`poll`, with what became of each response in the place of its reward."""
+        outcomes: list[tuple[Hashable, Outcome]] = []
         for _ in range(self._finished.qsize()):
             key, future = self._finished.get()
             outcome = future.result()
             self.counters[_COUNTER[outcome]] += 1
-            rewards.append((key, 1.0 if outcome == "correct" else 0.0))
-        return rewards
+            outcomes.append((key, outcome))
+        return outcomes
 
     def take_counts(self) -> dict[str, int]:
         """The counters since the last call, which start again at 0."""
@@ -120,6 +136,11 @@ class VerifierPool:
         self._threads.shutdown(wait=True, cancel_futures=True)
         for process in self._workers:
             process.close()
+
+    def _problem(self, prompt_id: str) -> Problem:
+        if (problem := self._problems.get(prompt_id)) is None:
+            raise ValueError(f"response to the unknown problem {prompt_id!r}: call set_problems first")
+        return problem
 
     def _start_workers(self) -> None:
         if not self._workers:

@@ -15,7 +15,7 @@ class CallTimeoutError(Exception):
 
 
 class CallCrashError(Exception):
-    """Processes died of the call."""
+    """The process died of the call."""
 
 
 class WorkerProcess:
@@ -36,12 +36,12 @@ class WorkerProcess:
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """The result of ``function(*args)``, computed in the process.
 
-        A process that dies gets a successor, which tries once more: it may have been killed from outside, by the
-        kernel short of memory for one, which is no fault of the call.
+        A process that dies gets a successor. If it was killed from outside (SIGKILL: by the kernel short of memory
+        for one), which is no fault of the call, the successor tries once more.
 
         Raises:
             CallTimeoutError: the call exceeded the limit.
-            CallCrashError: two processes died of it.
+            CallCrashError: the process died of it, or two were killed.
             RuntimeError: the function raised, or no process can be started.
         """
         for _ in range(2):
@@ -54,6 +54,8 @@ class WorkerProcess:
                 self._start()
                 if exit_code == -signal.SIGALRM:
                     raise CallTimeoutError from None
+                if exit_code != -signal.SIGKILL:
+                    raise CallCrashError from None
                 continue
             if error is not None:
                 raise RuntimeError(f"the verifier failed:\n{error}")

@@ -23,19 +23,23 @@ from typing import Any, cast
 
 from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.rewards import verifiers
-from nemo_ibtpo.rewards.verifiers import Verdict, Verifier
+from nemo_ibtpo.rewards.answers import has_lookalike_number
+from nemo_ibtpo.rewards.verifiers import WHOLE_RESPONSE, Verdict, Verifier
 
-# What a process needs; the fork server imports it once for all of them.
-MODULES = [__name__, *(f"{verifiers.__name__}.{name}" for name in ("exact", "math", "reasoning_gym"))]
+# What a process needs; the fork server imports it once for all of them. Verifiers of an extra come when they are used.
+MODULES = [__name__, *(f"{verifiers.__name__}.{name}" for name in ("choice", "exact", "math", "reasoning_gym"))]
 
 # What a verification may allocate on top of the imports. The largest honest ones take a few megabytes.
 MEMORY_LIMIT_BYTES = 1 << 30
 
 READY = "ready"
+OUT_OF_MEMORY = 3  # exit status
 
 
 def verify(answer: str, problem: Problem) -> Verdict:
     """The verdict of the problem's verifier."""
+    if problem.verifier not in WHOLE_RESPONSE and has_lookalike_number(answer, problem.answer):
+        return "unparsable"
     return _verifier(problem.verifier).verify(answer, problem)
 
 
@@ -53,7 +57,7 @@ def serve(connection: Connection, timeout_s: float) -> None:
     """Say ``READY``, then answer calls ``(function, args)`` with ``(result, None)`` or ``(None, traceback)``.
 
     Ends when the other end of the pipe is closed, by SIGALRM when a call exceeds ``timeout_s``, and with status
-    1 when one runs out of memory.
+    ``OUT_OF_MEMORY`` when one runs out of memory. Importing a verifier takes seconds and is no part of a call.
     """
     for module in MODULES:
         import_module(module)
@@ -64,6 +68,9 @@ def serve(connection: Connection, timeout_s: float) -> None:
             function, args = connection.recv()
         except EOFError:
             return
+        for argument in args:
+            if isinstance(argument, Problem):
+                _verifier(argument.verifier)
         signal.setitimer(signal.ITIMER_REAL, timeout_s)
         reply = _call(function, args)
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -74,13 +81,14 @@ def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, str
     try:
         return function(*args), None
     except MemoryError:
-        os._exit(1)
+        os._exit(OUT_OF_MEMORY)
     except Exception:  # an error of this program, not of the answer: it is raised at the other end
         return None, traceback.format_exc()
 
 
 def _limit_process() -> None:
     """Limit memory, forbid writing files and core dumps, and keep the libraries quiet."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # each of its threads takes address space
     pages_mapped = int(Path("/proc/self/statm").read_text().split()[0])
     address_space = pages_mapped * resource.getpagesize() + MEMORY_LIMIT_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))

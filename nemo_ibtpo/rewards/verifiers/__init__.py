@@ -12,12 +12,15 @@ from nemo_ibtpo.data.problems import Problem
 
 Verdict = Literal["correct", "wrong", "unparsable"]
 
+# Verifiers that judge a response as a whole; the others judge its boxed answer.
+WHOLE_RESPONSE = frozenset({"ifeval"})
+
 
 class Verifier(Protocol):
     """Judges answers to problems."""
 
     def verify(self, answer: str, problem: Problem) -> Verdict:
-        """The verdict on a boxed answer; depends on nothing but the arguments."""
+        """The verdict on a boxed answer (or a whole response); depends on nothing but the arguments."""
 
     def gold_defect(self, problem: Problem) -> str | None:
         """Why no answer could be judged fairly against the problem's gold answer, or None."""

@@ -1,4 +1,8 @@
-"""Verifier ``exact``: the answer is the gold answer, but for case, white space and Unicode spelling."""
+"""Verifier ``exact``: the answer is the gold answer, but for case, white space and composed accents.
+
+Characters that only look alike stay different: compatibility forms (NFKC) would make full-width and mathematical
+letters equal to plain ones.
+"""
 
 from __future__ import annotations
 
@@ -19,4 +23,4 @@ def gold_defect(problem: Problem) -> str | None:
 
 
 def _normalise(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())

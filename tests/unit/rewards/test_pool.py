@@ -1,7 +1,6 @@
-"""Verification in real worker processes, of honest and of hostile answers.
+"""Verification in real worker processes: every response gets its reward, once, whatever becomes of the workers.
 
-One answer that hangs, eats the memory or runs as a program would stop or corrupt a training run of days. Not
-exercised: many ranks on one machine, each with its own workers.
+Hostile answers are in ``test_hostile_answers.py``. Not exercised: many ranks on one machine, each with its own workers.
 """
 
 from __future__ import annotations
@@ -39,13 +38,12 @@ def task_problem(task: str) -> Problem:
 MATH = Problem("math", "6 * 7?", "42", "math", {}, (1, 2, 3))
 EXACT = Problem("exact", "Capital of France?", "Paris", "exact", {}, (1, 2, 3))
 COUNTDOWN = task_problem("countdown")
-QUEENS = task_problem("n_queens")
 
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[VerifierPool]:
     pool = VerifierPool(TOKENIZER, RewardConfig(num_workers=2, timeout_s=TIMEOUT_S))
-    pool.set_problems([MATH, EXACT, COUNTDOWN, QUEENS])
+    pool.set_problems([MATH, EXACT, COUNTDOWN])
     yield pool
     pool.close()
 
@@ -85,43 +83,6 @@ def test_every_response_gets_its_own_reward_and_is_counted_once(pool: VerifierPo
     assert counted(pool, before) == {"verified": 100, "unparsable": 40}
 
 
-HOSTILE = {
-    "power tower for SymPy": (COUNTDOWN, "9**9**9**9**9"),
-    "factorials of factorials": (COUNTDOWN, "9!!!!!!!!!"),
-    "a huge product": (COUNTDOWN, "(9**99999)**99999"),
-    "power tower for math-verify": (MATH, "9^{9^{9^{9^{9}}}}"),
-    "a factorial in LaTeX": (MATH, "(10^{10})!"),
-    "a sum over everything": (MATH, "\\sum_{i=1}^{10^{12}} \\frac{1}{i^{\\sqrt{i}}}"),
-    "a million digits": (MATH, "7" * 1_000_000),
-    "many digits": (MATH, "7" * 900),
-    "deep parentheses": (COUNTDOWN, "(" * 499 + "1" + ")" * 499),
-    "deep fractions": (MATH, "\\frac{" * 120 + "1" + "}{2}" * 120),
-    "deep braces": (MATH, "{" * 450 + "1" + "}" * 450),
-    "null bytes": (COUNTDOWN, "1\x00+1"),
-    "null bytes in LaTeX": (MATH, "\x00" * 50),
-    "a program for parse_expr": (COUNTDOWN, "__import__('pathlib').Path('PWNED').touch()"),
-    "a program for eval": (QUEENS, "__import__('pathlib').Path('PWNED').touch()"),
-    "the end of the process": (QUEENS, "exit(0)"),
-}
-
-
-def test_hostile_answers_end_within_the_limit_without_reward(
-    pool: VerifierPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    before = dict(pool.counters)
-    started = time.monotonic()
-    responses = [(problem, f"\\boxed{{{answer}}}") for problem, answer in HOSTILE.values()]
-    got = dict(zip(HOSTILE, rewards(pool, responses), strict=True))
-    seconds = time.monotonic() - started
-    assert got == dict.fromkeys(HOSTILE, 0.0)
-    assert seconds < 30, "two workers share sixteen answers of at most two seconds each"
-    assert sum(counted(pool, before).values()) == len(HOSTILE)
-    assert counted(pool, before)["timeouts"] >= 1
-    assert not list(Path.cwd().rglob("PWNED")) and not Path("PWNED").exists()
-    assert rewards(pool, [(MATH, "\\boxed{42.0}")] * 4) == [1.0] * 4, "workers were replaced"
-
-
 def test_a_worker_killed_from_outside_is_replaced(pool: VerifierPool) -> None:
     for worker in pool._workers:
         psutil.Process(worker._process.pid).kill()
@@ -138,7 +99,7 @@ def test_an_error_of_the_verifier_itself_is_raised(pool: VerifierPool) -> None:
     with pytest.raises(RuntimeError, match="KeyError: 'entry'"):
         while True:
             pool.poll()
-    pool.set_problems([MATH, EXACT, COUNTDOWN, QUEENS])
+    pool.set_problems([MATH, EXACT, COUNTDOWN])
 
 
 def test_an_unknown_problem_is_refused(pool: VerifierPool) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from reasoning_gym.factory import DATASETS, create_dataset
 
 from nemo_ibtpo.data.problems import Problem
-from nemo_ibtpo.rewards.verifiers import exact, math, reasoning_gym
+from nemo_ibtpo.rewards.verifiers import choice, exact, math, reasoning_gym
 
 
 def problem(answer: str, verifier: str = "math", metadata: dict[str, Any] | None = None) -> Problem:
@@ -37,13 +37,43 @@ def task_problem(task: str, seed: int = 0, **options: Any) -> Problem:
     [
         ("Paris", "paris", "correct"),
         ("  New\n York ", "new york", "correct"),
-        ("\uff11\uff12", "12", "correct"),  # full-width digits
+        ("caf\u0065\u0301", "caf\u00e9", "correct"),  # a composed accent
+        ("\uff30aris", "Paris", "wrong"),  # full-width letters
+        ("\uff11\uff12", "12", "wrong"),
         ("paris.", "paris", "wrong"),
         ("1.0", "1", "wrong"),
     ],
 )
 def test_exact(answer: str, gold: str, verdict: str) -> None:
     assert exact.verify(answer, problem(gold)) == verdict
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        ("B", "correct"),
+        ("b", "correct"),
+        ("(B)", "correct"),
+        ("B.", "correct"),
+        ("\\text{B}", "correct"),
+        ("\\textbf{(B)}", "correct"),
+        ("$\\mathrm{B}$", "correct"),
+        ("(B) 12 joules", "correct"),
+        ("B: 12 joules", "correct"),
+        ("C", "wrong"),
+        ("B, C", "unparsable"),
+        ("B or C", "unparsable"),
+        ("Because", "unparsable"),
+        ("\uff22", "unparsable"),  # a full-width letter
+        ("\u0412", "unparsable"),  # a Cyrillic one
+        ("12", "unparsable"),
+        ("B" + "." * 1_000, "unparsable"),
+    ],
+)
+def test_choice(answer: str, verdict: str) -> None:
+    assert choice.verify(answer, problem("B")) == verdict
+    assert choice.gold_defect(problem("B")) is None
+    assert choice.gold_defect(problem("12")) == "the gold answer is no capital letter"
 
 
 @pytest.mark.parametrize(

@@ -35,15 +35,15 @@ class Key:
 
 
 @cache
-def keys() -> dict[str, Key]:
-    """All leaves of ``RunConfig`` by their dotted name, in the order of the schema."""
-    return {key.path: key for key in _walk(RunConfig, "")}
+def keys(root: type = RunConfig) -> dict[str, Key]:
+    """All leaves of a configuration by their dotted name, in the order of the schema."""
+    return {key.path: key for key in _walk(root, "")}
 
 
 @cache
-def sections() -> frozenset[str]:
+def sections(root: type = RunConfig) -> frozenset[str]:
     """Dotted names of the nested dataclasses, such as ``data.train``."""
-    parts = (path.split(".")[:-1] for path in keys())
+    parts = (path.split(".")[:-1] for path in keys(root))
     return frozenset(".".join(names[:depth]) for names in parts for depth in range(1, len(names) + 1))
 
 

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.config.schema import DataConfig, DatasetConfig
+from nemo_ibtpo.config.schema import DatasetConfig
 from nemo_ibtpo.data.problems import Problem, make_problem_id
-from nemo_ibtpo.data.prompts import PromptTemplate
+from nemo_ibtpo.data.prompts import PromptSettings, PromptTemplate
 from nemo_ibtpo.data.report import LoadReport
 from nemo_ibtpo.data.sources import BadRow, Row, read_rows
 
+RowPreparation = Callable[[dict[str, Any]], dict[str, Any]]
 
-class _UnusableRowError(Exception):
+
+class UnusableRowError(Exception):
     """A row makes no problem; the message is the reason that is counted."""
 
 
-def load_problems(config: DatasetConfig, data: DataConfig, tokenizer: Any) -> tuple[list[Problem], LoadReport]:
+def load_problems(
+    config: DatasetConfig, prompts: PromptSettings, tokenizer: Any, prepare: RowPreparation | None = None
+) -> tuple[list[Problem], LoadReport]:
     """The problems of a data set, at most ``config.size`` of them, in the data set's order.
 
-    A bad row, a repeated question and a prompt above ``data.max_prompt_tokens`` are left out and counted.
+    A bad row, a repeated question and a prompt above ``max_prompt_tokens`` are left out and counted.
 
     Args:
         config: the data set.
-        data: template and prompt limit; the data sets in it are not looked at.
+        prompts: template and prompt limit.
         tokenizer: a Hugging Face tokenizer.
+        prepare: makes another row of each before its columns are read; what it puts under ``metadata`` goes to the
+            verifier. May raise ``UnusableRowError``.
 
     Raises:
         UserError: the source cannot be read, a column does not exist, or no problem is left.
@@ -35,7 +42,7 @@ def load_problems(config: DatasetConfig, data: DataConfig, tokenizer: Any) -> tu
             f"data set {config.path}: source={config.source} with verifier={config.verifier}; the reasoning_gym "
             "verifier goes with the reasoning_gym source and with no other"
         )
-    reader = _ProblemReader(config, PromptTemplate(data, tokenizer), data.max_prompt_tokens)
+    reader = _ProblemReader(config, PromptTemplate(prompts, tokenizer), prompts.max_prompt_tokens, prepare)
     report = LoadReport(source=f"{config.source} data set {config.path}")
     problems: list[Problem] = []
     for location, row in read_rows(config):
@@ -44,7 +51,7 @@ def load_problems(config: DatasetConfig, data: DataConfig, tokenizer: Any) -> tu
         report.rows += 1
         try:
             problems.append(reader.read(row))
-        except _UnusableRowError as reason:
+        except UnusableRowError as reason:
             report.skip(str(reason), location)
     report.loaded = len(problems)
     if not problems:
@@ -60,52 +67,65 @@ class _ProblemReader:
         shortest_prompt: tokens of the shortest prompt so far.
     """
 
-    def __init__(self, config: DatasetConfig, template: PromptTemplate, max_prompt_tokens: int) -> None:
+    def __init__(
+        self,
+        config: DatasetConfig,
+        template: PromptTemplate,
+        max_prompt_tokens: int,
+        prepare: RowPreparation | None,
+    ) -> None:
         self.columns: list[str] | None = None
         self.shortest_prompt = math.inf
         self._config = config
         self._template = template
         self._max_prompt_tokens = max_prompt_tokens
+        self._prepare = prepare
         self._answers: dict[str, str] = {}  # by question
 
     def read(self, row: Row) -> Problem:
         """The row's problem.
 
         Raises:
-            _UnusableRowError: there is none.
+            UnusableRowError: there is none.
         """
         if isinstance(row, BadRow):
-            raise _UnusableRowError(row.reason)
+            raise UnusableRowError(row.reason)
         if self.columns is None:
             self.columns = list(row)
-        question = _text(_lookup(row, self._config.question_key), "question")
-        answer = _text(_lookup(row, self._config.answer_key), "answer")
+        if self._prepare is not None:
+            row = self._prepare(row)
+        question = _text(lookup(row, self._config.question_key), "question")
+        answer = _text(lookup(row, self._config.answer_key), "answer")
         if question in self._answers:
             same = self._answers[question] == answer
-            raise _UnusableRowError("repeated question" if same else "repeated question with another answer")
+            raise UnusableRowError("repeated question" if same else "repeated question with another answer")
         self._answers[question] = answer
         prompt_tokens = self._template(question)
         self.shortest_prompt = min(self.shortest_prompt, len(prompt_tokens))
         if len(prompt_tokens) > self._max_prompt_tokens:
-            raise _UnusableRowError(f"prompt longer than max_prompt_tokens={self._max_prompt_tokens}")
+            raise UnusableRowError(f"prompt longer than max_prompt_tokens={self._max_prompt_tokens}")
         return Problem(
             problem_id=make_problem_id(question),
             question=question,
             answer=answer,
             verifier=self._config.verifier,
-            metadata=row["metadata"] if self._config.source == "reasoning_gym" else {},
+            metadata=row["metadata"] if self._prepare or self._config.source == "reasoning_gym" else {},
             prompt_tokens=prompt_tokens,
         )
 
 
-def _lookup(row: dict[str, Any], key: str) -> Any:
-    """The value under a column name or a dotted path into nested columns (``reward_model.ground_truth``)."""
+def lookup(row: dict[str, Any], key: str) -> Any:
+    """The value under a column name or a dotted path into nested columns (``reward_model.ground_truth``).
+
+    Raises:
+        UnusableRowError: there is no such column.
+    """
     if key in row:
         return row[key]
     value: Any = row
     for part in key.split("."):
         if not isinstance(value, dict) or part not in value:
-            raise _UnusableRowError(f"no column {key!r}")
+            raise UnusableRowError(f"no column {key!r}")
         value = value[part]
     return value
 
@@ -117,13 +137,13 @@ def _text(value: Any, what: str) -> str:
     elif isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if value is None or (isinstance(value, str) and not value.strip()):
-        raise _UnusableRowError(f"empty {what}")
+        raise UnusableRowError(f"empty {what}")
     if not isinstance(value, str):
-        raise _UnusableRowError(f"{what} is {type(value).__name__}, not text")
+        raise UnusableRowError(f"{what} is {type(value).__name__}, not text")
     try:
         value.encode()
     except UnicodeEncodeError:  # JSON can spell half a surrogate pair
-        raise _UnusableRowError(f"{what} is not valid Unicode") from None
+        raise UnusableRowError(f"{what} is not valid Unicode") from None
     return value.strip()
 
 

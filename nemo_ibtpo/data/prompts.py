@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.config.schema import DataConfig
 
 _PLACEHOLDER = "{question}"
+
+
+class PromptSettings(Protocol):
+    """How a question becomes a prompt; ``DataConfig`` and ``BenchmarkConfig`` have it, and say what it means."""
+
+    @property
+    def template(self) -> str: ...
+    @property
+    def prompt_format(self) -> str: ...
+    @property
+    def system_prompt(self) -> str | None: ...
+    @property
+    def max_prompt_tokens(self) -> int: ...
 
 
 class PromptTemplate:
@@ -26,7 +38,7 @@ class PromptTemplate:
             was given to a template that does not use it.
     """
 
-    def __init__(self, config: DataConfig, tokenizer: Any) -> None:
+    def __init__(self, config: PromptSettings, tokenizer: Any) -> None:
         if (count := config.prompt_format.count(_PLACEHOLDER)) != 1:
             raise UserError(
                 f"prompt_format must hold {_PLACEHOLDER} exactly once, it holds it {count} times: "

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +44,25 @@ def read_rows(config: DatasetConfig) -> Iterator[tuple[str, Row]]:
         case "reasoning_gym":
             return _reasoning_gym_rows(config)
         case "jsonl":
-            return _jsonl_rows(_existing_file(config.path))
+            return chain.from_iterable(map(_jsonl_rows, _existing_files(config)))
         case "parquet":
-            return _parquet_rows(_existing_file(config.path))
+            return chain.from_iterable(map(_parquet_rows, _existing_files(config)))
         case "huggingface":
-            return _huggingface_rows(config)
+            subsets = config.subset.split(",") if config.subset else [None]
+            return chain.from_iterable(_huggingface_rows(config, subset) for subset in subsets)
 
 
-def _existing_file(path: str) -> Path:
-    file = Path(path).expanduser()
-    if not file.is_file():
-        problem = "is not a file" if file.exists() else "does not exist"
-        raise UserError(f"data file {path} {problem} (relative paths start at {Path.cwd()})")
-    return file
+def _existing_files(config: DatasetConfig) -> list[Path]:
+    """The file, or all files of the source's kind below the directory, sorted."""
+    path = Path(config.path).expanduser()
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"data file {config.path} does not exist (relative paths start at {Path.cwd()})")
+    files = sorted(path.rglob(f"*.{config.source}"))
+    if not files:
+        raise UserError(f"directory {config.path} holds no *.{config.source} file")
+    return files
 
 
 def _jsonl_rows(file: Path) -> Iterator[tuple[str, Row]]:
@@ -89,16 +96,16 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
             yield f"{file} row {number}", row
 
 
-def _huggingface_rows(config: DatasetConfig) -> Iterator[tuple[str, Row]]:
+def _huggingface_rows(config: DatasetConfig, subset: str | None) -> Iterator[tuple[str, Row]]:
     import datasets
 
     where = f"data set {config.path}"
     saved = any((Path(config.path) / name).is_file() for name in ("dataset_dict.json", "state.json"))
     try:
-        found = datasets.load_from_disk(config.path) if saved else datasets.load_dataset(config.path, config.subset)
+        found = datasets.load_from_disk(config.path) if saved else datasets.load_dataset(config.path, subset)
     except Exception as error:  # the hub, the file system, a builder or a parser: all the user's to mend
-        subset = f" (subset {config.subset})" if config.subset else ""
-        raise UserError(f"cannot load {where}{subset}: {_one_line(error)}") from error
+        which = f" (subset {subset})" if subset else ""
+        raise UserError(f"cannot load {where}{which}: {_one_line(error)}") from error
     if isinstance(found, datasets.DatasetDict):
         splits = ", ".join(found)
         if config.split is None and len(found) > 1:

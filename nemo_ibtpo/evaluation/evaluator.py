@@ -6,11 +6,12 @@ evaluation measures what training sees.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from nemo_ibtpo.data.problems import Problem
-from nemo_ibtpo.evaluation.result import EvaluationResult, Sample
+from nemo_ibtpo.evaluation.result import EvaluationResult, Sample, Verdict
 from nemo_ibtpo.tree.branching import IndependentSampling
 from nemo_ibtpo.tree.growth import GrowthProgress, GrowthTask, grow
 from nemo_ibtpo.tree.rollouts import RewardSource, RolloutSource
@@ -18,11 +19,20 @@ from nemo_ibtpo.tree.steps import StepSplitter
 from nemo_ibtpo.tree.tree import Tree
 
 
-class AnswerVerifier(RewardSource, Protocol):
-    """Scores responses and can also say what their answers are (``rewards.pool.VerifierPool``)."""
+class AnswerVerifier(Protocol):
+    """Judges responses and says how it reads them (``rewards.pool.VerifierPool``)."""
 
-    def answer(self, response_tokens: tuple[int, ...]) -> str | None:
-        """The boxed answer of a response, or None."""
+    def submit(self, key: Hashable, prompt_id: str, response_tokens: tuple[int, ...]) -> None:
+        """Accept a response without waiting for its verdict."""
+
+    def poll_outcomes(self) -> Sequence[tuple[Hashable, Verdict]]:
+        """Verdicts that have become known since the last call."""
+
+    def text(self, response_tokens: tuple[int, ...]) -> str:
+        """A response as text."""
+
+    def answer(self, prompt_id: str, response_tokens: tuple[int, ...]) -> str | None:
+        """What is judged of a response, or None if there is nothing to judge."""
 
 
 def evaluate(
@@ -50,10 +60,11 @@ def evaluate(
         settings: how prompts are made and tokens drawn (template, temperature, ...), stored with the result.
         on_progress: called as responses arrive.
     """
+    verdicts = _VerdictKeeper(rewards)
     trees = grow(
         [GrowthTask(problem.problem_id, problem.prompt_tokens) for problem in problems],
         source=source,
-        rewards=rewards,
+        rewards=verdicts,
         strategy=IndependentSampling(samples_per_problem),
         splitter=splitter,
         max_new_tokens=max_new_tokens,
@@ -62,18 +73,50 @@ def evaluate(
         on_progress=on_progress,
     )
     own = {"samples_per_problem": samples_per_problem, "max_new_tokens": max_new_tokens, "seed": seed}
-    samples = tuple(sample for tree in trees for sample in _samples(tree, rewards))
+    samples = tuple(sample for tree in trees for sample in _samples(tree, rewards, verdicts.known))
     return EvaluationResult(samples, samples_per_problem, settings | own)
 
 
-def _samples(tree: Tree, rewards: AnswerVerifier) -> list[Sample]:
+class _VerdictKeeper(RewardSource):
+    """Hands responses to the verifier and its verdicts on as rewards, and remembers them.
+
+    Attributes:
+        known: verdicts by problem and response.
+    """
+
+    def __init__(self, rewards: AnswerVerifier) -> None:
+        self.known: dict[tuple[str, tuple[int, ...]], Verdict] = {}
+        self._rewards = rewards
+        self._waiting: dict[Hashable, tuple[str, tuple[int, ...]]] = {}
+
+    def submit(self, key: Hashable, prompt_id: str, response_tokens: tuple[int, ...]) -> None:
+        self._waiting[key] = prompt_id, response_tokens
+        self._rewards.submit(key, prompt_id, response_tokens)
+
+    def poll(self) -> list[tuple[Hashable, float]]:
+        verdicts = self._rewards.poll_outcomes()
+        for key, verdict in verdicts:
+            self.known[self._waiting.pop(key)] = verdict
+        return [(key, float(verdict == "correct")) for key, verdict in verdicts]
+
+
+def _samples(
+    tree: Tree, rewards: AnswerVerifier, verdicts: dict[tuple[str, tuple[int, ...]], Verdict]
+) -> list[Sample]:
     """The tree's trajectories, one sample per draw: equal responses share a leaf."""
     samples: list[Sample] = []
     for leaf in tree.leaves():
         assert leaf.reward is not None and leaf.finish_reason is not None  # grow returns complete trees
         tokens = tree.response_tokens(leaf.index)
-        answer = rewards.answer(tokens)
-        for _ in range(leaf.draws):
-            number = len(samples)
-            samples.append(Sample(tree.prompt_id, number, tokens, answer, leaf.reward, leaf.finish_reason))
+        first = Sample(
+            prompt_id=tree.prompt_id,
+            sample=len(samples),
+            tokens=tokens,
+            text=rewards.text(tokens),
+            answer=rewards.answer(tree.prompt_id, tokens),
+            verdict=verdicts[tree.prompt_id, tokens],
+            reward=leaf.reward,
+            finish_reason=leaf.finish_reason,
+        )
+        samples += [replace(first, sample=first.sample + draw) for draw in range(leaf.draws)]
     return samples

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,7 +24,9 @@ from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.evaluation.metrics import Interval, bootstrap_interval, majority_reward, pass_at_k
 from nemo_ibtpo.tree.tree import FinishReason
 
-_FORMAT = "nemo_ibtpo.evaluation/1"
+_FORMAT = "nemo_ibtpo.evaluation/2"
+
+Verdict = Literal["correct", "wrong", "unparsable", "timeout", "crash"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +37,20 @@ class Sample:
         prompt_id: the problem's id.
         sample: its number among the problem's samples.
         tokens: response token ids.
-        answer: the boxed answer, None if there is none.
-        reward: in [0, 1].
+        text: the response, special tokens left out.
+        answer: what was judged: the boxed answer (all of the response where a verifier wants that), None if there
+            is none.
+        verdict: what became of it; ``timeout`` and ``crash`` ended the verifier's process.
+        reward: 1 if it is correct, else 0.
         finish_reason: why sampling ended.
     """
 
     prompt_id: str
     sample: int
     tokens: tuple[int, ...]
+    text: str
     answer: str | None
+    verdict: Verdict
     reward: float
     finish_reason: FinishReason
 
@@ -90,21 +97,33 @@ class EvaluationResult:
         """95 % bootstrap interval of the accuracy, over problems."""
         return bootstrap_interval(list(self.scores().values()), seed=0)
 
-    def pass_at(self, k: int) -> float:
-        """Mean over problems of the unbiased pass@k; a sample is correct if its reward is 1.
+    def pass_scores(self, k: int) -> dict[str, float]:
+        """The unbiased pass@k of each problem, by its id; a sample is correct if its reward is 1.
 
         Raises:
             ValueError: k exceeds the samples per problem.
         """
         n = self.samples_per_problem
-        correct = (sum(sample.reward == 1.0 for sample in group) for group in self.by_problem().values())
-        return self._mean([pass_at_k(n, c, k) for c in correct])
+        return {
+            key: pass_at_k(n, sum(sample.reward == 1.0 for sample in group), k)
+            for key, group in self.by_problem().items()
+        }
+
+    def pass_at(self, k: int) -> float:
+        """Mean over problems of :meth:`pass_scores`."""
+        return self._mean(list(self.pass_scores(k).values()))
+
+    def majority_scores(self) -> dict[str, float]:
+        """Reward of the answer given most often, for each problem by its id."""
+        return {
+            key: majority_reward([s.answer for s in group], [s.reward for s in group])
+            for key, group in self.by_problem().items()
+        }
 
     @property
     def majority(self) -> float:
-        """majority@k: mean over problems of the reward of the answer given most often."""
-        groups = self.by_problem().values()
-        return self._mean([majority_reward([s.answer for s in g], [s.reward for s in g]) for g in groups])
+        """majority@k: mean over problems of :meth:`majority_scores`."""
+        return self._mean(list(self.majority_scores().values()))
 
     @property
     def mean_response_tokens(self) -> float:
@@ -121,6 +140,16 @@ class EvaluationResult:
         """Share of the responses without a boxed answer."""
         return self._mean([sample.answer is None for sample in self.samples])
 
+    @property
+    def unparsable_share(self) -> float:
+        """Share of the responses without a boxed answer, or with one that the verifier cannot read."""
+        return self._mean([sample.verdict == "unparsable" for sample in self.samples])
+
+    @property
+    def verifier_limit_share(self) -> float:
+        """Share of the responses whose verification ran into a limit of time or memory."""
+        return self._mean([sample.verdict in ("timeout", "crash") for sample in self.samples])
+
     def metrics(self) -> dict[str, float]:
         """All figures, for logs."""
         low, high = self.interval
@@ -134,6 +163,8 @@ class EvaluationResult:
             "mean_response_tokens": self.mean_response_tokens,
             "truncated_share": self.truncated_share,
             "unanswered_share": self.unanswered_share,
+            "unparsable_share": self.unparsable_share,
+            "verifier_limit_share": self.verifier_limit_share,
         }
 
     def to_jsonl(self, path: Path) -> None:

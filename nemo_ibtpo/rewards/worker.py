@@ -26,7 +26,7 @@ from nemo_ibtpo.rewards import verifiers
 from nemo_ibtpo.rewards.answers import has_lookalike_number
 from nemo_ibtpo.rewards.verifiers import WHOLE_RESPONSE, Verdict, Verifier
 
-# What a process needs; the fork server imports it once for all of them. Verifiers of an extra come when they are used.
+# What a process needs; the fork server imports it once for all of them. A verifier of an extra comes when it is used.
 MODULES = [__name__, *(f"{verifiers.__name__}.{name}" for name in ("choice", "exact", "math", "reasoning_gym"))]
 
 # What a verification may allocate on top of the imports. The largest honest ones take a few megabytes.

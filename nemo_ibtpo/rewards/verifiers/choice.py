@@ -1,7 +1,7 @@
 """Verifier ``choice``: the letter of a multiple-choice question, as models spell it.
 
-``B``, ``(B)``, ``B.``, ``\\text{B}``, ``\\textbf{(B)}`` and ``$B$`` are the letter B; a letter followed by the option's
-text counts by its letter. Anything else is unparsable, several letters included.
+``B``, ``(B)``, ``B.``, ``\\text{B}``, ``\\textbf{(B)}`` and ``$B$`` are the letter B; a letter followed by the
+option's text counts by its letter. Anything else is unparsable, several letters included.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 The checks are lm-evaluation-harness' (extra ``eval``). Three things are done about them here:
 
 - ``lm_eval.tasks`` is entered without its package, which would import the whole harness;
-- nothing is downloaded: two instructions need nltk's ``punkt_tab`` data and are refused by ``gold_defect`` where it is
-  not installed;
+- nothing is downloaded: two instructions need nltk's ``punkt_tab`` data and are refused by ``gold_defect`` where it
+  is not installed;
 - langdetect draws at random; its seed is fixed, so that a response always gets the same verdict.
 """
 

@@ -58,7 +58,7 @@ def test_jsonl_nested_beyond_the_parser_is_a_bad_row(tmp_path: Path) -> None:
 
 def test_a_missing_file_and_a_directory_are_named(tmp_path: Path) -> None:
     assert "nowhere.jsonl does not exist" in refusal(path="nowhere.jsonl")
-    assert f"{tmp_path} is not a file" in refusal(source="parquet", path=str(tmp_path))
+    assert f"directory {tmp_path} holds no *.parquet file" in refusal(source="parquet", path=str(tmp_path))
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -72,6 +72,31 @@ def test_a_file_that_is_no_parquet_is_said_so(tmp_path: Path) -> None:
     file = tmp_path / "problems.parquet"
     file.write_text("{}")
     assert f"cannot read {file} as Parquet" in refusal(source="parquet", path=str(file))
+
+
+def test_a_directory_is_all_its_files_in_order(tmp_path: Path) -> None:
+    (tmp_path / "part").mkdir()
+    for name, row in (("b.jsonl", ROWS[1]), ("a.jsonl", ROWS[0]), ("part/c.jsonl", {"question": "3"})):
+        (tmp_path / name).write_text(json.dumps(row) + "\n")
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / name.replace("jsonl", "parquet"))
+    (tmp_path / "README.md").write_text("no data")
+    for source in ("jsonl", "parquet"):
+        assert rows_of(dataset_config(source=source, path=str(tmp_path))) == [*ROWS, {"question": "3"}]
+
+
+def test_several_subsets_are_read_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a clone of a data set's repository has them; AIME 2025 comes in two."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    configs = ["configs:"]
+    for name, row in zip(("I", "II"), ROWS, strict=True):
+        (clone / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+        configs += [f"- config_name: {name}", f"  data_files: [{{split: test, path: {name}.jsonl}}]"]
+    (clone / "README.md").write_text("\n".join(["---", *configs, "---"]))
+    both = dataset_config(source="huggingface", path=str(clone), subset="I,II", split="test")
+    assert rows_of(both) == ROWS
+    assert "(subset III)" in refusal(source="huggingface", path=str(clone), subset="I,III", split="test")
 
 
 def test_huggingface_saved_to_disk(tmp_path: Path) -> None:

@@ -83,6 +83,8 @@ def test_figures_follow_from_the_responses(pool: VerifierPool) -> None:
     for text, drawn in zip(texts, result.samples, strict=True):
         assert drawn.answer == ANSWERS[text]
         assert drawn.reward == float(text == YES)
+        assert drawn.verdict == {YES: "correct", NO: "wrong"}.get(text, "unparsable")
+        assert drawn.text == text.removesuffix("<eos>")
         assert drawn.finish_reason == ("length" if text == ENDLESS else "eos")
     assert result.accuracy == pytest.approx(texts.count(YES) / len(texts))
     assert result.truncated_share == pytest.approx(texts.count(ENDLESS) / len(texts))

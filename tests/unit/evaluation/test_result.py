@@ -17,7 +17,8 @@ SETTINGS = {"seed": 1, "temperature": 0.7, "template": "{question}"}
 
 
 def sample(prompt_id: str, number: int, answer: str | None, reward: float, **changes: object) -> Sample:
-    ordinary = Sample(prompt_id, number, (1, 2, 3), answer, reward, "eos")
+    verdict = "unparsable" if answer is None else "correct" if reward else "wrong"
+    ordinary = Sample(prompt_id, number, (1, 2, 3), "text", answer, verdict, reward, "eos")  # type: ignore[arg-type]
     return replace(ordinary, **changes)  # type: ignore[arg-type]
 
 
@@ -27,7 +28,7 @@ RESULT = EvaluationResult(
         sample("a", 1, "7", 1.0),
         sample("a", 2, "8", 0.0, tokens=(1,)),
         sample("b", 0, None, 0.0, finish_reason="length", tokens=(1,) * 10),
-        sample("b", 1, "5", 0.0),
+        sample("b", 1, "5", 0.0, verdict="timeout"),
         sample("b", 2, "6", 1.0, finish_reason="stop"),
     ),
     3,
@@ -42,10 +43,12 @@ def test_the_figures() -> None:
         {
             "accuracy": (2 / 3 + 1 / 3) / 2,
             "pass_at_3": 1.0,
-            "majority_at_3": (1.0 + 0.0) / 2,  # b: 5 and 6 once each, the first counts
+            "majority_at_3": (1.0 + 0.5) / 2,  # b: 5 and 6 once each
             "mean_response_tokens": (3 + 3 + 1 + 10 + 3 + 3) / 6,
             "truncated_share": 1 / 6,
             "unanswered_share": 1 / 6,
+            "unparsable_share": 1 / 6,
+            "verifier_limit_share": 1 / 6,
         }
     )
     assert low == pytest.approx(1 / 3) and high == pytest.approx(2 / 3)
@@ -100,7 +103,9 @@ def test_the_file_gives_back_the_result_and_starts_with_its_settings_and_figures
         "prompt_id": "a",
         "sample": 0,
         "tokens": [1, 2, 3],
+        "text": "text",
         "answer": "7",
+        "verdict": "correct",
         "reward": 1.0,
         "finish_reason": "eos",
     }
@@ -108,7 +113,7 @@ def test_the_file_gives_back_the_result_and_starts_with_its_settings_and_figures
 
 
 @pytest.mark.parametrize(
-    "text", ["", "not json", "[1]", '{"format": "other"}', '{"format": "nemo_ibtpo.evaluation/1"}']
+    "text", ["", "not json", "[1]", '{"format": "other"}', '{"format": "nemo_ibtpo.evaluation/2"}']
 )
 def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "evaluation.jsonl"
@@ -122,6 +127,6 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "evaluation.jsonl"
     RESULT.to_jsonl(file)
-    file.write_text(file.read_text().replace("evaluation/1", "evaluation/9"))
+    file.write_text(file.read_text().replace("evaluation/2", "evaluation/9"))
     with pytest.raises(UserError, match=r"format 'nemo_ibtpo\.evaluation/9', expected"):
         EvaluationResult.from_jsonl(file)

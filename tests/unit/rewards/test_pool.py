@@ -1,6 +1,7 @@
 """Verification in real worker processes: every response gets its reward, once, whatever becomes of the workers.
 
-Hostile answers are in ``test_hostile_answers.py``. Not exercised: many ranks on one machine, each with its own workers.
+Hostile answers are in ``test_hostile_answers.py``. Not exercised: many ranks on one machine, each with its own
+workers.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ _COMMON = {
 }
 
 
-def config_of(family: str) -> PreTrainedConfig:
+def config_of(family: str, head_dim: int = 16) -> PreTrainedConfig:
     """A tiny configuration of a family; between them they cover what the families can ask for."""
     if family == "llama":
         scaling = {
@@ -48,14 +48,14 @@ def config_of(family: str) -> PreTrainedConfig:
     if family == "qwen2":
         return Qwen2Config(**_COMMON, tie_word_embeddings=True)
     if family == "qwen3":
-        return Qwen3Config(**_COMMON, tie_word_embeddings=True, head_dim=16)
+        return Qwen3Config(**_COMMON, tie_word_embeddings=True, head_dim=head_dim)
     if family == "mistral":
         return MistralConfig(**_COMMON, tie_word_embeddings=False, sliding_window=None)
     if family in ("qwen3_moe", "qwen3_moe_unscaled"):
         return Qwen3MoeConfig(
             **_COMMON,
             tie_word_embeddings=False,
-            head_dim=16,
+            head_dim=head_dim,
             num_experts=4,
             num_experts_per_tok=2,
             moe_intermediate_size=24,
@@ -65,10 +65,15 @@ def config_of(family: str) -> PreTrainedConfig:
     raise ValueError(family)
 
 
-def random_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A model whose weights are large enough that a wrong position or mask shows in the logits."""
+def random_model(
+    family: str, seed: int = 0, dtype: torch.dtype = torch.float32, head_dim: int = 16
+) -> PreTrainedModel:
+    """A model whose weights are large enough that a wrong position or mask shows in the logits.
+
+    ``head_dim`` is only for the families that have a say in it.
+    """
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config_of(family))
+    model = AutoModelForCausalLM.from_config(config_of(family, head_dim))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -64,6 +65,14 @@ def main(program: str, recipe: str, description: str, make_model: MakeModel, arg
     return 0
 
 
+def _engine_words(words: Sequence[str], console: RunConsole) -> list[str]:
+    """The recipe samples with vLLM; where that is not installed, and nothing else was asked for, say so and go on."""
+    if find_spec("vllm") is not None or any(word.startswith(("rollout=", "rollout.engine=")) for word in words):
+        return []
+    console.say("vLLM is not installed here: the embedded engine samples (rollout=transformers)")
+    return ["rollout=transformers"]
+
+
 def run(recipe: str, words: Sequence[str], make_model: MakeModel) -> None:
     """Make the model, train it, and leave ``summary.json``, ``curves.png``, ``metrics.jsonl`` and ``hf/``.
 
@@ -72,6 +81,7 @@ def run(recipe: str, words: Sequence[str], make_model: MakeModel) -> None:
     """
     transformers_logging.disable_progress_bar()
     console = RunConsole(0)
+    words = [*_engine_words(words, console), *words]
     config = compose(recipe, words)
     check_optimization(config)  # before minutes of work; the run checks the rest, which needs the model
     check_output_dir(config.output_dir)
@@ -85,7 +95,8 @@ def run(recipe: str, words: Sequence[str], make_model: MakeModel) -> None:
     actor = config.actor
     console.say(
         f"[2/3] {config.trainer.max_steps} steps of IB-TPO on {ranks} ranks: "
-        f"TP{actor.tensor_model_parallel_size} x PP{actor.pipeline_model_parallel_size}"
+        f"TP{actor.tensor_model_parallel_size} x PP{actor.pipeline_model_parallel_size}, "
+        f"rollouts by {config.rollout.engine}"
     )
     # A demo begins anew, so that what is there belongs to this run.
     for name in (FILE_NAME, _SUMMARY, _PNG, "status.json"):

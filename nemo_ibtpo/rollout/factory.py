@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from nemo_ibtpo.config.schema import RolloutConfig
 from nemo_ibtpo.rollout.elsewhere import EngineElsewhere
 from nemo_ibtpo.rollout.engine import RolloutEngine, SamplingParams
 from nemo_ibtpo.rollout.transformers_engine import TransformersEngine
+from nemo_ibtpo.rollout.vllm_engine import VLLMEngine
 
 
 def make_engine(
@@ -45,7 +47,15 @@ def make_engine(
     if not here:
         return EngineElsewhere(sampling)
     if config.engine == "vllm":
-        raise UserError("rollout.engine=vllm is not there yet")
+        return VLLMEngine(
+            Path(model_path),
+            config,
+            sampling=sampling,
+            dtype=dtype,
+            device=torch.device(device),
+            max_model_len=max_model_len,
+            log_path=output_dir / "vllm" / f"rank_{os.environ.get('RANK', '0')}.log",
+        )
     return TransformersEngine(
         load_model(model_path, dtype=dtype, device=device),
         tokenizer,

@@ -28,6 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.rollout.engine import EngineStats, SamplingParams
 from nemo_ibtpo.rollout.prefix_cache import PrefixCache
+from nemo_ibtpo.rollout.requests import check_request
 from nemo_ibtpo.rollout.row_cache import GROUPED_ATTENTION, RowCache
 from nemo_ibtpo.rollout.running_batch import RunningBatch
 from nemo_ibtpo.rollout.sampling import check_sampling, sample, uniforms
@@ -119,7 +120,7 @@ class TransformersEngine:
         """
         new_ids: set[Hashable] = set()
         for request in requests:
-            self._check_request(request)
+            check_request(request, max_model_len=self._max_model_len, vocab_size=self._vocab_size)
             if request.request_id in self._unfinished or request.request_id in new_ids:
                 raise UserError(f"request {request.request_id!r} is already waiting or running: ids must be unique")
             new_ids.add(request.request_id)
@@ -171,24 +172,6 @@ class TransformersEngine:
     def _require_idle(self, what: str) -> None:
         if self._unfinished:
             raise RuntimeError(f"cannot {what} while {len(self._unfinished)} requests are unfinished")
-
-    def _check_request(self, request: RolloutRequest) -> None:
-        where = f"request {request.request_id!r}"
-        if not request.prefix:
-            raise UserError(f"{where}: the prefix is empty; at least one token is needed to continue")
-        if request.max_new_tokens < 1:
-            raise UserError(f"{where}: max_new_tokens must be at least 1, got {request.max_new_tokens}")
-        length = len(request.prefix) + request.max_new_tokens
-        if length > self._max_model_len:
-            raise UserError(
-                f"{where}: prefix of {len(request.prefix)} + max_new_tokens {request.max_new_tokens} = {length}"
-                f" tokens, but max_model_len is {self._max_model_len}"
-            )
-        if not 0 <= min(request.prefix) <= max(request.prefix) < self._vocab_size:
-            bad = next(token for token in request.prefix if not 0 <= token < self._vocab_size)
-            raise UserError(f"{where}: token id {bad} lies outside the model's vocabulary of {self._vocab_size}")
-        if not 0 <= request.seed < 2**64:
-            raise UserError(f"{where}: seed must lie in [0, 2**64), got {request.seed}")
 
     def _forget(self) -> None:
         """Drop requests and caches. Rows are erased too: after NaN they would poison every later sequence."""

@@ -1,6 +1,7 @@
 """``make demo`` from beginning to end, with a base model that learned next to nothing and one short step.
 
-Everything is real: reasoning-gym, supervised training, torchrun with the recipe's TP2 x PP2 on gloo, the export.
+Everything is real: reasoning-gym, supervised training, torchrun with the recipe's TP2 x PP2 on gloo, rollouts by one
+vLLM replica (by the embedded engine where vLLM is not installed), the export.
 Not exercised: the rise of the accuracy, which takes minutes; a run of ``make demo`` shows it.
 """
 
@@ -32,7 +33,8 @@ SMALL = [
 
 
 def make_model(directory: Path, config: RunConfig, console: RunConsole) -> bool:
-    settings = replace(load_settings(), hidden_size=32, intermediate_size=64, num_solutions=240, num_threads=1)
+    # Heads of 32 channels, the smallest that vLLM serves on a CPU.
+    settings = replace(load_settings(), intermediate_size=64, num_solutions=240, num_threads=1)
     return make_base_model(directory, settings, config.data, console)
 
 
@@ -57,6 +59,18 @@ def test_the_demo(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     told = capfd.readouterr().out
     for line in ("[1/3] model to start from", "[2/3] 1 steps of IB-TPO on 4 ranks: TP2 x PP2", "[3/3] results"):
         assert line in told
+
+
+def test_without_vllm_the_demo_says_so_and_goes_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = RunConsole(0)
+    monkeypatch.setattr(driver, "find_spec", lambda name: None)
+    assert driver._engine_words([], console) == ["rollout=transformers"]
+    assert "vLLM is not installed here: the embedded engine samples" in capsys.readouterr().out
+    assert driver._engine_words(["rollout=vllm"], console) == []  # asked for: the run refuses with one line
+    monkeypatch.setattr(driver, "find_spec", lambda name: object())
+    assert driver._engine_words([], console) == []
 
 
 def test_a_directory_of_somebody_else_ends_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

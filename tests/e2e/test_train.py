@@ -49,11 +49,17 @@ def train(num_ranks: int, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def run(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+# The embedded engine on every rank, or one vLLM replica for the four of them.
+ENGINES = {"transformers": ["rollout=transformers", "rollout.num_replicas=null"], "vllm": ["rollout=vllm"]}
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def run(request: pytest.FixtureRequest, base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if request.param == "vllm":
+        pytest.importorskip("vllm", reason="vLLM is not installed")
     output = tmp_path_factory.mktemp("run") / "out"
     words = [f"model.path={base_model}", f"output_dir={output}", "trainer.max_steps=2", "trainer.export_period=1"]
-    done = train(4, *SMALL, *words, "trainer.val_period=1")
+    done = train(4, *SMALL, *words, *ENGINES[request.param], "trainer.val_period=1")
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     assert done.stdout.count("step 2/2") == 1  # rank 0 alone speaks
     return output
@@ -95,7 +101,16 @@ def test_trained_model_is_a_hugging_face_directory(run: Path, base_model: Path) 
 def test_grpo_is_the_same_program_on_trees_that_share_nothing(base_model: Path, tmp_path: Path) -> None:
     words = [f"model.path={base_model}", f"output_dir={tmp_path}", "trainer.max_steps=1"]
     layout = ["actor.pipeline_model_parallel_size=1"]  # TP2 on two ranks
-    done = train(2, *SMALL, *words, *layout, "sampler=independent", "advantage=grpo", "loss.kl_coef=0.0")
+    done = train(
+        2,
+        *SMALL,
+        *words,
+        *layout,
+        "rollout=transformers",
+        "sampler=independent",
+        "advantage=grpo",
+        "loss.kl_coef=0.0",
+    )
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     row = read_metrics(tmp_path / "metrics.jsonl")[1]
     assert row["train/trajectories_per_prompt"] == 12
@@ -104,7 +119,7 @@ def test_grpo_is_the_same_program_on_trees_that_share_nothing(base_model: Path, 
 
 def test_diverging_run_ends_with_one_line_on_all_ranks(base_model: Path, tmp_path: Path) -> None:
     words = [f"model.path={base_model}", f"output_dir={tmp_path}", "optimizer.lr=1e30", "optimizer.clip_grad=0.0"]
-    done = train(2, *SMALL, *words, "actor.pipeline_model_parallel_size=1")
+    done = train(2, *SMALL, *words, "rollout=transformers", "actor.pipeline_model_parallel_size=1")
     assert done.returncode != 0
     errors = [line for line in done.stderr.splitlines() if line.startswith("nemo-ibtpo: error:")]
     assert len(errors) == 1, done.stderr[-3000:]

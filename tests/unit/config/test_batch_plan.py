@@ -30,7 +30,7 @@ def test_plan(config: RunConfig) -> None:
         "batch plan of 'mine'",
         "  model    some/model in fp32, written to runs/mine",
         "  ranks    8 ranks = 2 tensor x 2 pipeline x 2 data parallel",
-        "  engines  8 transformers replicas on 1 rank each, 64 sequences at once",
+        "  engines  8 vllm replicas on 1 rank each, 64 sequences at once",
         # 4 + (3 - 1) * 2 * 3 = 16 trajectories a tree, 16 * 16 = 256 a step
         "  step     16 prompts -> 16 trees (ib) of 16 trajectories (4 from the prompt + 2 rounds of 6) "
         "= 256 trajectories, advantage ibtpo",

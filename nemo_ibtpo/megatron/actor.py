@@ -31,8 +31,8 @@ from torch import Tensor
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import ActorConfig, OptimizerConfig
+from nemo_ibtpo.megatron import checkpoint
 from nemo_ibtpo.megatron.architecture import Architecture
-from nemo_ibtpo.megatron.checkpoint import load_training_state, save_training_state
 from nemo_ibtpo.megatron.host_copies import HostCopies
 from nemo_ibtpo.megatron.inputs import ModelInputs, padded_length
 from nemo_ibtpo.megatron.logprobs import tree_logprobs
@@ -232,7 +232,7 @@ class MegatronActor:
         """Write weights, optimizer and learning-rate schedule into an empty directory; a collective."""
         with self._context.scope():
             extra = {"scheduler_steps": int(self._lr_scheduler.num_steps)}
-            save_training_state(path, self._chunks, self._optimizer, extra)
+            checkpoint.save_training_state(path, self._chunks, self._optimizer, extra)
 
     def load(self, path: Path) -> None:
         """Take over what :meth:`save` wrote, under whatever layout; a collective over all ranks.
@@ -243,9 +243,26 @@ class MegatronActor:
             UserError: the checkpoint is of another model.
         """
         with self._context.scope():
-            extra = load_training_state(path, self._chunks, self._optimizer)
+            extra = checkpoint.load_training_state(path, self._chunks, self._optimizer)
             self._lr_scheduler.num_steps = extra["scheduler_steps"]
             self._lr_scheduler.step(increment=0)  # sets the rate
+
+    def load_weights(self, path: Path, round_to: torch.dtype) -> None:
+        """Take over the weights of a checkpoint, with or without optimizer state; a collective over all ranks.
+
+        Args:
+            path: what :meth:`save` or ``nemo-ibtpo convert`` wrote.
+            round_to: type that the weights are rounded to on the way, which may be narrower than the actor's.
+
+        Raises:
+            UserError: the checkpoint is of another model.
+        """
+        with self._context.scope():
+            checkpoint.load_weights(path, self._chunks)
+            with torch.no_grad():
+                for chunk in self._chunks:
+                    for parameter in chunk.parameters():
+                        parameter.copy_(parameter.to(round_to))
 
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, full gradient) of the last optimizer step, after clipping; to look into a run.

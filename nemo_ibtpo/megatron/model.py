@@ -207,6 +207,8 @@ def _layer_spec(architecture: Architecture, device: torch.device) -> tuple[Modul
             attention.q_layernorm = attention.k_layernorm = RMSNorm
         if experts is not None:
             layer.submodules.mlp.submodules.router = Float32Router
+            # Transformer Engine does not fuse the norm before experts: checkpoints have it under its own name.
+            layer.submodules.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.")
     layer.submodules.self_attention.submodules.core_attention = TreeAttention
     return layer, norm
 

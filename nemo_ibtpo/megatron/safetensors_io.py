@@ -19,7 +19,8 @@ from torch import Tensor
 from nemo_ibtpo.config.errors import UserError
 
 _INDEX = "model.safetensors.index.json"
-_MAX_SHARD_BYTES = 5 * 2**30
+MAX_SHARD_BYTES = 5 * 10**9
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Everything beside the weights that a model directory needs to be used as it is.
 _COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "README*")
 
@@ -52,6 +53,16 @@ class SafetensorsDirectory(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._file_of)
 
+    def header(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
+        """Type and shape of a weight, without reading it."""
+        part = self._open(self._file_of[name]).get_slice(name)
+        dtype = _DTYPES.get(part.get_dtype())
+        if dtype is None:
+            raise UserError(
+                f"weight '{name}' in {self._file_of[name]} has type {part.get_dtype()}, which is not read"
+            )
+        return dtype, tuple(part.get_shape())
+
     @staticmethod
     def _open(file: Path) -> safe_open:
         try:
@@ -60,7 +71,14 @@ class SafetensorsDirectory(Mapping[str, Tensor]):
             raise UserError(f"{file}: cannot be read as safetensors ({error}); copy the model again") from error
 
 
-def write_model(directory: Path, weights: Iterable[tuple[str, Tensor]], like: Path, *, write: bool) -> None:
+def write_model(
+    directory: Path,
+    weights: Iterable[tuple[str, Tensor]],
+    like: Path,
+    *,
+    write: bool,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
     """Write a Hugging Face model directory.
 
     Args:
@@ -68,6 +86,7 @@ def write_model(directory: Path, weights: Iterable[tuple[str, Tensor]], like: Pa
         weights: (name, full tensor); consumed to the end on every rank, since it may be a collective.
         like: directory whose configuration, tokenizer and generation settings go with the weights.
         write: False on the ranks that only take part in the collective.
+        max_shard_bytes: most bytes of weights in one file, unless a single weight is larger; they are held in memory.
     """
     if not write:
         for _ in weights:
@@ -77,7 +96,7 @@ def write_model(directory: Path, weights: Iterable[tuple[str, Tensor]], like: Pa
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     copy_companions(like, temporary)
-    _write_shards(temporary, weights)
+    _write_shards(temporary, weights, max_shard_bytes)
     if directory.exists():
         shutil.rmtree(directory)
     temporary.rename(directory)
@@ -91,7 +110,7 @@ def copy_companions(model: Path, directory: Path) -> None:
                 shutil.copy(file, directory)
 
 
-def _write_shards(directory: Path, weights: Iterable[tuple[str, Tensor]]) -> None:
+def _write_shards(directory: Path, weights: Iterable[tuple[str, Tensor]], max_shard_bytes: int) -> None:
     shards: list[list[str]] = []
     pending: dict[str, Tensor] = {}
     pending_bytes = total_bytes = 0
@@ -105,7 +124,7 @@ def _write_shards(directory: Path, weights: Iterable[tuple[str, Tensor]]) -> Non
 
     for name, tensor in weights:
         size = tensor.numel() * tensor.element_size()
-        if pending and pending_bytes + size > _MAX_SHARD_BYTES:
+        if pending and pending_bytes + size > max_shard_bytes:
             flush()
         # A copy: the exporter's tensor may be a view of a parameter that goes on changing.
         pending[name] = tensor.detach().to("cpu", copy=True)
@@ -121,10 +140,11 @@ def _write_shards(directory: Path, weights: Iterable[tuple[str, Tensor]]) -> Non
             weight_map |= dict.fromkeys(names, file)
         index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
         (directory / _INDEX).write_text(json.dumps(index, indent=2))
-    _record_dtype(directory / "config.json", dtype)
+    record_dtype(directory / "config.json", dtype)
 
 
-def _record_dtype(file: Path, dtype: torch.dtype) -> None:
+def record_dtype(file: Path, dtype: torch.dtype) -> None:
+    """Say in a config.json what type the weights have."""
     config = json.loads(file.read_text())
     config.pop("torch_dtype", None)
     config["dtype"] = str(dtype).removeprefix("torch.")

@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"tree", "data"},
     "reporting": set(),
     "checkpoints": set(),
+    "conversion": {"megatron", "checkpoints", "reporting", "tree"},
     "demo": {"reporting", "data"},
 }
 # The modules that join everything: the loop, and what builds its parts.

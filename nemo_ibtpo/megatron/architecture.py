@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -80,9 +81,9 @@ def load_architecture(model_path: str | Path) -> Architecture:
     """Read ``config.json`` of a Hugging Face model directory."""
     try:
         config = AutoConfig.from_pretrained(str(model_path), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"model.path={model_path}: cannot read a Hugging Face config there: {reason}") from error
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{model_path}: cannot read a Hugging Face config there: {reason}") from error
     return architecture_from_config(config)
 
 

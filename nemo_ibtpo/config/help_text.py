@@ -14,7 +14,8 @@ from pathlib import Path
 
 from nemo_ibtpo.config.loader import default_values
 from nemo_ibtpo.config.paths import conf_dir, recipes_dir
-from nemo_ibtpo.config.reference import Key, keys
+from nemo_ibtpo.config.reference import Key, keys, sections
+from nemo_ibtpo.config.schema import EvalConfig, RunConfig
 
 _EXAMPLES = """\
 examples:
@@ -23,26 +24,52 @@ examples:
   nemo-ibtpo train recipe=my_recipe.yaml data=jsonl data.train.path=train.jsonl data.validation.path=val.jsonl
   torchrun --nproc-per-node 4 -m nemo_ibtpo.cli train recipe=tiny actor.tensor_model_parallel_size=4
 """
+_EVAL_EXAMPLES = """\
+examples:
+  nemo-ibtpo eval model.path=runs/qwen3/hf benchmark=math500 output_dir=evals/qwen3
+  nemo-ibtpo eval model.path=... output_dir=... benchmark=math500,aime24,gpqa_diamond benchmark.samples_per_problem=8
+  nemo-ibtpo eval model.path=... output_dir=... benchmark=math500 benchmark.data.path=/data/MATH-500 --dry-run
+  nemo-ibtpo eval model.path=... output_dir=... benchmark=jsonl benchmark.data.path=problems.jsonl
+  nemo-ibtpo eval model.path=... output_dir=... benchmark=reasoning_gym benchmark.data.path=chain_sum
+  nemo-ibtpo eval compare evals/base evals/trained --write comparison
+"""
 _COLUMN = 34
 _TWIN = "data.validation."  # has the keys of data.train
 
 
 def train_epilog() -> str:
     """Examples, recipes, groups, and every key with its default and meaning."""
-    width = shutil.get_terminal_size().columns
-    defaults = default_values()
     lines = [_EXAMPLES, "recipes (recipe=...):"]
-    lines += _table(((path.stem, _summary(path)) for path in _files(recipes_dir())), width)
-    lines += ["", "groups (group=choice; a recipe's own keys come after it):"]
-    for group in sorted(path for path in conf_dir().iterdir() if path.is_dir()):
-        lines += _table(((f"{group.name}={path.stem}", _summary(path)) for path in _files(group)), width)
+    lines += _table(((path.stem, _summary(path)) for path in _files(recipes_dir())), _width())
+    lines += ["", "groups (group=choice; a recipe's own keys come after it):", *_groups(RunConfig)]
     lines += ["", f"keys (key=value, here with the defaults, ??? where there is none; {_TWIN}* as data.train.*):"]
+    return "\n".join([*lines, *_keys(RunConfig)])
+
+
+def eval_epilog() -> str:
+    """Examples, groups, and every key of an evaluation with its default and meaning."""
+    lines = [_EVAL_EXAMPLES, "groups (group=choice; benchmark=a,b,c evaluates one after the other):"]
+    lines += [*_groups(EvalConfig), "", "keys (key=value, here with the defaults for benchmark=math500):"]
+    return "\n".join([*lines, *_keys(EvalConfig)])
+
+
+def _groups(root: type) -> Iterator[str]:
+    for group in sorted(path for path in conf_dir().iterdir() if path.is_dir() and path.name in sections(root)):
+        yield from _table(((f"{group.name}={path.stem}", _summary(path)) for path in _files(group)), _width())
+
+
+def _keys(root: type) -> Iterator[str]:
+    defaults = default_values(root)
     rows = (
         (f"{key.path}={json.dumps(defaults[key.path], ensure_ascii=False)}", _explain(key))
-        for key in keys().values()
+        for key in keys(root).values()
         if not key.path.startswith(_TWIN)
     )
-    return "\n".join([*lines, *_table(rows, width)])
+    return _table(rows, _width())
+
+
+def _width() -> int:
+    return shutil.get_terminal_size().columns
 
 
 def _files(directory: Path) -> list[Path]:
@@ -60,7 +87,8 @@ def _summary(file: Path) -> str:
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
-        comment.append(line.lstrip("# "))
+        if not line.startswith("# @package"):  # Hydra's
+            comment.append(line.lstrip("# "))
     return " ".join(comment).partition(". ")[0].rstrip(".")
 
 

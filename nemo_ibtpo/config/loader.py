@@ -33,7 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.paths import conf_dir, did_you_mean, find_recipe, recipes_dir
 from nemo_ibtpo.config.reference import field_types, keys, sections
-from nemo_ibtpo.config.schema import RunConfig
+from nemo_ibtpo.config.schema import EvalConfig, RunConfig
 
 _MISSING = "???"  # OmegaConf's mark of a value that must be given
 _NO_CHOICE = re.compile(
@@ -52,44 +52,69 @@ def compose(recipe: str, overrides: Sequence[str]) -> RunConfig:
     Raises:
         UserError: anything in the recipe or the command line is not as it should be.
     """
-    path = find_recipe(recipe)
+    config: RunConfig = _compose_as(RunConfig, find_recipe(recipe), overrides)
+    return config
+
+
+def compose_evaluation(overrides: Sequence[str]) -> EvalConfig:
+    """Build the configuration of an evaluation from ``conf/eval.yaml`` and the words of the command line.
+
+    Raises:
+        UserError: anything in the command line is not as it should be.
+    """
+    config: EvalConfig = _compose_as(EvalConfig, conf_dir() / "eval.yaml", overrides)
+    return config
+
+
+def _compose_as(root: type, path: Path, overrides: Sequence[str]) -> Any:
+    """Build the dataclass ``root`` from a primary config and words of the command line."""
     written = _read(path)
-    words = [_checked_override(word) for word in overrides]
+    words = [_checked_override(word, root) for word in overrides]
     composed = _compose(path, words)
-    if composed.get("name", _MISSING) == _MISSING:
+    if root is RunConfig and composed.get("name", _MISSING) == _MISSING:
         OmegaConf.update(composed, "name", path.stem, force_add=True)
-    sources = _Sources(path, written, words)
+    sources = _Sources(root, path, written, words)
     for key in _missing(OmegaConf.to_container(composed)):
+        where = f"in {path} or " if root is RunConfig else ""
         raise UserError(
-            f"{key} has no value: give it in {path} or as {key}=<value> on the command line{_meaning(key)}"
+            f"{key} has no value: give it {where}as {key}=<value> on the command line{sources.meaning(key)}"
         )
     try:
         resolved = OmegaConf.to_container(composed, resolve=True)
     except OmegaConfBaseException as error:
         key = error.full_key or ""
         raise UserError(f"{key} {sources.of(key)}: {_first_line(error)}") from None
-    config: RunConfig = _build(RunConfig, resolved, "", sources)
-    return config
+    return _build(root, resolved, "", sources)
 
 
-def to_yaml(config: RunConfig) -> str:
+def to_yaml(config: RunConfig | EvalConfig) -> str:
     """The whole configuration as YAML; saved beside a run, it is a recipe that repeats it."""
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
 
 
-def default_values() -> dict[str, Any]:
+def default_values(root: type = RunConfig) -> dict[str, Any]:
     """Every default of ``conf/`` by its dotted key, interpolations and ``???`` as they are written."""
-    composed = OmegaConf.to_container(_compose(conf_dir() / "config.yaml", []))
-    return {key: _at(composed, key) for key in keys()}
+    primary = "eval.yaml" if root is EvalConfig else "config.yaml"
+    composed = OmegaConf.to_container(_compose(conf_dir() / primary, []))
+    return {key: _at(composed, key) for key in keys(root)}
 
 
 class _Sources:
-    """Tells where the value of a key was written."""
+    """Tells where the value of a key was written, and what the key means.
 
-    def __init__(self, recipe: Path, written: Mapping[str, Any], words: Sequence[str]) -> None:
+    Attributes:
+        root: the dataclass that is built.
+    """
+
+    def __init__(self, root: type, recipe: Path, written: Mapping[str, Any], words: Sequence[str]) -> None:
+        self.root = root
         self._recipe = recipe
         self._written = written
         self._words = {word.lstrip("+").partition("=")[0] for word in words}
+
+    def meaning(self, key: str) -> str:
+        known = keys(self.root)
+        return f" ({known[key].doc.rstrip('.')})" if key in known and known[key].doc else ""
 
     def of(self, key: str) -> str:
         names = key.split(".")
@@ -121,7 +146,7 @@ def _read(recipe: Path) -> Mapping[str, Any]:
     return written
 
 
-def _checked_override(word: str) -> str:
+def _checked_override(word: str, root: type) -> str:
     """Check one word of the command line against the schema; the word as Hydra takes it."""
     try:
         override: Override = OverridesParser.create().parse_override(word)
@@ -135,18 +160,19 @@ def _checked_override(word: str) -> str:
         raise UserError(
             f"'{word}' on the command line gives several values; a run takes one (quote a text with a comma)"
         )
-    if key in sections():
+    if key in sections(root):
         if not (conf_dir() / key).is_dir():
-            inside = ", ".join(path for path in keys() if path.startswith(f"{key}."))
+            inside = ", ".join(path for path in keys(root) if path.startswith(f"{key}."))
             raise UserError(f"'{word}' on the command line: {key} is a section; set one of {inside}")
         if not isinstance(override.value(), str):
             raise UserError(f"'{word}' on the command line: {key}=<name> chooses one of {_choices(key)}")
         return word
-    if key in keys():
-        return f"++{word}" if _is_free_form(key) else word
-    if any(key.startswith(f"{path}.") and _is_free_form(path) for path in keys()):
+    if key in keys(root):
+        return f"++{word}" if _is_free_form(key, root) else word
+    if any(key.startswith(f"{path}.") and _is_free_form(path, root) for path in keys(root)):
         return f"++{word}"  # Hydra would otherwise only change what is there
-    raise UserError(f"unknown key '{key}' on the command line{did_you_mean(key, [*keys(), 'recipe'])}")
+    words = [*keys(root), "benchmark" if root is EvalConfig else "recipe"]
+    raise UserError(f"unknown key '{key}' on the command line{did_you_mean(key, words)}")
 
 
 def _compose(recipe: Path, words: Sequence[str]) -> DictConfig:
@@ -177,7 +203,9 @@ def _build(section: type, raw: Any, path: str, sources: _Sources) -> Any:
     prefix = f"{path}." if path else ""
     for name in raw:
         if name not in hints:
-            known = [*keys(), *sections()] if not path else [f"{prefix}{hint}" for hint in hints]
+            known = (
+                [*keys(sources.root), *sections(sources.root)] if not path else [f"{prefix}{hint}" for hint in hints]
+            )
             raise UserError(
                 f"unknown key '{prefix}{name}' {sources.of(f'{prefix}{name}')}"
                 f"{did_you_mean(f'{prefix}{name}', known)}"
@@ -185,7 +213,7 @@ def _build(section: type, raw: Any, path: str, sources: _Sources) -> Any:
     for name in hints:
         if name not in raw:
             start = "; does the recipe's defaults list start with `config`?" if not path else ""
-            raise UserError(f"{prefix}{name} is missing{_meaning(f'{prefix}{name}')}{start}")
+            raise UserError(f"{prefix}{name} is missing{sources.meaning(f'{prefix}{name}')}{start}")
     return section(
         **{
             name: (_build if dataclasses.is_dataclass(hint) else _typed)(hint, raw[name], f"{prefix}{name}", sources)
@@ -200,7 +228,7 @@ def _typed(hint: Any, value: Any, key: str, sources: _Sources) -> Any:
         return float(value)
     if not _matches(hint, value):
         shown = json.dumps(value, ensure_ascii=False, default=repr)
-        raise UserError(f"{key}={shown} {sources.of(key)}: expected {_spoken(hint)}{_meaning(key)}")
+        raise UserError(f"{key}={shown} {sources.of(key)}: expected {_spoken(hint)}{sources.meaning(key)}")
     return value
 
 
@@ -252,16 +280,12 @@ def _at(node: Any, key: str) -> Any:
     return node
 
 
-def _is_free_form(key: str) -> bool:
-    return typing.get_origin(keys()[key].type) is dict
+def _is_free_form(key: str, root: type) -> bool:
+    return typing.get_origin(keys(root)[key].type) is dict
 
 
 def _choices(group: str) -> str:
     return ", ".join(sorted(path.stem for path in (conf_dir() / group).glob("*.yaml")))
-
-
-def _meaning(key: str) -> str:
-    return f" ({keys()[key].doc.rstrip('.')})" if key in keys() and keys()[key].doc else ""
 
 
 def _first_line(error: BaseException, skip: str = " ") -> str:

@@ -230,14 +230,17 @@ class DatasetConfig:
 
     Attributes:
         source: ``reasoning_gym``, ``jsonl``, ``parquet`` or ``huggingface``.
-        path: reasoning-gym task name, file path, or Hugging Face data set id or directory.
-        subset: Hugging Face configuration name, or null.
+        path: reasoning-gym task name, path of a file or of a directory of files, or Hugging Face data set id or
+            directory.
+        subset: Hugging Face configuration name, several of them with commas between (read one after the other), or
+            null.
         split: Hugging Face split, or null.
         question_key, answer_key: columns of a row.
         size: number of problems (reasoning-gym makes so many); null takes all rows there are.
         seed: seed of a generated data set.
         options: arguments of the reasoning-gym task.
-        verifier: ``reasoning_gym``, ``math`` or ``exact``.
+        verifier: ``reasoning_gym``, ``math`` or ``exact``; in benchmarks also ``choice`` (a letter) and ``ifeval``
+            (the whole response).
     """
 
     source: Literal["reasoning_gym", "jsonl", "parquet", "huggingface"]
@@ -249,7 +252,7 @@ class DatasetConfig:
     size: int | None
     seed: int
     options: dict[str, Any]
-    verifier: Literal["reasoning_gym", "math", "exact"]
+    verifier: Literal["reasoning_gym", "math", "exact", "choice", "ifeval"]
 
 
 @dataclass(frozen=True)
@@ -376,3 +379,54 @@ class RunConfig:
     trainer: TrainerConfig
     checkpoint: CheckpointConfig
     logger: LoggerConfig
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """A benchmark: its problems, how they become prompts, and how often each is answered.
+
+    Attributes:
+        name: of the benchmark; its results lie in ``output_dir/name``.
+        kind: ``open`` questions, multiple ``choice`` with a letter as the answer, or ``instructions`` (IFEval).
+        data: the data set.
+        choice_keys: columns of the options of a ``choice`` question, the right one first; they are shown in an order
+            drawn from ``benchmark.data.seed`` and the question.
+        samples_per_problem: k of avg@k.
+        template: ``chat`` applies the tokenizer's chat template to the filled ``prompt_format``, ``plain``
+            takes it as it is.
+        prompt_format: text with one ``{question}``.
+        system_prompt: system message of the chat template, or null.
+        max_prompt_tokens: a longer prompt is left out and counted.
+        allow_left_out: go on although a row could not be used; otherwise that is refused, since it would be another
+            benchmark.
+    """
+
+    name: str
+    kind: Literal["open", "choice", "instructions"]
+    data: DatasetConfig
+    choice_keys: list[str]
+    samples_per_problem: int
+    template: Literal["chat", "plain"]
+    prompt_format: str
+    system_prompt: str | None
+    max_prompt_tokens: int
+    allow_left_out: bool
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """An evaluation of a model on a benchmark.
+
+    Attributes:
+        output_dir: everything the evaluation writes lies below it; it goes on with what it finds there.
+        seed: of the samples.
+        device: where an engine in this process runs; ``auto`` is cuda where there is one.
+    """
+
+    output_dir: str
+    seed: int
+    device: Literal["auto", "cpu", "cuda"]
+    model: ModelConfig
+    benchmark: BenchmarkConfig
+    rollout: RolloutConfig
+    reward: RewardConfig

@@ -15,7 +15,15 @@ from typing import Any
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.model_directory import read_model_directory
-from nemo_ibtpo.config.schema import DatasetConfig, RunConfig
+from nemo_ibtpo.config.schema import (
+    BenchmarkConfig,
+    DataConfig,
+    DatasetConfig,
+    EvalConfig,
+    RewardConfig,
+    RolloutConfig,
+    RunConfig,
+)
 
 
 def validate(config: RunConfig, world_size: int) -> None:
@@ -31,6 +39,71 @@ def validate(config: RunConfig, world_size: int) -> None:
     check_world_size(config, world_size)
     check_model(config, read_model_directory(config.model.path))
     check_output_dir(config.output_dir)
+
+
+def validate_evaluation(config: EvalConfig) -> None:
+    """Check an evaluation: its benchmark, its engine, its model, its output directory.
+
+    Raises:
+        UserError: for the first thing that is wrong.
+    """
+    benchmark, rollout = config.benchmark, config.rollout
+    _refuse_if(
+        not re.fullmatch(r"[\w.-]*\w[\w.-]*", benchmark.name),
+        f"benchmark.name={benchmark.name}: it names a directory; use letters, digits, _, - and .",
+    )
+    _check_dataset("benchmark.data", benchmark.data)
+    needed = {"choice": "choice", "instructions": "ifeval"}.get(benchmark.kind)
+    verifier = benchmark.data.verifier
+    _refuse_if(
+        needed is not None and verifier != needed,
+        f"benchmark.data.verifier={verifier} with benchmark.kind={benchmark.kind}: use {needed}",
+    )
+    _refuse_if(
+        benchmark.kind == "open" and verifier in ("choice", "ifeval"),
+        f"benchmark.data.verifier={verifier} with benchmark.kind=open: use math, exact or reasoning_gym",
+    )
+    _refuse_if(
+        (benchmark.kind == "choice") != bool(benchmark.choice_keys),
+        f"benchmark.choice_keys={benchmark.choice_keys} with benchmark.kind={benchmark.kind}: the options' columns "
+        "go with kind=choice and with no other",
+    )
+    _refuse_if(
+        benchmark.kind == "choice" and not 2 <= len(benchmark.choice_keys) <= 26,
+        f"benchmark.choice_keys has {len(benchmark.choice_keys)} columns; a choice has 2 to 26",
+    )
+    _positive("benchmark.samples_per_problem", benchmark.samples_per_problem)
+    _check_prompts("benchmark", benchmark)
+    _not_negative("seed", config.seed)
+    _check_rollout(rollout, config.reward)
+    _refuse_if(
+        rollout.tensor_parallel_size != 1 or rollout.num_replicas not in (1, None),
+        f"rollout.tensor_parallel_size={rollout.tensor_parallel_size}, rollout.num_replicas={rollout.num_replicas}: "
+        "an evaluation is one process with one engine; set both to 1",
+    )
+    longest = benchmark.max_prompt_tokens + rollout.max_new_tokens
+    _check_cache(rollout, longest)
+    directory = Path(config.model.path)
+    _refuse_if(
+        any((directory / name).is_file() for name in (".metadata", "megatron/.metadata")),
+        f"model.path={directory} is a Megatron checkpoint: convert it first, nemo-ibtpo convert megatron-to-hf",
+    )
+    positions = read_model_directory(config.model.path)["max_position_embeddings"]
+    _refuse_if(
+        longest > positions,
+        f"benchmark.max_prompt_tokens + rollout.max_new_tokens = {longest} tokens, but the model has {positions} "
+        "positions (max_position_embeddings of config.json)",
+    )
+    check_output_dir(config.output_dir)
+
+
+def _check_cache(rollout: RolloutConfig, longest: int) -> None:
+    cache, batch = rollout.transformers.cache_tokens, rollout.max_batch_size
+    _refuse_if(
+        rollout.engine == "transformers" and cache < (batch + 1) * longest,
+        f"rollout.transformers.cache_tokens={cache} is too small: rollout.max_batch_size={batch} sequences of "
+        f"{longest} tokens and one to spare for shared prefixes need {(batch + 1) * longest}",
+    )
 
 
 def check_optimization(config: RunConfig) -> None:
@@ -117,15 +190,12 @@ def check_sampling(config: RunConfig) -> None:
         "the sampler grows one trajectory a prompt; an advantage compares at least 2: raise "
         "sampler.initial_rollouts or sampler.rounds",
     )
-    _positive("rollout.max_new_tokens", rollout.max_new_tokens)
+    _check_rollout(rollout, config.reward)
     _refuse_if(
         not 1 <= sampler.min_new_tokens <= rollout.max_new_tokens,
         f"sampler.min_new_tokens={sampler.min_new_tokens} must lie between 1 and rollout.max_new_tokens="
         f"{rollout.max_new_tokens}",
     )
-    _positive("rollout.temperature", rollout.temperature)
-    _refuse_if(not 0 < rollout.top_p <= 1, f"rollout.top_p={rollout.top_p} must be above 0 and at most 1")
-    _not_negative("rollout.top_k", rollout.top_k)
     truncated = rollout.top_p < 1 or rollout.top_k > 0
     _refuse_if(
         truncated and not rollout.allow_truncated_sampling,
@@ -133,6 +203,14 @@ def check_sampling(config: RunConfig) -> None:
         "log-probabilities the actor does not reproduce: use top_p=1 and top_k=0, or accept the mismatch "
         "with rollout.allow_truncated_sampling=true",
     )
+
+
+def _check_rollout(rollout: RolloutConfig, reward: RewardConfig) -> None:
+    """What holds for sampling and verifying in training and in evaluations."""
+    _positive("rollout.max_new_tokens", rollout.max_new_tokens)
+    _positive("rollout.temperature", rollout.temperature)
+    _refuse_if(not 0 < rollout.top_p <= 1, f"rollout.top_p={rollout.top_p} must be above 0 and at most 1")
+    _not_negative("rollout.top_k", rollout.top_k)
     _refuse_if("" in rollout.stop, "rollout.stop holds an empty text, which would end every response at once")
     _positive("rollout.max_batch_size", rollout.max_batch_size)
     share = rollout.vllm.gpu_memory_utilization
@@ -140,8 +218,8 @@ def check_sampling(config: RunConfig) -> None:
     for name in ("kv_cache_gib", "start_timeout_s", "hang_timeout_s"):
         _positive(f"rollout.vllm.{name}", getattr(rollout.vllm, name))
     _not_negative("rollout.vllm.max_restarts", rollout.vllm.max_restarts)
-    _positive("reward.num_workers", config.reward.num_workers)
-    _positive("reward.timeout_s", config.reward.timeout_s)
+    _positive("reward.num_workers", reward.num_workers)
+    _positive("reward.timeout_s", reward.timeout_s)
 
 
 def check_data(config: RunConfig) -> None:
@@ -149,21 +227,16 @@ def check_data(config: RunConfig) -> None:
     data = config.data
     for name, dataset in (("data.train", data.train), ("data.validation", data.validation)):
         _check_dataset(name, dataset)
+        _refuse_if(
+            dataset.verifier in ("choice", "ifeval"),
+            f"{name}.verifier={dataset.verifier} judges benchmarks only (nemo-ibtpo eval); use math or exact",
+        )
     _refuse_if(
         _overlap(data.train, data.validation),
         f"data.validation.seed={data.validation.seed} repeats problems of data.train.seed={data.train.seed}: "
         "problem i is made from seed + i; set the seeds further apart than data.train.size",
     )
-    _refuse_if(
-        data.prompt_format.count("{question}") != 1,
-        f"data.prompt_format holds {{question}} {data.prompt_format.count('{question}')} times; "
-        "it needs it exactly once",
-    )
-    _refuse_if(
-        data.template == "plain" and data.system_prompt is not None,
-        "data.system_prompt is not used by data.template=plain; set it to null, or data.template=chat",
-    )
-    _positive("data.max_prompt_tokens", data.max_prompt_tokens)
+    _check_prompts("data", data)
     longest = trajectory_tokens(config)
     budget = config.actor.max_tokens_per_microbatch
     _refuse_if(
@@ -171,13 +244,18 @@ def check_data(config: RunConfig) -> None:
         f"actor.max_tokens_per_microbatch={budget} cannot hold one trajectory: "
         f"data.max_prompt_tokens + rollout.max_new_tokens = {longest}",
     )
-    cache, batch = config.rollout.transformers.cache_tokens, config.rollout.max_batch_size
-    _refuse_if(
-        config.rollout.engine == "transformers" and cache < (batch + 1) * longest,
-        f"rollout.transformers.cache_tokens={cache} is too small: rollout.max_batch_size={batch} sequences of "
-        f"{longest} tokens and one to spare for shared prefixes need {(batch + 1) * longest}",
-    )
+    _check_cache(config.rollout, longest)
     _positive("actor.logprob_chunk_tokens", config.actor.logprob_chunk_tokens)
+
+
+def _check_prompts(name: str, prompts: DataConfig | BenchmarkConfig) -> None:
+    count = prompts.prompt_format.count("{question}")
+    _refuse_if(count != 1, f"{name}.prompt_format holds {{question}} {count} times; it needs it exactly once")
+    _refuse_if(
+        prompts.template == "plain" and prompts.system_prompt is not None,
+        f"{name}.system_prompt is not used by {name}.template=plain; set it to null, or {name}.template=chat",
+    )
+    _positive(f"{name}.max_prompt_tokens", prompts.max_prompt_tokens)
 
 
 def _check_dataset(name: str, dataset: DatasetConfig) -> None:

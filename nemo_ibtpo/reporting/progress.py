@@ -9,9 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 _PLAIN_PERIOD_S = 10.0  # a log file hears of a long phase so often, and not at all of a shorter one
 
@@ -29,12 +31,16 @@ _SUMMARY = (
 class Phase:
     """Counts the work of one phase; made by ``RunConsole.phase``."""
 
-    def __init__(self, name: str, total: int, unit: str, console: Console, live: Progress | None) -> None:
-        self.done = 0
+    def __init__(
+        self, name: str, total: int, unit: str, console: Console, live: Progress | None, already: int = 0
+    ) -> None:
+        self.done = self._already = already
         self._name, self._total, self._unit = name, total, unit
         self._console, self._live = console, live
         self._start = self._told = time.monotonic()
-        self._task: TaskID | None = live.add_task(name, total=total, unit=unit, rate="") if live else None
+        self._task: TaskID | None = None
+        if live is not None:
+            self._task = live.add_task(name, total=total, completed=already, unit=unit, rate="")
 
     @property
     def seconds(self) -> float:
@@ -54,7 +60,9 @@ class Phase:
         return f"{self._name}: {self.done:,}/{self._total:,} {self._unit} in {self.seconds:.1f} s, {self._rate()}"
 
     def _rate(self) -> str:
-        return f"{self.done / max(self.seconds, 1e-9):,.1f} {self._unit}/s"
+        rate = (self.done - self._already) / max(self.seconds, 1e-9)
+        left = f", {timedelta(seconds=round((self._total - self.done) / rate))} left" if rate else ""
+        return f"{rate:,.1f} {self._unit}/s{left}"
 
 
 class RunConsole:
@@ -70,16 +78,17 @@ class RunConsole:
         self._console = (console or Console(highlight=False)) if rank == 0 else silent
 
     @contextmanager
-    def phase(self, name: str, total: int, unit: str) -> Iterator[Phase]:
+    def phase(self, name: str, total: int, unit: str, already: int = 0) -> Iterator[Phase]:
         """Report the progress of a phase while its block runs.
 
         Args:
             name: such as ``rollout``.
             total: work to be counted by ``Phase.advance``.
             unit: of ``total``, plural, such as ``trees``.
+            already: work that was done before, and tells nothing about the time that is left.
         """
         if not self._console.is_terminal:
-            yield Phase(name, total, unit, self._console, None)
+            yield Phase(name, total, unit, self._console, None, already)
             return
         columns = (
             SpinnerColumn(),
@@ -90,7 +99,7 @@ class RunConsole:
             TextColumn("{task.fields[rate]}"),
         )
         with Progress(*columns, console=self._console, transient=True) as live:
-            yield Phase(name, total, unit, self._console, live)
+            yield Phase(name, total, unit, self._console, live, already)
 
     def step(self, step: int, max_steps: int, metrics: Mapping[str, float]) -> None:
         """Print the line that closes a step; a metric that was not measured shows as ``-``."""
@@ -98,6 +107,10 @@ class RunConsole:
         for heading, name, form in _SUMMARY:
             cells.append(f"{heading} {format(metrics[name], form) if name in metrics else '-'}")
         self.say("  ".join(cells))
+
+    def show(self, table: Table) -> None:
+        """Print a table."""
+        self._console.print(table)
 
     def say(self, text: str) -> None:
         """Print a line as it is, in one piece whatever the width."""

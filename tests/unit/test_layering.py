@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "demo": {"reporting", "data"},
 }
 # The modules that join everything: the loop, and what builds its parts.
-JOINS = {"algorithms/ibtpo.py", "algorithms/run.py", "algorithms/checkpointing.py"}
+JOINS = {"algorithms/ibtpo.py", "algorithms/run.py", "algorithms/checkpointing.py", "evaluation/run.py"}
 # Start what the user asks for, and may therefore import anything; heavy libraries only where they are used.
 COMMANDS = "commands"
 

@@ -52,7 +52,7 @@ def test_a_log_file_hears_of_long_phases_only(monkeypatch: pytest.MonkeyPatch) -
     with console.phase("rollout", total=4, unit="trees") as phase:
         phase.advance(3)
     (line,) = out.getvalue().splitlines()
-    assert line.startswith("rollout: 3/4 trees in ") and line.endswith(" trees/s")
+    assert line.startswith("rollout: 3/4 trees in ") and line.endswith(" trees/s, 0:00:00 left")
 
 
 def test_a_terminal_sees_a_live_line_that_is_gone_afterwards() -> None:

@@ -1,0 +1,117 @@
+"""``nemo-ibtpo eval model.path=... benchmark=... output_dir=...`` and ``nemo-ibtpo eval compare A B``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nemo_ibtpo.commands import asks_help
+from nemo_ibtpo.config import help_text
+from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.loader import compose_evaluation
+from nemo_ibtpo.config.schema import EvalConfig
+from nemo_ibtpo.config.validation import validate_evaluation
+
+if TYPE_CHECKING:
+    from nemo_ibtpo.commands import Subparsers
+
+_COMPARISON_SEED = 0
+
+
+def add_parser(commands: Subparsers, argv: Sequence[str]) -> None:
+    """Add the parser of ``eval``."""
+    parser = commands.add_parser(
+        "eval",
+        allow_abbrev=False,
+        help="evaluate a model on benchmarks, or compare two evaluations",
+        usage="nemo-ibtpo eval model.path=<directory> benchmark=<name>[,...] output_dir=<directory> [key=value ...] "
+        "[--dry-run]\n       nemo-ibtpo eval compare <first> <second> [--write STEM]",
+        description="Evaluate a Hugging Face model directory on benchmarks; started again, it goes on where it was. "
+        "Or compare two evaluations, paired over problems.",
+        epilog=help_text.eval_epilog() if asks_help(argv) else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", nargs="*", metavar="key=value", help="keys and group choices, below")
+    parser.add_argument("--dry-run", action="store_true", help="compose, validate, print the plan, start nothing")
+    parser.add_argument("--write", type=Path, metavar="STEM", help="compare: also write STEM.json and STEM.md")
+
+
+def run(arguments: argparse.Namespace) -> int | None:
+    """Evaluate, plan an evaluation, or compare two."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("eval is one process: start it without torchrun, on several GPUs once for each benchmark")
+    if arguments.words[:1] == ["compare"]:
+        if arguments.dry_run:
+            raise UserError("eval compare takes no --dry-run")
+        _compare(arguments.words[1:], arguments.write)
+        return None
+    if arguments.write is not None:
+        raise UserError("--write goes with eval compare; an evaluation writes to its output_dir")
+    configs = _compose(arguments.words)
+    for config in configs:
+        validate_evaluation(config)
+        print(_plan(config), flush=True)
+    if arguments.dry_run:
+        print("dry run: nothing was started, no data was read")
+        return None
+    _evaluate(configs)
+    return None
+
+
+def _compose(words: Sequence[str]) -> list[EvalConfig]:
+    """One configuration a benchmark."""
+    chosen = [word for word in words if word.startswith("benchmark=")]
+    if len(chosen) != 1:
+        raise UserError(
+            f"eval takes one benchmark=<name>[,<name> ...], not {len(chosen)}; `nemo-ibtpo eval --help` lists them"
+        )
+    names = chosen[0].removeprefix("benchmark=").split(",")
+    if len(set(names)) < len(names):
+        raise UserError(f"{chosen[0]} names a benchmark twice")
+    others = [word for word in words if not word.startswith("benchmark=")]
+    return [compose_evaluation([f"benchmark={name}", *others]) for name in names]
+
+
+def _plan(config: EvalConfig) -> str:
+    benchmark, rollout = config.benchmark, config.rollout
+    data = asdict(benchmark.data)
+    which = ", ".join(f"{name} {data[name]}" for name in ("subset", "split", "size") if data[name] is not None)
+    lines = {
+        "model": f"{config.model.path} in {config.model.dtype}, {rollout.engine}",
+        "data": f"{data['source']} {data['path']}{f' ({which})' if which else ''}, verifier {data['verifier']}",
+        "samples": f"{benchmark.samples_per_problem} a problem, at most {rollout.max_new_tokens:,} tokens, "
+        f"temperature {rollout.temperature}, top_p {rollout.top_p}, top_k {rollout.top_k}, seed {config.seed}",
+        "writes": str(Path(config.output_dir) / benchmark.name),
+    }
+    return "\n".join([f"evaluation on '{benchmark.name}'", *(f"  {key:<8} {text}" for key, text in lines.items())])
+
+
+def _evaluate(configs: Sequence[EvalConfig]) -> None:
+    from nemo_ibtpo.evaluation.report import table
+    from nemo_ibtpo.evaluation.run import run_evaluation  # imports torch
+    from nemo_ibtpo.reporting.progress import RunConsole
+
+    console = RunConsole(0)
+    results = [run_evaluation(config, console) for config in configs]
+    console.show(table(results))
+    console.say(f"samples and summaries are in {configs[0].output_dir}")
+
+
+def _compare(paths: Sequence[str], stem: Path | None) -> None:
+    if len(paths) != 2:
+        raise UserError(f"eval compare takes two evaluations, not {len(paths)}")
+    from nemo_ibtpo.evaluation.report import compare_results, comparison_table, read_results, write_comparison
+    from nemo_ibtpo.reporting.progress import RunConsole
+
+    first, second = (read_results(Path(path)) for path in paths)
+    compared = compare_results(first, second, _COMPARISON_SEED)
+    console = RunConsole(0)
+    console.say(f"first: {paths[0]}; second: {paths[1]}")
+    console.show(comparison_table(compared))
+    if stem is not None:
+        write_comparison(compared, (paths[0], paths[1]), stem)
+        console.say(f"written to {stem}.json and {stem}.md")

@@ -1,0 +1,54 @@
+"""How an evaluation was made, as it is stored with its samples, and what makes two of them comparable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from nemo_ibtpo import __version__
+from nemo_ibtpo.config.schema import EvalConfig
+from nemo_ibtpo.data.problems import Problem, problems_digest
+
+# Says where things lie, not what they are: problems and model are told apart by their digests.
+_WHEREABOUTS = ("data", "model_path", "version")
+
+
+def evaluation_settings(config: EvalConfig, problems: Sequence[Problem], model_digest: str) -> dict[str, Any]:
+    """Everything that decides the samples, JSON-able.
+
+    The digest of the problems leaves the prompts' tokens out, so that models with different tokenizers can be
+    compared.
+    """
+    benchmark, rollout = config.benchmark, config.rollout
+    return {
+        "benchmark": benchmark.name,
+        "problems": len(problems),
+        "problems_digest": problems_digest([replace(problem, prompt_tokens=()) for problem in problems])[:16],
+        "template": benchmark.template,
+        "prompt_format": benchmark.prompt_format,
+        "system_prompt": benchmark.system_prompt,
+        "max_prompt_tokens": benchmark.max_prompt_tokens,
+        "samples_per_problem": benchmark.samples_per_problem,
+        "max_new_tokens": rollout.max_new_tokens,
+        "temperature": rollout.temperature,
+        "top_p": rollout.top_p,
+        "top_k": rollout.top_k,
+        "stop": rollout.stop,
+        "seed": config.seed,
+        "engine": rollout.engine,
+        "dtype": config.model.dtype,
+        "verifier_timeout_s": config.reward.timeout_s,
+        "model_digest": model_digest,
+        "model_path": config.model.path,
+        "data": asdict(benchmark.data),
+        "version": __version__,
+    }
+
+
+def describe_difference(first: dict[str, Any], second: dict[str, Any], but: Sequence[str] = ()) -> str:
+    """The first setting that decides samples and differs, as ``name: a, here b``; empty if there is none."""
+    for name in [*second, *(name for name in first if name not in second)]:
+        if name not in (*_WHEREABOUTS, *but) and first.get(name) != second.get(name):
+            return f"{name}: {first.get(name)!r}, here {second.get(name)!r}"
+    return ""

@@ -78,6 +78,15 @@ def mixed_trees(draw: st.DrawFn, branched: bool = True) -> Tree:
     return tree
 
 
+@st.composite
+def places(draw: st.DrawFn, tree: Tree) -> list[tuple[int, int]]:
+    """Where to split a tree; its rewards become a function of the responses, as a verifier's are."""
+    for leaf in tree.leaves():
+        leaf.reward = float(sum(tree.response_tokens(leaf.index)) % 2)
+    ends = [(node.index, end + 1) for node in tree.nodes[1:] for end in range(len(node.tokens))]
+    return draw(st.lists(st.sampled_from(ends), min_size=1, max_size=4))
+
+
 def trajectories(tree: Tree) -> list[list[int]]:
     """Node indices of every trajectory, from the root, a leaf once per draw: the tree without sharing."""
     paths = []

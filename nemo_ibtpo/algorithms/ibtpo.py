@@ -46,7 +46,7 @@ from nemo_ibtpo.tree.branching import BranchingStrategy
 from nemo_ibtpo.tree.growth import GrowthProgress, GrowthTask, grow
 from nemo_ibtpo.tree.microbatches import MicroBatch, Schedule, schedule
 from nemo_ibtpo.tree.packing import pack_trees
-from nemo_ibtpo.tree.steps import StepSplitter
+from nemo_ibtpo.tree.steps import Splitter
 from nemo_ibtpo.tree.tree import Tree
 
 
@@ -83,7 +83,7 @@ class IBTPOTrainer:
     engine: RolloutEngine
     sampling: SamplingParams
     strategy: BranchingStrategy
-    splitter: StepSplitter
+    splitter: Splitter
     rewards: VerifierPool
     prompts: PromptLoader
     validation: Sequence[Problem]

@@ -33,7 +33,7 @@ from nemo_ibtpo.rewards.gold import keep_verifiable
 from nemo_ibtpo.rewards.pool import VerifierPool
 from nemo_ibtpo.rollout.factory import make_engine
 from nemo_ibtpo.tree.branching import make_strategy
-from nemo_ibtpo.tree.steps import StepSplitter
+from nemo_ibtpo.tree.steps import make_splitter
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -124,7 +124,7 @@ def run_training(config: RunConfig) -> str | None:
             engine=engine,
             sampling=engine.sampling,
             strategy=make_strategy(config.sampler, config.ib_score, config.rollout.max_new_tokens),
-            splitter=StepSplitter(tokenizer),
+            splitter=make_splitter(config.sampler.segment_tokens, tokenizer),
             rewards=rewards,
             prompts=prompts,
             validation=problems["validation"],

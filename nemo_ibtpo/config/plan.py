@@ -14,10 +14,12 @@ def batch_plan(config: RunConfig, world_size: int) -> str:
     per_tree = sampler.trajectories_per_prompt
     updates = trees // trainer.num_prompts_per_update
     prompt, response = config.data.max_prompt_tokens, config.rollout.max_new_tokens
-    branched = (sampler.rounds - 1) * sampler.branch_points * sampler.rollouts_per_branch
     growth = f"{sampler.initial_rollouts} from the prompt"
-    if branched:
-        growth += f" + {sampler.rounds - 1} rounds of {branched // (sampler.rounds - 1)}"
+    if sampler.name == "full":
+        growth += f", {1 + sampler.rollouts_per_branch} from every segment on {sampler.rounds - 1} levels"
+    elif sampler.rounds > 1:
+        per_round = sampler.branch_points * sampler.rollouts_per_branch
+        growth += f" + {_count(sampler.rounds - 1, 'round')} of {per_round}"
     shared_by = actor.expert_model_parallel_size
     experts = f"; each layer's experts on {shared_by} of them" if shared_by > 1 else ""
     lines = {

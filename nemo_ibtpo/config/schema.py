@@ -106,27 +106,36 @@ class IBScoreConfig:
 class SamplerConfig:
     """How a prompt's tree grows: G = initial_rollouts + (rounds - 1) * branch_points * rollouts_per_branch.
 
+    ``full`` has another shape: G = initial_rollouts * (1 + rollouts_per_branch) ** (rounds - 1).
+
     Attributes:
-        name: ``ib`` branches where the IB-Score is highest, ``random`` anywhere, ``independent`` never.
+        name: ``ib`` branches where the IB-Score is highest, ``random`` at a random step, ``entropy`` before the
+            least likely tokens, ``fixed_width`` at the ends of segments, ``full`` at all of them,
+            ``independent`` never.
         initial_rollouts: trajectories from the prompt (the paper's B0).
         rounds: rounds of growth, the first trajectories included (L); 1 for ``independent``.
-        branch_points: nodes branched in a round (K).
+        branch_points: places branched in a round (K), a multiple of initial_rollouts for ``entropy``, 1 for
+            ``full``, which branches all of a level.
         rollouts_per_branch: continuations sampled from each of them (B).
+        segment_tokens: a step is a segment of so many tokens; null ends steps at blank lines.
         min_new_tokens: a node is a candidate only with so many tokens left under the length limit.
         max_trees_in_flight: trees grown at once on one engine.
     """
 
-    name: Literal["ib", "random", "independent"]
+    name: Literal["ib", "random", "independent", "entropy", "fixed_width", "full"]
     initial_rollouts: int
     rounds: int
     branch_points: int
     rollouts_per_branch: int
+    segment_tokens: int | None
     min_new_tokens: int
     max_trees_in_flight: int
 
     @property
     def trajectories_per_prompt(self) -> int:
         """G, the trajectories of one tree."""
+        if self.name == "full":
+            return self.initial_rollouts * (1 + self.rollouts_per_branch) ** (self.rounds - 1)
         return self.initial_rollouts + (self.rounds - 1) * self.branch_points * self.rollouts_per_branch
 
 

@@ -15,7 +15,7 @@ from nemo_ibtpo.evaluation.result import EvaluationResult, Sample, Verdict
 from nemo_ibtpo.tree.branching import IndependentSampling
 from nemo_ibtpo.tree.growth import GrowthProgress, GrowthTask, grow
 from nemo_ibtpo.tree.rollouts import RewardSource, RolloutSource
-from nemo_ibtpo.tree.steps import StepSplitter
+from nemo_ibtpo.tree.steps import Splitter
 from nemo_ibtpo.tree.tree import Tree
 
 
@@ -40,7 +40,7 @@ def evaluate(
     source: RolloutSource,
     rewards: AnswerVerifier,
     *,
-    splitter: StepSplitter,
+    splitter: Splitter,
     samples_per_problem: int,
     max_new_tokens: int,
     seed: int,

@@ -21,13 +21,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from nemo_ibtpo.tree.branching import BranchingStrategy
 from nemo_ibtpo.tree.rollouts import RewardSource, Rollout, RolloutRequest, RolloutSource
-from nemo_ibtpo.tree.steps import StepSplitter
-from nemo_ibtpo.tree.tree import ROOT, Tree
+from nemo_ibtpo.tree.steps import Splitter
+from nemo_ibtpo.tree.tree import ROOT, Step, Tree
 
 _IDLE_S = 0.001  # a turn of the loop in which nothing happened lasts at least so long: no busy waiting
 
@@ -56,7 +57,7 @@ def grow(
     source: RolloutSource,
     rewards: RewardSource,
     strategy: BranchingStrategy,
-    splitter: StepSplitter,
+    splitter: Splitter,
     max_new_tokens: int,
     seed: int,
     max_in_flight: int,
@@ -173,18 +174,19 @@ class _GrowingTree:
         points = self._strategy.next_round(self.tree, self._rounds, self._rng)
         self._rounds += 1
         self._branch_node = {}
-        for point in points:
-            room = self._max_new_tokens - self.tree.depth_tokens(point.node)
+        branch_nodes = self.tree.split([(p.node, p.offset or len(self.tree.nodes[p.node].tokens)) for p in points])
+        for point, node in zip(points, branch_nodes, strict=True):
+            room = self._max_new_tokens - self.tree.depth_tokens(node)
             if room < 1:
                 raise RuntimeError(
-                    f"tree {self.tree.prompt_id!r}: the strategy branches node {point.node}, but no token is "
+                    f"tree {self.tree.prompt_id!r}: the strategy branches node {node}, but no token is "
                     f"left below it under max_new_tokens={self._max_new_tokens}"
                 )
-            prefix = self.tree.nodes[ROOT].tokens + self.tree.response_tokens(point.node)
+            prefix = self.tree.nodes[ROOT].tokens + self.tree.response_tokens(node)
             for _ in range(point.rollouts):
                 number = self._trajectories
                 self._trajectories += 1
-                self._branch_node[number] = point.node
+                self._branch_node[number] = node
                 seed = _derive_seed(*self._identity, number)
                 self.unanswered[number] = RolloutRequest((self.index, number), prefix, room, seed)
         return list(self.unanswered.values())
@@ -209,11 +211,11 @@ class _GrowingTree:
             raise RuntimeError(f"{where}: the sampler returned a log-probability that is not finite")
         self._answers[number] = rollout
 
-    def insert_round(self, splitter: StepSplitter) -> list[int]:
+    def insert_round(self, splitter: Splitter) -> list[int]:
         """Insert the round's trajectories in order and return the leaves whose reward is not known."""
         for number, branch_node in self._branch_node.items():
             rollout = self._answers.pop(number)
-            steps = [(rollout.tokens[s], rollout.logprobs[s]) for s in splitter.split(rollout.tokens)]
+            steps = _continuation_steps(splitter, self.tree.response_tokens(branch_node), rollout)
             leaf = self.tree.insert(branch_node, steps, rollout.finish_reason, round=self._rounds - 1)
             if self.tree.nodes[leaf].reward is None:
                 self.unscored.add(leaf)
@@ -225,6 +227,13 @@ class _GrowingTree:
             raise RuntimeError(f"the verifier returned a reward that is not awaited: {(self.index, leaf)!r}")
         self.unscored.remove(leaf)
         self.tree.set_reward(leaf, reward)
+
+
+def _continuation_steps(splitter: Splitter, prefix: tuple[int, ...], rollout: Rollout) -> list[Step]:
+    """The steps of a continuation, cut where they would have been cut inside the whole response."""
+    done = len(prefix)
+    ends = [step.stop - done for step in splitter.split(prefix + rollout.tokens) if step.stop > done]
+    return [(rollout.tokens[start:end], rollout.logprobs[start:end]) for start, end in pairwise([0, *ends])]
 
 
 def _find(in_flight: dict[int, _GrowingTree], key: Hashable, what: str) -> tuple[_GrowingTree, int]:

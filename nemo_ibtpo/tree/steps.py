@@ -1,7 +1,8 @@
 """Cutting a response into steps, on the token ids as they were sampled.
 
 A step ends with the first token that completes a blank line (paper: steps are split on ``"\\n\\n"``). Decoded
-text is only looked at, never tokenised again. What the tests hold:
+text is only looked at, never tokenised again. Some baselines work on segments of a fixed width instead. What the
+tests hold of blank lines:
 
 - The steps of a response, concatenated, are the response; no step is empty.
 - Blank lines at the start of a step belong to it (declared): a run of blank lines makes no steps of its own,
@@ -24,6 +25,36 @@ class Tokenizer(Protocol):
 
     def decode(self, token_ids: list[int], /, *, skip_special_tokens: bool) -> str:
         """Text of the tokens."""
+
+
+class Splitter(Protocol):
+    """Cuts responses into steps; where a step ends depends on the tokens up to there only."""
+
+    def split(self, tokens: Sequence[int]) -> list[slice]:
+        """Where each step lies in a whole response, in order; none is empty."""
+
+
+class FixedWidthSplitter:
+    """Steps are segments of so many tokens, counted from the start of the response.
+
+    Args:
+        width: tokens of a segment, at least 1; the last one of a response may be shorter.
+    """
+
+    def __init__(self, width: int) -> None:
+        if width < 1:
+            raise ValueError(f"segments of {width} tokens; they need at least one")
+        self._width = width
+
+    def split(self, tokens: Sequence[int]) -> list[slice]:
+        """See :class:`Splitter`."""
+        starts = range(0, len(tokens), self._width)
+        return [slice(start, min(start + self._width, len(tokens))) for start in starts]
+
+
+def make_splitter(segment_tokens: int | None, tokenizer: Tokenizer) -> Splitter:
+    """Segments of so many tokens, or, for None, steps that end at blank lines."""
+    return StepSplitter(tokenizer) if segment_tokens is None else FixedWidthSplitter(segment_tokens)
 
 
 class StepSplitter:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -139,6 +140,52 @@ class Tree:
         self.nodes.append(node)
         self.nodes[parent].children.append(node.index)
         return node.index
+
+    def split(self, ends: Sequence[tuple[int, int]]) -> list[int]:
+        """Cut steps where they are to be continued from inside, so that a node ends at each given place.
+
+        A cut step becomes a chain of nodes with its draws, its log-probabilities and its round; the last of them
+        keeps its children, its finish reason and its reward. No trajectory and no token changes. Where the first
+        part of a step now equals a sibling they are merged, and so on below them, as :meth:`insert` would have
+        done (declared); equal leaves keep the older one's finish reason and reward.
+
+        Args:
+            ends: (node, number of its tokens that come before the place); all of its tokens cut nothing.
+
+        Returns:
+            For each place the node that ends there. All other indices may have changed.
+
+        Raises:
+            ValueError: a place is not inside or at the end of a node, or would cut the prompt.
+        """
+        cuts: dict[int, set[int]] = {}
+        for index, offset in ends:
+            if not 0 <= index < len(self.nodes):
+                raise ValueError(f"tree {self.prompt_id!r}: no node {index} to split; there are {len(self.nodes)}")
+            length = len(self.nodes[index].tokens)
+            if not (1 <= offset <= length and (index != ROOT or offset == length)):
+                raise ValueError(
+                    f"tree {self.prompt_id!r}: node {index} cannot be split after {offset} of {length} tokens"
+                    + (", it is the prompt" if index == ROOT else "")
+                )
+            if offset < length:
+                cuts.setdefault(index, set()).add(offset)
+        if not cuts:
+            return [index for index, _ in ends]
+        old, self.nodes = self.nodes, [Node(index=ROOT, parent=-1, tokens=self.nodes[ROOT].tokens)]
+        node_at = {(ROOT, len(old[ROOT].tokens)): ROOT}
+        for node in old[1:]:  # parents come first
+            length = len(node.tokens)
+            current = node_at[node.parent, len(old[node.parent].tokens)]
+            for start, end in pairwise([0, *sorted(cuts.get(node.index, ())), length]):
+                part = slice(start, end)
+                reason = node.finish_reason if end == length else None
+                current = self._child(current, node.tokens[part], node.logprobs[part], reason, node.round)
+                self.nodes[current].draws += node.draws
+                node_at[node.index, end] = current
+            if self.nodes[current].reward is None:
+                self.nodes[current].reward = node.reward
+        return [node_at[end] for end in ends]
 
     def set_reward(self, leaf: int, reward: float) -> None:
         """Set the outcome reward, in [0, 1], of a leaf.

@@ -17,9 +17,9 @@ from nemo_ibtpo.tree.branching import make_strategy
 from nemo_ibtpo.tree.tree import ROOT, Tree
 
 
-def sampler(name: str = "ib", **changes: int) -> SamplerConfig:
+def sampler(name: str = "ib", **changes: int | None) -> SamplerConfig:
     sizes = {"initial_rollouts": 4, "rounds": 9, "branch_points": 1, "rollouts_per_branch": 1}
-    rest = {"min_new_tokens": 1, "max_trees_in_flight": 8}
+    rest = {"segment_tokens": None, "min_new_tokens": 1, "max_trees_in_flight": 8}
     return SamplerConfig(name=name, **{**sizes, **rest, **changes})
 
 
@@ -100,5 +100,87 @@ def test_impossible_settings_are_refused() -> None:
     for min_new_tokens in (0, 101):
         with pytest.raises(UserError, match=r"sampler.min_new_tokens=.* between 1 and rollout.max_new_tokens"):
             make_strategy(sampler(min_new_tokens=min_new_tokens), IB, 100)
-    with pytest.raises(UserError, match="'beam' is unknown; it must be ib, random or independent"):
+    with pytest.raises(UserError, match="'beam' is unknown"):
         make_strategy(sampler("beam"), IB, 100)
+
+
+def forks(tree: Tree, config: SamplerConfig, round: int = 1, max_new_tokens: int = 100):
+    points = make_strategy(config, IB, max_new_tokens).next_round(tree, round, np.random.default_rng(0))
+    return [(point.node, point.offset, point.rollouts) for point in points]
+
+
+def two_chains() -> Tree:
+    """Probabilities of the tokens in brackets: 1 (0.9 0.2) -> 2 (0.6 0.8) and 3 (0.5 0.7) -> 4 (0.1)."""
+    tree = Tree("p", (1,))
+    for reward, chain in ((1.0, [[0.9, 0.2], [0.6, 0.8]]), (0.0, [[0.5, 0.7], [0.1]])):
+        steps = [(list(range(len(p))), list(np.log(p))) for p in chain]
+        steps[0] = ([int(10 * reward), 1], steps[0][1])
+        add(tree, ROOT, steps, reward)
+    return tree
+
+
+def test_entropy_forks_before_the_most_surprising_tokens_of_each_chain() -> None:
+    # Chain 1: 0.2 is node 1 at 1, then 0.6, the first token of node 2: the place is the whole node 1. Chain 3: 0.1 is
+    # the first of node 4: node 3 as a whole, then 0.7: node 3 at 1. 0.9 and 0.5 follow the prompt and are masked.
+    config = sampler("entropy", initial_rollouts=2, rounds=2, branch_points=2, rollouts_per_branch=2)
+    assert forks(two_chains(), config) == [(3, None, 2), (1, 1, 2)]
+    config = sampler("entropy", initial_rollouts=2, rounds=2, branch_points=4)
+    assert forks(two_chains(), config) == [(3, None, 1), (1, 1, 1), (1, None, 1), (3, 1, 1)]
+    assert forks(two_chains(), config, round=2) == []
+
+
+def test_entropy_makes_up_for_a_chain_without_tokens() -> None:
+    tree = two_chains()
+    add(tree, ROOT, [step([7], 0.001)], 1.0)  # its only token follows the prompt
+    config = sampler("entropy", initial_rollouts=3, rounds=2, branch_points=3)
+    assert forks(tree, config) == [(3, None, 1), (1, 1, 1), (1, None, 1)]
+    single = Tree("p", (1,))
+    add(single, ROOT, [step([2], 0.5)], 1.0)
+    assert forks(single, sampler("entropy", initial_rollouts=1, rounds=2, branch_points=2)) == [(ROOT, None, 2)]
+
+
+def test_entropy_does_not_fork_twice_at_a_place() -> None:
+    tree = two_chains()
+    (inside,) = tree.split([(1, 1)])  # nodes: 1 (0.9) -> 2 (0.2) -> 3 (0.6 0.8), 4 (0.5 0.7) -> 5 (0.1)
+    add(tree, inside, [step([9], 0.01)], 1.0, round=1)
+    config = sampler("entropy", initial_rollouts=1, rounds=3, branch_points=9)
+    assert forks(tree, config, round=2) == [(4, None, 3), (2, None, 2), (4, 1, 2), (3, 1, 2)]
+
+
+def test_entropy_leaves_room_under_the_length_limit() -> None:
+    config = sampler("entropy", initial_rollouts=2, rounds=2, branch_points=4, min_new_tokens=2)
+    # Prefixes of 1 token at most: the second tokens.
+    assert forks(two_chains(), config, max_new_tokens=3) == [(1, 1, 2), (3, 1, 2)]
+
+
+def segments() -> Tree:
+    """Root; 1 -> 2 -> 3 and 4 -> 5 and 6, segments of one token; 4 was drawn twice, 6 is a leaf of depth 1."""
+    tree = Tree("p", (1,))
+    add(tree, ROOT, [step([2], 0.5), step([3], 0.5), step([4], 0.5)], 1.0)
+    add(tree, ROOT, [step([5], 0.5), step([6], 0.5)], 0.0)
+    add(tree, ROOT, [step([5], 0.5), step([6], 0.5)], 0.0)
+    add(tree, ROOT, [step([7], 0.5)], 1.0)
+    return tree
+
+
+def test_fixed_width_takes_a_depth_and_then_random_segments() -> None:
+    config = sampler("fixed_width", rounds=4, branch_points=2, segment_tokens=1)
+    assert sorted(choose(segments(), config)) == [(1, 1), (4, 1)]
+    for seed in range(20):
+        (first, _), (second, _) = choose(segments(), config, round=2, seed=seed)
+        assert first == 2  # the only segment of depth 2 that goes on
+        assert second in {ROOT, 1, 4}
+        assert len(choose(segments(), config, round=3, seed=seed)) == 2  # none at that depth
+    seconds = {choose(segments(), config, round=2, seed=seed)[1] for seed in range(50)}
+    assert seconds == {(ROOT, 1), (1, 1), (4, 1)}
+
+
+def test_full_branches_every_segment_of_a_level() -> None:
+    # 4 x 3 x 3 = 36: level 1 gets 8 rollouts, level 2 gets 24.
+    config = sampler("full", rounds=3, rollouts_per_branch=2, segment_tokens=1)
+    assert config.trajectories_per_prompt == 36
+    # Segments 1 and 4, 4 drawn twice; the leaf 6 leaves its two to them: 8 = 3 + 3 + 2 over 1, 4, 4.
+    assert choose(segments(), config, round=1) == [(1, 3), (4, 5)]
+    assert choose(segments(), config, round=2) == [(2, 24)]
+    assert choose(segments(), config, round=2, max_new_tokens=2) == [(1, 8), (4, 16)]  # no room at level 2
+    assert choose(segments(), config, round=3) == []

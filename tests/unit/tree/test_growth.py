@@ -22,7 +22,7 @@ from nemo_ibtpo.tree import growth
 from nemo_ibtpo.tree.branching import BranchPoint, make_strategy
 from nemo_ibtpo.tree.growth import GrowthProgress, GrowthTask, grow
 from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest
-from nemo_ibtpo.tree.steps import StepSplitter
+from nemo_ibtpo.tree.steps import StepSplitter, make_splitter
 from nemo_ibtpo.tree.tree import ROOT, Tree
 
 MAX_NEW_TOKENS = 12
@@ -33,6 +33,7 @@ SAMPLER = SamplerConfig(
     rounds=9,
     branch_points=1,
     rollouts_per_branch=1,
+    segment_tokens=None,
     min_new_tokens=1,
     max_trees_in_flight=8,
 )
@@ -111,7 +112,7 @@ def grow_toys(
         "source": RandomWriter(order),
         "rewards": CountingVerifier(order),
         "strategy": make_strategy(sampler, IB, MAX_NEW_TOKENS),
-        "splitter": StepSplitter(Characters()),
+        "splitter": make_splitter(sampler.segment_tokens, Characters()),
         "max_new_tokens": MAX_NEW_TOKENS,
         "stall_timeout_s": 30.0,
     }
@@ -123,11 +124,20 @@ def described(trees: Sequence[Tree]) -> list[dict]:
     return [tree.to_dict() for tree in trees]
 
 
-@pytest.mark.parametrize("name", ["ib", "random", "independent"])
+SHAPES = {
+    "ib": {"branch_points": 2, "rollouts_per_branch": 2, "rounds": 4},
+    "random": {"branch_points": 2, "rollouts_per_branch": 2, "rounds": 4},
+    "independent": {"initial_rollouts": 16, "rounds": 1},
+    "entropy": {"branch_points": 4, "rollouts_per_branch": 1, "rounds": 4},
+    "fixed_width": {"branch_points": 4, "rollouts_per_branch": 1, "rounds": 4, "segment_tokens": 2},
+    "full": {"rollouts_per_branch": 1, "rounds": 3, "segment_tokens": 2},
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
 def test_same_seed_same_trees_whatever_the_order_and_the_number_in_flight(name: str) -> None:
-    sampler = replace(SAMPLER, name=name, branch_points=2, rollouts_per_branch=2, rounds=4)
-    if name == "independent":
-        sampler = replace(sampler, initial_rollouts=16, rounds=1)
+    sampler = replace(SAMPLER, name=name, **SHAPES[name])
+    assert sampler.trajectories_per_prompt == 16
     trees = grow_toys(sampler=sampler)
     for order, max_in_flight in [(1, 1), (2, 3), (3, 100)]:
         assert described(grow_toys(sampler=sampler, order=order, max_in_flight=max_in_flight)) == described(trees)
@@ -183,6 +193,26 @@ def test_seeds_are_the_same_in_every_process() -> None:
         566982581452217059,
         1767366094890339350,
     ]
+
+
+def test_a_fork_inside_a_step_keeps_the_steps_of_the_whole_response() -> None:
+    """Where steps end does not depend on where a response was forked, and forks do occur inside steps."""
+    trees = grow_toys(sampler=replace(SAMPLER, name="entropy", **SHAPES["entropy"]))
+    splitter = StepSplitter(Characters())
+    inside = 0
+    for tree in trees:
+        assert all(tree.unique_tokens < tree.duplicated_tokens for tree in trees)
+        for leaf in tree.leaves():
+            ends = {tree.depth_tokens(index) for index in tree.path(leaf.index)[1:]}
+            natural = {step.stop for step in splitter.split(tree.response_tokens(leaf.index))}
+            assert natural <= ends
+            inside += len(ends - natural)
+    assert inside > 0
+
+
+def test_segments_lie_on_one_grid() -> None:
+    for tree in grow_toys(sampler=replace(SAMPLER, name="full", **SHAPES["full"])):
+        assert all(len(node.tokens) == 2 for node in tree.nodes[1:] if not node.is_leaf)
 
 
 def test_a_prompt_that_comes_twice_gets_two_trees() -> None:

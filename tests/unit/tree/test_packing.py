@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import hand_tree, trajectories, trees
+from strategies import hand_tree, places, trajectories, trees
 
 from nemo_ibtpo.tree.packing import (
     PackedTrees,
@@ -35,7 +35,7 @@ def assert_same(a: PackedTrees, b: PackedTrees) -> None:
         assert getattr(a, field.name).dtype == getattr(b, field.name).dtype
 
 
-def places(packed: PackedTrees, forest: list[Tree]) -> list[tuple[int, int, int]]:
+def whereabouts(packed: PackedTrees, forest: list[Tree]) -> list[tuple[int, int, int]]:
     """(tree, node, offset within the node) of every token."""
     first_node = np.cumsum([0] + [len(tree.nodes) for tree in forest])
     seen: Counter[int] = Counter()
@@ -74,7 +74,7 @@ def test_no_token_is_lost_or_doubled(forest: list[Tree]) -> None:
     assert len(packed) == sum(len(node.tokens) for tree in forest for node in tree.nodes)
     assert packed.num_trees == len(forest)
     assert packed.num_nodes == sum(len(tree.nodes) for tree in forest)
-    for t, (tree, index, offset) in enumerate(places(packed, forest)):
+    for t, (tree, index, offset) in enumerate(whereabouts(packed, forest)):
         node = forest[tree].nodes[index]
         assert packed.tokens[t] == node.tokens[offset]
         assert packed.loss_mask[t] == (index != 0)
@@ -101,7 +101,7 @@ def test_every_path_can_be_read_back(forest: list[Tree]) -> None:
 @given(forests)
 def test_mask_is_the_ancestor_relation(forest: list[Tree]) -> None:
     packed = pack_trees(forest)
-    where = places(packed, forest)
+    where = whereabouts(packed, forest)
 
     def is_ancestor(a: tuple[int, int, int], b: tuple[int, int, int]) -> bool:
         """Whether token a is b or lies before it on its path, from the parent pointers alone."""
@@ -154,3 +154,21 @@ def test_a_large_tree_packs_in_linear_time() -> None:
     packed = pack_trees([tree])
     assert packed.depth[-1] == 20_000
     assert (packed.subtree_end == 20_001).all()
+
+
+@given(trees(), st.data())
+def test_a_split_tree_packs_the_same_paths_with_the_same_weights(tree: Tree, data: st.DataObject) -> None:
+    """Trajectories through each prefix, which is what a token weighs, do not depend on where nodes end."""
+
+    def through_prefixes(packed: PackedTrees) -> Counter[tuple[int, ...]]:
+        counts: Counter[tuple[int, ...]] = Counter()
+        for t in range(len(packed)):
+            ancestors = np.flatnonzero(ancestor_mask(packed)[t])
+            assert packed.depth[ancestors].tolist() == list(range(len(ancestors)))
+            counts[tuple(packed.tokens[ancestors].tolist())] += int(packed.n_paths[t])
+        return counts
+
+    ends = data.draw(places(tree))
+    before = through_prefixes(pack_trees([tree]))
+    tree.split(ends)
+    assert through_prefixes(pack_trees([tree])) == before

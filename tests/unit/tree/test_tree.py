@@ -12,7 +12,8 @@ import math
 import numpy as np
 import pytest
 from hypothesis import given
-from strategies import add, hand_tree, step, trajectories, trees
+from hypothesis import strategies as st
+from strategies import add, hand_tree, places, step, trajectories, trees
 
 from nemo_ibtpo.tree.tree import ROOT, Tree
 
@@ -104,6 +105,65 @@ def test_invariants_of_the_module(tree: Tree) -> None:
             assert len(node.logprobs) == len(node.tokens)
             # Whoever was free to choose this step was free to choose the next one.
             assert node.is_leaf or node.draws <= sum(tree.nodes[child].draws for child in node.children)
+
+
+def test_a_step_is_split_by_hand() -> None:
+    tree = hand_tree()
+    assert tree.split([(3, 1), (1, 1), (1, 2)]) == [4, 1, 2]
+    assert [node.tokens for node in tree.nodes] == [(7, 8), (1,), (2,), (3,), (4,), (5,), (6,), (9,)]
+    assert [node.parent for node in tree.nodes] == [-1, 0, 1, 2, 2, 4, 0, 2]
+    assert [node.draws for node in tree.nodes] == [0, 2, 2, 1, 1, 1, 2, 1]
+    assert [node.reward for node in tree.nodes] == [None, None, None, 1, None, 0, 0, 1]
+    assert tree.nodes[5].logprobs == (math.log(0.9),)
+    assert tree.nodes[7].round == 1
+    np.testing.assert_allclose(tree.values("leaf_mean"), [2 / 5, 2 / 3, 2 / 3, 1, 0, 0, 0, 1])
+
+
+def test_equal_parts_of_siblings_are_merged() -> None:
+    tree = Tree("p", (1,))
+    add(tree, ROOT, [step([2, 3], 0.5), step([4], 0.5)], 1.0)
+    add(tree, ROOT, [step([2, 5], 0.25)], 0.0)
+    assert tree.split([(1, 1), (3, 1)]) == [1, 1]
+    assert [node.tokens for node in tree.nodes] == [(1,), (2,), (3,), (4,), (5,)]
+    assert [node.draws for node in tree.nodes] == [0, 2, 1, 1, 1]
+    assert tree.nodes[1].logprobs == (math.log(0.5),)  # the older one's
+
+
+@given(trees(), st.data())
+def test_a_split_tree_is_the_same_forest_of_trajectories(tree: Tree, data: st.DataObject) -> None:
+    def described(tree: Tree) -> list[tuple[tuple[int, ...], float]]:
+        return sorted((tree.response_tokens(path[-1]), tree.nodes[path[-1]].reward) for path in trajectories(tree))
+
+    ends = data.draw(places(tree))
+    paths, lengths = described(tree), tree.duplicated_tokens
+    unique, sampled = tree.unique_tokens, sum(node.draws * len(node.tokens) for node in tree.nodes)
+    prefixes = [tree.response_tokens(tree.nodes[i].parent) + tree.nodes[i].tokens[:k] for i, k in ends]
+    found = tree.split(ends)
+    assert [tree.response_tokens(index) for index in found] == prefixes
+    assert described(tree) == paths
+    assert tree.duplicated_tokens == lengths
+    assert tree.unique_tokens <= unique  # fewer where equal parts met
+    assert sum(node.draws * len(node.tokens) for node in tree.nodes) == sampled
+    again = Tree.from_dict(json.loads(json.dumps(tree.to_dict())))  # checks the invariants of the module
+    assert again.nodes == tree.nodes
+    for node in tree.nodes:
+        steps = [(tree.nodes[child].tokens, tree.nodes[child].is_leaf) for child in node.children]
+        assert len(steps) == len(set(steps))
+
+
+def test_bad_splits_raise_one_line_and_change_nothing() -> None:
+    tree = hand_tree()
+    before = tree.to_dict()
+    for end, message in [
+        ((1, 0), "node 1 cannot be split after 0 of 2 tokens"),
+        ((1, 3), "node 1 cannot be split after 3 of 2"),
+        ((ROOT, 1), "node 0 cannot be split after 1 of 2 tokens, it is the prompt"),
+        ((6, 1), "no node 6 to split; there are 6"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            tree.split([(3, 1), end])
+    assert tree.split([(ROOT, 2), (4, 1)]) == [ROOT, 4]
+    assert tree.to_dict() == before
 
 
 @given(trees())

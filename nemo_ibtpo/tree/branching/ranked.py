@@ -1,0 +1,47 @@
+"""Growth by a ranking of steps: the loop of IBTree (IB-TPO, arXiv 2605.28109), which the random tree shares.
+
+``initial_rollouts`` trajectories (B0), then ``rounds - 1`` rounds (L - 1) that take the ``branch_points`` steps ranked
+first (K) and sample ``rollouts_per_branch`` continuations from each (B): G = B0 + (L - 1) * K * B (paper).
+
+Candidates (paper: nodes that are not leaves) are the root and every step that is not the last of its trajectory.
+Declared: the room that a candidate needs, and that too few candidates share the round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from nemo_ibtpo.config.schema import SamplerConfig
+from nemo_ibtpo.tree.branching.protocol import BranchPoint, open_steps, share
+from nemo_ibtpo.tree.tree import ROOT, Tree
+
+
+class Ranking(Protocol):
+    """Orders candidates."""
+
+    def rank(self, tree: Tree, candidates: Sequence[int], rng: np.random.Generator) -> list[int]:
+        """The candidates, the one to branch first at the front."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankedBranching:
+    """Trajectories from the root, then rounds that continue the candidates ranked first."""
+
+    ranking: Ranking
+    sampler: SamplerConfig
+    max_new_tokens: int
+
+    def next_round(self, tree: Tree, round: int, rng: np.random.Generator) -> list[BranchPoint]:
+        """See :class:`~nemo_ibtpo.tree.branching.protocol.BranchingStrategy`."""
+        sampler = self.sampler
+        if round == 0:
+            return [BranchPoint(ROOT, sampler.initial_rollouts)]
+        if round >= sampler.rounds:
+            return []
+        candidates = open_steps(tree, self.max_new_tokens - sampler.min_new_tokens)
+        chosen = self.ranking.rank(tree, candidates, rng)[: sampler.branch_points]
+        return share([BranchPoint(node, 0) for node in chosen], sampler.branch_points * sampler.rollouts_per_branch)

@@ -73,12 +73,12 @@ def bookkeeping(trees: list[Tree], max_tokens: int, stopwatch: Stopwatch) -> Non
     with stopwatch.part("metrics"):
         sampling_metrics(trees, IB_SCORE)
     with stopwatch.part("advantages"):
-        advantages = [compute_advantages(tree, ADVANTAGE, IB_SCORE) for tree in trees]
+        advantages = compute_advantages(trees, ADVANTAGE, IB_SCORE)
         advantage_metrics(advantages)
     batches = []
     with stopwatch.part("credit and packing"):
         for tree, advantage in zip(trees, advantages, strict=True):
-            credit = credit_nodes(tree, advantage, LOSS.normalization)
+            credit = credit_nodes(tree, advantage, LOSS.normalization, LOSS.token_weight)
             packed = pack_trees([tree])
             targets = token_targets([credit], packed)
             fields = {"weight": targets.weight, "positive": targets.positive, "negative": targets.negative}

@@ -126,7 +126,8 @@ class Step:
     def _packed_tree(self, shape: Shape, rng: np.random.Generator, prompt_id: str) -> tuple[MicroBatch, float]:
         vocab_size = self.architecture.vocab_size
         tree = grow_tree(shape, shape.strategy("random"), rng, prompt_id=prompt_id, vocab_size=vocab_size)
-        credit = credit_nodes(tree, compute_advantages(tree, ADVANTAGE, IB_SCORE), LOSS.normalization)
+        (advantages,) = compute_advantages([tree], ADVANTAGE, IB_SCORE)
+        credit = credit_nodes(tree, advantages, LOSS.normalization, LOSS.token_weight)
         packed = pack_trees([tree])
         targets = token_targets([credit], packed)
         batch = MicroBatch(packed, {})
@@ -154,13 +155,16 @@ class Step:
     def _loss(self, logprobs: Tensor, entropies: Tensor, fields: Fields) -> tuple[Tensor, dict[str, Tensor]]:
         return clipped_tree_loss(
             logprobs,
+            entropies,
             fields["old_logprobs"],
             fields["reference_logprobs"],
+            importance_T=None,
             weight_T=fields["weight"],
             positive_T=fields["positive"],
             negative_T=fields["negative"],
             denominator=self.denominator,
             config=LOSS,
+            advantage_entropy_coef=ADVANTAGE.entropy_coef,
         )
 
 

@@ -42,7 +42,7 @@ def defaults(section: str) -> dict[str, Any]:
 
 IB_SCORE = IBScoreConfig(**defaults("ib_score"))
 ADVANTAGE = AdvantageConfig(**defaults("advantage/ibtpo"))
-LOSS = LossConfig(**defaults("loss"))
+LOSS = LossConfig(**defaults("loss/clipped"))
 
 
 def rollout_config(*, kv_cache_gib: float, **changes: Any) -> RolloutConfig:

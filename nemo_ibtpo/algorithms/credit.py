@@ -14,6 +14,9 @@ They are constant within a step, and are computed once for all trees of an optim
 gather them. The sum of ``weight`` over the unique tokens is at the same time what the loss is divided by: the
 tokens of all trajectories under ``token_mean``, 1 per tree under ``sequence_mean``. A tree that is left out
 has weight 0 throughout.
+
+``token_weight: unique`` is another objective, of SPO and for ablations: every unique token weighs 1, whatever the
+number n of trajectories through it, so all three sums are divided by n.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from nemo_ibtpo.tree.packing import PackedTrees
 from nemo_ibtpo.tree.tree import FloatArray, Tree
 
 Normalization = Literal["token_mean", "sequence_mean"]
+TokenWeight = Literal["trajectories", "unique"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +60,22 @@ class TokenTargets:
     negative: Float32Array
 
 
-def credit_nodes(tree: Tree, advantages: Advantages | None, normalization: Normalization) -> NodeCredit:
+def credit_nodes(
+    tree: Tree, advantages: Advantages | None, normalization: Normalization, token_weight: TokenWeight
+) -> NodeCredit:
     """Sum up what the trajectories through each node contribute.
 
     Args:
         tree: the trajectories of one prompt.
         advantages: their advantages; None leaves the tree out.
         normalization: ``token_mean`` or ``sequence_mean``.
+        token_weight: ``trajectories``, or ``unique`` with ``token_mean``.
+
+    Raises:
+        ValueError: ``unique`` with another normalization than ``token_mean``.
     """
+    if token_weight == "unique" and normalization != "token_mean":
+        raise ValueError(f"token_weight=unique goes with token_mean, not with {normalization}")
     if advantages is None:
         zeros_N = np.zeros(len(tree.nodes))
         return NodeCredit(zeros_N, zeros_N, zeros_N, 0.0)
@@ -78,6 +90,9 @@ def credit_nodes(tree: Tree, advantages: Advantages | None, normalization: Norma
     else:
         positive_N = tree.sum_over_leaves(unit_N * np.maximum(advantages.at_leaf, 0))
         negative_N = tree.sum_over_leaves(unit_N * np.maximum(-advantages.at_leaf, 0))
+    if token_weight == "unique":
+        n_paths_N = tree.n_paths()
+        weight_N, positive_N, negative_N = weight_N / n_paths_N, positive_N / n_paths_N, negative_N / n_paths_N
     denominator = sum(weight_N[node.index] * len(node.tokens) for node in tree.nodes[1:])
     return NodeCredit(weight_N, positive_N, negative_N, float(denominator))
 

@@ -24,20 +24,15 @@ from nemo_ibtpo.algorithms.advantages import compute_advantages
 from nemo_ibtpo.algorithms.checkpointing import ACCURACY, Checkpointer, StoppedError
 from nemo_ibtpo.algorithms.credit import NodeCredit, credit_nodes, token_targets
 from nemo_ibtpo.algorithms.losses import clipped_tree_loss
-from nemo_ibtpo.algorithms.metrics import (
-    advantage_metrics,
-    mean_over_updates,
-    mismatch_sums,
-    sampling_metrics,
-    update_metrics,
-)
+from nemo_ibtpo.algorithms.metrics import advantage_metrics, mean_over_updates, sampling_metrics, update_metrics
+from nemo_ibtpo.algorithms.mismatch import Mismatch, importance_weights, measure, refuse_mismatch, total
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.data.loader import PromptLoader
 from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.evaluation.evaluator import evaluate
 from nemo_ibtpo.evaluation.result import merge
 from nemo_ibtpo.megatron.actor import Fields, MegatronActor
-from nemo_ibtpo.megatron.collectives import Dealing
+from nemo_ibtpo.megatron.collectives import Dealing, gather_from_all
 from nemo_ibtpo.reporting.metrics import MetricsWriter
 from nemo_ibtpo.reporting.progress import Phase, RunConsole
 from nemo_ibtpo.rewards.pool import VerifierPool
@@ -58,11 +53,13 @@ class Update:
         plan: micro-batches of all data-parallel ranks.
         batches: this rank's, with the log-probabilities of the policies that the loss compares with.
         denominator: what the loss is divided by, over all ranks.
+        mismatch: of engine and actor, over all ranks.
     """
 
     plan: Schedule
     batches: list[MicroBatch]
     denominator: float
+    mismatch: Mismatch
 
 
 @dataclass
@@ -127,6 +124,8 @@ class IBTPOTrainer:
         groups = list(_groups(trees, self.config.trainer.num_prompts_per_update))
         updates = [update for group in groups if (update := self.prepare(group, metrics))]
         self.checkpoints.raise_if_stopped()
+        if updates:
+            metrics |= total(update.mismatch for update in updates).metrics()
         metrics |= mean_over_updates([self.update(update) for update in updates])
         self._refit()
         metrics |= self._timing(trees, time.perf_counter() - started)
@@ -163,10 +162,10 @@ class IBTPOTrainer:
     def prepare(self, trees: Sequence[Tree], metrics: dict[str, float]) -> Update | None:
         """Turn trees into micro-batches with everything the loss needs; None if every group is dropped."""
         config = self.config
-        advantages = [compute_advantages(tree, config.advantage, config.ib_score) for tree in trees]
+        advantages = compute_advantages(trees, config.advantage, config.ib_score)
         metrics |= advantage_metrics(advantages)
         credits = [
-            credit_nodes(tree, advantage, config.loss.normalization)
+            credit_nodes(tree, advantage, config.loss.normalization, config.loss.token_weight)
             for tree, advantage in zip(trees, advantages, strict=True)
         ]
         kept = [(tree, credit) for tree, credit in zip(trees, credits, strict=True) if credit.denominator > 0]
@@ -179,24 +178,27 @@ class IBTPOTrainer:
             multiple_of=self.actor.microbatch_multiple,
         )
         batches = self._with_logprobs(plan.ranks[self.actor.data_parallel_rank])
-        return Update(plan, batches, sum(credit.denominator for _, credit in kept))
+        mismatch = total(gather_from_all(measure(batches, config.loss.tis_cap)))
+        refuse_mismatch(mismatch, config.loss.max_token_mult_prob_error)
+        return Update(plan, batches, sum(credit.denominator for _, credit in kept), mismatch)
 
     def update(self, update: Update) -> dict[str, float]:
         """One optimizer step."""
 
         def loss(logprobs: Tensor, entropies: Tensor, fields: Fields) -> tuple[Tensor, dict[str, Tensor]]:
-            value, sums = clipped_tree_loss(
+            return clipped_tree_loss(
                 logprobs,
+                entropies,
                 fields["old_logprobs"],
                 fields.get("reference_logprobs"),
+                importance_T=fields.get("importance"),
                 weight_T=fields["weight"],
                 positive_T=fields["positive"],
                 negative_T=fields["negative"],
                 denominator=update.denominator,
                 config=self.config.loss,
+                advantage_entropy_coef=self.config.advantage.entropy_coef,
             )
-            sums["entropy"] = (fields["weight"] * entropies).sum()
-            return value, sums | mismatch_sums(fields["old_logprobs"], fields["behaviour_logprobs"])
 
         self.actor.prepare_for_training()
         with self._phase("train", len(update.batches), "micro-batches"):
@@ -239,9 +241,15 @@ class IBTPOTrainer:
             with self._phase("reference_logprobs", len(batches), "micro-batches"):
                 added["reference_logprobs"] = self.actor.reference_logprobs(batches)
         self.actor.finish_inference()
-        return [
+        with_logprobs = [
             replace(batch, fields={**batch.fields, **{name: values[i] for name, values in added.items()}})
             for i, batch in enumerate(batches)
+        ]
+        if not (cap := self.config.loss.tis_cap):
+            return with_logprobs
+        return [
+            replace(batch, fields={**batch.fields, "importance": importance_weights(batch, cap)})
+            for batch in with_logprobs
         ]
 
     @contextmanager

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from nemo_ibtpo.algorithms.advantages import Advantages, StepAdvantages
 from nemo_ibtpo.algorithms.losses import mean_metrics
@@ -31,7 +29,7 @@ def sampling_metrics(trees: Sequence[Tree], config: IBScoreConfig) -> dict[str, 
 
 
 def advantage_metrics(advantages: Sequence[Advantages | None]) -> dict[str, float]:
-    """Spread of the advantages over steps (``ibtpo``: its two parts) or trajectories (``grpo``)."""
+    """Groups left out, and the spread of advantages over steps, in total and by part."""
     kept = [advantage for advantage in advantages if advantage is not None]
     metrics = {"train/dropped_groups": float(len(advantages) - len(kept))}
     by_step = [advantage for advantage in kept if isinstance(advantage, StepAdvantages)]
@@ -43,35 +41,15 @@ def advantage_metrics(advantages: Sequence[Advantages | None]) -> dict[str, floa
     return metrics
 
 
-def mismatch_sums(old_logprobs: Tensor, behaviour_logprobs: Tensor) -> dict[str, Tensor]:
-    """Sums behind the mismatch of engine and actor on the same tokens (names and formulas of NeMo RL).
-
-    ``token_mult_prob_error`` is the mean of exp(\\|difference\\|), 1 when they agree; ``gen_kl_error`` the k3
-    estimate of KL(engine || actor) in nats.
-    """
-    difference = (old_logprobs - behaviour_logprobs).double()
-    return {
-        "mismatch/tokens": torch.tensor(float(len(difference)), device=difference.device),
-        "mismatch/token_mult_prob_error": difference.abs().exp().sum(),
-        "mismatch/gen_kl_error": (difference.exp() - difference - 1).sum(),
-    }
-
-
 def update_metrics(sums: Mapping[str, float], plan: Schedule) -> dict[str, float]:
     """Of one optimizer step: what :meth:`MegatronActor.train_step` returned, as means."""
     alone = {name: sums[name] for name in ("loss", "grad_norm", "lr")}
-    mismatch = {name: value for name, value in sums.items() if name.startswith("mismatch/")}
-    tokens = mismatch.pop("mismatch/tokens")
-    weighted = {name: value for name, value in sums.items() if name not in alone and "/" not in name}
-    return (
-        {f"train/{name}": value for name, value in (alone | mean_metrics(weighted)).items()}
-        | {name: value / tokens for name, value in mismatch.items()}
-        | {
-            "perf/microbatches_per_rank": float(len(plan.ranks[0])),
-            "perf/microbatch_fill": plan.fill,
-            "perf/rank_balance": plan.balance,
-        }
-    )
+    weighted = {name: value for name, value in sums.items() if name not in alone}
+    return {f"train/{name}": value for name, value in (alone | mean_metrics(weighted)).items()} | {
+        "perf/microbatches_per_rank": float(len(plan.ranks[0])),
+        "perf/microbatch_fill": plan.fill,
+        "perf/rank_balance": plan.balance,
+    }
 
 
 def mean_over_updates(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:

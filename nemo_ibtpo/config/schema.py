@@ -144,30 +144,44 @@ class AdvantageConfig:
     """What a step is credited with.
 
     Attributes:
-        name: ``ibtpo`` (step level) or ``grpo`` (one advantage a trajectory).
+        name: ``ibtpo``, ``treerl``, ``spo`` (step level), ``grpo``, ``ibro``, ``treepo`` (one advantage a
+            trajectory).
         ib_coef: lambda, the weight of the local term; ``ibtpo`` only.
+        entropy_coef: weight of the entropy of every token times its advantage; ``ibro`` only.
         zero_variance: ``drop`` leaves a group whose rewards are all equal out, ``keep`` gives it advantage 0.
     """
 
-    name: Literal["ibtpo", "grpo"]
+    name: Literal["ibtpo", "grpo", "ibro", "treerl", "treepo", "spo"]
     ib_coef: float
+    entropy_coef: float
     zero_variance: Literal["drop", "keep"]
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The clipped surrogate.
+    """The clipped surrogate, and what it does about an engine that is not quite the actor.
 
     Attributes:
         clip_eps_low, clip_eps_high: the ratio is clipped to [1 - low, 1 + high].
         kl_coef: weight of KL(policy || reference policy); 0 skips the reference policy altogether.
+        entropy_coef: weight of the entropy bonus.
         normalization: ``token_mean`` or ``sequence_mean``, with one global denominator either way.
+        token_weight: a shared token counts for all ``trajectories`` through it, as if they were trained apart,
+            or once (``unique``).
+        tis_cap: truncated importance sampling: policy terms are weighted by min(pi_actor / pi_engine, cap); 0
+            leaves them as they are.
+        max_token_mult_prob_error: the run stops when engine and actor disagree by more, as the mean of
+            exp(|log pi_actor - log pi_engine|) over a step's tokens; 0 never stops it.
     """
 
     clip_eps_low: float
     clip_eps_high: float
     kl_coef: float
+    entropy_coef: float
     normalization: Literal["token_mean", "sequence_mean"]
+    token_weight: Literal["trajectories", "unique"]
+    tis_cap: float
+    max_token_mult_prob_error: float
 
 
 @dataclass(frozen=True)
@@ -215,7 +229,7 @@ class RolloutConfig:
         temperature, top_p, top_k: the sampling distribution (top_k 0 keeps all tokens).
         stop: texts that end a response.
         allow_truncated_sampling: accept top_p < 1 or top_k > 0, whose log-probabilities the actor does not
-            reproduce.
+            reproduce (docs/algorithm.md, section 7).
         max_batch_size: sequences decoded at once by one engine.
     """
 

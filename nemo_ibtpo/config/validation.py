@@ -23,6 +23,7 @@ from nemo_ibtpo.config.schema import (
     RewardConfig,
     RolloutConfig,
     RunConfig,
+    SamplerConfig,
 )
 
 
@@ -35,6 +36,7 @@ def validate(config: RunConfig, world_size: int) -> None:
     check_optimization(config)
     check_checkpoints(config)
     check_sampling(config)
+    check_advantage(config)
     check_data(config)
     check_world_size(config, world_size)
     check_model(config, read_model_directory(config.model.path))
@@ -126,6 +128,13 @@ def check_optimization(config: RunConfig) -> None:
     _refuse_if(not 0 < eps_low < 1, f"loss.clip_eps_low={eps_low} must be above 0 and below 1")
     _positive("loss.clip_eps_high", loss.clip_eps_high)
     _not_negative("loss.kl_coef", loss.kl_coef)
+    _not_negative("loss.entropy_coef", loss.entropy_coef)
+    cap, limit = loss.tis_cap, loss.max_token_mult_prob_error
+    _refuse_if(cap != 0 and cap < 1, f"loss.tis_cap={cap} must be at least 1, or 0 for no importance weights")
+    _refuse_if(
+        limit != 0 and limit <= 1,
+        f"loss.max_token_mult_prob_error={limit} must be above 1, which is no error at all, or 0 for no limit",
+    )
 
     for name in ("max_steps", "num_prompts_per_step", "num_prompts_per_update", "val_samples_per_prompt"):
         _positive(f"trainer.{name}", getattr(trainer, name))
@@ -169,15 +178,46 @@ def check_checkpoints(config: RunConfig) -> None:
     max_seconds(config.trainer.max_time)
 
 
-def check_sampling(config: RunConfig) -> None:
-    """The growth of trees, their credit, and the engine that samples them."""
-    sampler, rollout, advantage = config.sampler, config.rollout, config.advantage
-    _positive("ib_score.beta", config.ib_score.beta)
+def check_advantage(config: RunConfig) -> None:
+    """What trees are credited with, against how they are sampled and how the loss weighs them."""
+    advantage, loss, sampler = config.advantage, config.loss, config.sampler
+    name = advantage.name
     _not_negative("advantage.ib_coef", advantage.ib_coef)
+    _not_negative("advantage.entropy_coef", advantage.entropy_coef)
+    for key, owner in (("ib_coef", "ibtpo"), ("entropy_coef", "ibro")):
+        value = getattr(advantage, key)
+        _refuse_if(
+            name != owner and value != 0,
+            f"advantage.{key}={value} has no meaning for advantage.name={name}; set it to 0",
+        )
+    if name == "ibro":
+        _positive("advantage.entropy_coef", advantage.entropy_coef)
+    compared = {
+        "treerl": "a step with its parent step, which is the same where nothing branches",
+        "treepo": "trajectories within each subtree, of which there is none",
+        "spo": "a step with its parent step, which is the same where nothing branches",
+    }
     _refuse_if(
-        advantage.name == "grpo" and advantage.ib_coef != 0,
-        f"advantage.ib_coef={advantage.ib_coef} has no meaning for advantage.name=grpo; set it to 0",
+        sampler.name == "independent" and name in compared,
+        f"advantage.name={name} compares {compared.get(name)}: sampler.name=independent never branches; choose "
+        "another sampler, or advantage=grpo",
     )
+    _refuse_if(
+        name == "spo" and loss.token_weight != "unique",
+        f"loss.token_weight={loss.token_weight}: advantage.name=spo trains each edge of the tree once; set it to "
+        "unique",
+    )
+    _refuse_if(
+        loss.token_weight == "unique" and loss.normalization != "token_mean",
+        f"loss.token_weight=unique takes the mean over unique tokens; loss.normalization={loss.normalization} is a "
+        "mean over trajectories: set it to token_mean",
+    )
+
+
+def check_sampling(config: RunConfig) -> None:
+    """The growth of trees, and the engine that samples them."""
+    sampler, rollout = config.sampler, config.rollout
+    _positive("ib_score.beta", config.ib_score.beta)
     for name in ("initial_rollouts", "rounds", "branch_points", "rollouts_per_branch", "max_trees_in_flight"):
         _positive(f"sampler.{name}", getattr(sampler, name))
     _refuse_if(
@@ -196,12 +236,13 @@ def check_sampling(config: RunConfig) -> None:
         f"sampler.min_new_tokens={sampler.min_new_tokens} must lie between 1 and rollout.max_new_tokens="
         f"{rollout.max_new_tokens}",
     )
+    _check_shape(sampler, rollout.max_new_tokens)
     truncated = rollout.top_p < 1 or rollout.top_k > 0
     _refuse_if(
         truncated and not rollout.allow_truncated_sampling,
         f"rollout.top_p={rollout.top_p} with rollout.top_k={rollout.top_k} truncates the distribution, whose "
-        "log-probabilities the actor does not reproduce: use top_p=1 and top_k=0, or accept the mismatch "
-        "with rollout.allow_truncated_sampling=true",
+        "log-probabilities the actor does not reproduce: use top_p=1 and top_k=0, or accept the mismatch, which "
+        "importance weights (loss.tis_cap) correct in part, with rollout.allow_truncated_sampling=true",
     )
 
 
@@ -220,6 +261,36 @@ def _check_rollout(rollout: RolloutConfig, reward: RewardConfig) -> None:
     _not_negative("rollout.vllm.max_restarts", rollout.vllm.max_restarts)
     _positive("reward.num_workers", reward.num_workers)
     _positive("reward.timeout_s", reward.timeout_s)
+
+
+def _check_shape(sampler: SamplerConfig, max_new_tokens: int) -> None:
+    """What only some samplers ask for."""
+    segment = sampler.segment_tokens
+    if segment is not None:
+        _positive("sampler.segment_tokens", segment)
+    if sampler.name in ("fixed_width", "full"):
+        _refuse_if(
+            segment is None,
+            f"sampler.segment_tokens=null: sampler.name={sampler.name} branches at the ends of segments; say how "
+            "many tokens they have",
+        )
+        needed = (sampler.rounds - 1) * (segment or 0) + sampler.min_new_tokens
+        _refuse_if(
+            needed > max_new_tokens,
+            f"sampler.rounds={sampler.rounds} branches after {sampler.rounds - 1} segments of sampler.segment_tokens="
+            f"{segment} and needs sampler.min_new_tokens={sampler.min_new_tokens} more: {needed} tokens, but "
+            f"rollout.max_new_tokens={max_new_tokens}; make segments shorter",
+        )
+    _refuse_if(
+        sampler.name == "full" and sampler.branch_points != 1,
+        f"sampler.branch_points={sampler.branch_points} has no meaning for sampler.name=full, which branches every "
+        "segment of a level; set it to 1",
+    )
+    _refuse_if(
+        sampler.name == "entropy" and sampler.branch_points % sampler.initial_rollouts != 0,
+        f"sampler.branch_points={sampler.branch_points} is no multiple of sampler.initial_rollouts="
+        f"{sampler.initial_rollouts}: sampler.name=entropy forks equally many tokens of every chain",
+    )
 
 
 def check_data(config: RunConfig) -> None:

@@ -39,3 +39,10 @@ class Dealing:
         dist.all_gather_object(everyone, mine)
         hands = [everyone[rank] for rank in self.ranks]
         return [hands[i % len(hands)][i // len(hands)] for i in range(total)]
+
+
+def gather_from_all(mine: Item) -> list[Item]:
+    """What every rank brought, in the order of the ranks; a collective over all of them."""
+    everyone: list[Item] = [mine] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone

@@ -28,6 +28,7 @@ from nemo_ibtpo.tree.packing import PackedTrees, pack_trees
 from nemo_ibtpo.tree.tree import ROOT, Tree
 
 TEMPERATURE = 0.7
+IBRO_COEF, ENTROPY_BONUS = 0.2, 0.05
 IB_SCORE = IBScoreConfig(beta=5.0, step_probability="geometric_mean", value_estimator="leaf_mean")
 OPTIMIZER = OptimizerConfig(
     lr=1e-3,
@@ -59,11 +60,21 @@ DEFAULT: dict[str, Any] = {
 
 
 def loss_config(case: dict[str, Any]) -> LossConfig:
-    return LossConfig(clip_eps_low=0.2, clip_eps_high=0.28, kl_coef=0.05, normalization=case["normalization"])
+    return LossConfig(
+        clip_eps_low=0.2,
+        clip_eps_high=0.28,
+        kl_coef=0.05,
+        entropy_coef=ENTROPY_BONUS if case["advantage"] == "ibro" else 0.0,
+        normalization=case["normalization"],
+        token_weight="trajectories",
+        tis_cap=0.0,
+        max_token_mult_prob_error=0.0,
+    )
 
 
 def advantage_config(case: dict[str, Any]) -> AdvantageConfig:
-    return AdvantageConfig(name=case["advantage"], ib_coef=0.1, zero_variance="drop")
+    coef = IBRO_COEF if case["advantage"] == "ibro" else 0.0
+    return AdvantageConfig(name=case["advantage"], ib_coef=0.1, entropy_coef=coef, zero_variance="drop")
 
 
 def make_trees() -> list[Tree]:
@@ -90,21 +101,24 @@ def reference_gradients(family: str, advantage: str, normalization: str) -> tupl
     trees = make_trees()
     model = random_model(family, dtype=torch.float64)
 
+    def model_rows(tokens: Sequence[int]) -> Tensor:
+        return torch.log_softmax(model(torch.tensor(tokens)[None]).logits[0] / TEMPERATURE, dim=-1)[:-1]
+
     def model_logprobs(tokens: Sequence[int]) -> Tensor:
-        ids = torch.tensor(tokens)
-        rows = torch.log_softmax(model(ids[None]).logits[0] / TEMPERATURE, dim=-1)
-        return rows[torch.arange(len(ids) - 1), ids[1:]]
+        return model_rows(tokens)[torch.arange(len(tokens) - 1), torch.tensor(tokens[1:])]
 
     config = loss_config(case)
     policies = [other_policies(tree, model_logprobs) for tree in trees]
     total, denominator = torch.zeros((), dtype=torch.float64), 0.0
     for tree, policy in zip(trees, policies, strict=True):
-        advantages = compute_advantages(tree, advantage_config(case), IB_SCORE)
+        (advantages,) = compute_advantages([tree], advantage_config(case), IB_SCORE)
         assert advantages is not None
         paths = [tree.path(leaf.index)[1:] for leaf in tree.leaves() for _ in range(leaf.draws)]
         for path in paths:
             tokens = [t for i in (ROOT, *path) for t in tree.nodes[i].tokens]
-            logprobs = model_logprobs(tokens)[len(tree.nodes[ROOT].tokens) - 1 :]
+            rows = model_rows(tokens)[len(tree.nodes[ROOT].tokens) - 1 :]
+            logprobs = rows[torch.arange(len(rows)), torch.tensor(tokens[-len(rows) :])]
+            entropies = -(rows.exp() * rows).sum(dim=-1)
             old = torch.cat([policy[i - 1][0] for i in path])
             reference = torch.cat([policy[i - 1][1] for i in path])
             per_node = (
@@ -120,6 +134,8 @@ def reference_gradients(family: str, advantage: str, normalization: str) -> tupl
             delta = reference - logprobs
             loss = -torch.minimum(ratio * advantage, clipped * advantage)
             loss = loss + config.kl_coef * (delta.exp() - delta - 1)
+            if case["advantage"] == "ibro":
+                loss = loss - IBRO_COEF * advantage * entropies - ENTROPY_BONUS * entropies
             if case["normalization"] == "token_mean":
                 total, denominator = total + loss.sum(), denominator + len(logprobs)
             else:
@@ -131,8 +147,8 @@ def reference_gradients(family: str, advantage: str, normalization: str) -> tupl
 
 
 def as_batch(tree: Tree, policy: list[tuple[Tensor, Tensor]], case: dict[str, Any]) -> tuple[MicroBatch, float]:
-    advantages = compute_advantages(tree, advantage_config(case), IB_SCORE)
-    credit = credit_nodes(tree, advantages, case["normalization"])
+    (advantages,) = compute_advantages([tree], advantage_config(case), IB_SCORE)
+    credit = credit_nodes(tree, advantages, case["normalization"], "trajectories")
     packed = pack_trees([tree])
     targets = token_targets([credit], packed)
     first = {int(n): int(np.flatnonzero(packed.node == n)[0]) for n in np.unique(packed.node)}
@@ -162,7 +178,7 @@ def flat(batch: MicroBatch, tree: Tree, case: dict[str, Any]) -> list[MicroBatch
     """The same credit on trees that share nothing: one chain per trajectory."""
     from nemo_ibtpo.tree.packing import unpack_paths
 
-    advantages = compute_advantages(tree, advantage_config(case), IB_SCORE)
+    (advantages,) = compute_advantages([tree], advantage_config(case), IB_SCORE)
     chains = []
     for path in unpack_paths(batch.packed):
         leaf = int(batch.packed.node[path[-1]])
@@ -241,13 +257,16 @@ def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) ->
             over = float(fields["weight"].sum()) * len(mine) * actor.data_parallel_size or 1.0
         return clipped_tree_loss(
             logprobs,
+            entropies,
             fields["old_logprobs"],
             fields["reference_logprobs"],
+            importance_T=None,
             weight_T=fields["weight"],
             positive_T=fields["positive"],
             negative_T=fields["negative"],
             denominator=over,
             config=loss_config(case),
+            advantage_entropy_coef=advantage_config(case).entropy_coef,
         )
 
     actor.prepare_for_training()

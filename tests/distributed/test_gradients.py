@@ -6,7 +6,8 @@ depend on the cluster that a run happens to use.
 
 Each case runs one optimizer step of the real actor on four gloo ranks (those that a layout leaves over are
 data-parallel) and compares the gradient of every parameter with plain transformers and autograd in float64 on the
-duplicated trajectories, with ratios that are clipped on both sides and a KL term. The negative controls make mistakes
+duplicated trajectories, with ratios that are clipped on both sides and a KL term; IBRO's cases add both
+entropy terms. The negative controls make mistakes
 that are known from other systems, and must be seen.
 
 Not exercised: bf16, GPUs.
@@ -55,6 +56,8 @@ CASES: dict[str, dict[str, Any]] = {
     "budget 40 duplicated": {"pp": 2, "max_tokens": 40, "form": "duplicated"},
     "budget 40 dp4": {"max_tokens": 40},
     "grpo": {"tp": 2, "pp": 2, "advantage": "grpo"},
+    "ibro": {"tp": 2, "pp": 2, "advantage": "ibro"},
+    "ibro budget 40": {"tp": 2, "advantage": "ibro", "max_tokens": 40},
     "grpo budget 40": {"pp": 2, "advantage": "grpo", "max_tokens": 40},
     "sequence_mean": {"tp": 2, "pp": 2, "normalization": "sequence_mean"},
     "sequence_mean grpo budget 40": {"normalization": "sequence_mean", "advantage": "grpo", "max_tokens": 40},

@@ -1,7 +1,7 @@
 """Growth by a ranking of steps: the loop of IBTree (IB-TPO, arXiv 2605.28109), which the random tree shares.
 
-``initial_rollouts`` trajectories (B0), then ``rounds - 1`` rounds (L - 1) that take the ``branch_points`` steps ranked
-first (K) and sample ``rollouts_per_branch`` continuations from each (B): G = B0 + (L - 1) * K * B (paper).
+``initial_rollouts`` trajectories (B0), then ``rounds - 1`` rounds (L - 1) that take the ``branch_points`` steps (K)
+ranked first and sample ``rollouts_per_branch`` continuations from each (B): G = B0 + (L - 1) * K * B (paper).
 
 Candidates (paper: nodes that are not leaves) are the root and every step that is not the last of its trajectory.
 Declared: the room that a candidate needs, and that too few candidates share the round.

@@ -12,20 +12,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 from strategies import IB, IB_CHILDREN_MEAN, add, hand_tree, mixed_trees, step, trajectories
 
-from nemo_ibtpo.algorithms.advantages import (
-    StepAdvantages,
-    TrajectoryAdvantages,
-    compute_advantages,
-    grpo,
-    ibtpo,
-)
+from nemo_ibtpo.algorithms.advantages import StepAdvantages, TrajectoryAdvantages, compute_advantages
+from nemo_ibtpo.algorithms.advantages.grpo import grpo
+from nemo_ibtpo.algorithms.advantages.ibtpo import ibtpo
+from nemo_ibtpo.algorithms.advantages.spo import spo
+from nemo_ibtpo.algorithms.advantages.treepo import subgroup_advantages, treepo
+from nemo_ibtpo.algorithms.advantages.treerl import treerl
 from nemo_ibtpo.config.schema import AdvantageConfig
 from nemo_ibtpo.tree.tree import ROOT, Tree
 
-IBTPO = AdvantageConfig(name="ibtpo", ib_coef=0.1, zero_variance="drop")
-GRPO = AdvantageConfig(name="grpo", ib_coef=0.1, zero_variance="drop")
+IBTPO = AdvantageConfig(name="ibtpo", ib_coef=0.1, entropy_coef=0.0, zero_variance="drop")
+GRPO = replace(IBTPO, name="grpo", ib_coef=0.0)
+ALL = [replace(GRPO, name=name) for name in ("ibtpo", "grpo", "ibro", "treerl", "treepo", "spo")]
 
 
 def test_ibtpo_by_hand() -> None:
@@ -51,6 +52,59 @@ def test_grpo_by_hand() -> None:
     at_leaf = grpo(hand_tree()).at_leaf
     std = math.sqrt(0.3)
     np.testing.assert_allclose(at_leaf, [0, 0, 0.6 / std, -0.4 / std, -0.4 / std, 0.6 / std])
+
+
+def test_treerl_by_hand() -> None:
+    advantages = treerl(hand_tree())
+    # Values: root 2/5, a 2/3; V - V(root) and V - V(parent), over the root of 3, 1, 1, 2 (d was drawn twice), 1.
+    global_part = [0, 4 / 15, 3 / 5, -2 / 5, -2 / 5, 3 / 5]
+    local_part = [0, 4 / 15, 1 / 3, -2 / 3, -2 / 5, 1 / 3]
+    np.testing.assert_allclose(advantages.global_part, global_part, atol=1e-12)
+    np.testing.assert_allclose(advantages.local_part, local_part, atol=1e-12)
+    total = np.add(global_part, local_part) / np.sqrt([5, 3, 1, 1, 2, 1])
+    np.testing.assert_allclose(advantages.total, total, atol=1e-12)
+
+
+def test_spo_by_hand() -> None:
+    # Values: root 1/3 (a and d, two draws each), a 2/3, then the rewards.
+    advantages = spo(hand_tree())
+    np.testing.assert_allclose(advantages.total, [0, 1 / 3, 1 / 3, -2 / 3, -1 / 3, 1 / 3], atol=1e-12)
+
+
+@given(mixed_trees())
+def test_spo_telescopes(tree: Tree) -> None:
+    """Along each path it adds up to reward minus value of the prompt: no step is credited twice."""
+    total, root = spo(tree).total, tree.values("children_mean")[ROOT]
+    for path in trajectories(tree):
+        assert total[path].sum() == pytest.approx(tree.nodes[path[-1]].reward - root, abs=1e-12)
+
+
+def test_treepo_by_hand() -> None:
+    # b: over the root (1 - 2/5) and a (1 - 2/3); b itself holds one trajectory. d: over the root -2/5, over d 0.
+    raw = [0, 0, 7 / 15, (-2 / 5 - 2 / 3) / 2, -1 / 5, 7 / 15]
+    np.testing.assert_allclose(subgroup_advantages(hand_tree()), raw, atol=1e-12)
+    # Trajectories and their tokens: b 3, c 4, d 1 and 1, e 3.
+    per_token = np.repeat([raw[2], raw[3], raw[4], raw[4], raw[5]], [3, 4, 1, 1, 3])
+    (advantages,) = treepo([hand_tree()])
+    expected = (np.array(raw) - per_token.mean()) / per_token.std(ddof=1)
+    expected[:2] = 0  # no trajectory ends there
+    np.testing.assert_allclose(advantages.at_leaf, expected, atol=1e-12)
+
+
+@given(st.lists(mixed_trees(), min_size=1, max_size=3))
+def test_treepo_is_white_over_the_tokens_of_the_update(forest: list[Tree]) -> None:
+    per_token: list[float] = []
+    for tree, advantages in zip(forest, treepo(forest), strict=True):
+        for path in trajectories(tree):
+            per_token += [advantages.at_leaf[path[-1]]] * tree.depth_tokens(path[-1])
+    assert np.mean(per_token) == pytest.approx(0, abs=1e-9)
+    assert np.std(per_token, ddof=1) == pytest.approx(1)
+
+
+def test_ibro_has_grpos_advantage() -> None:
+    (advantages,) = compute_advantages([hand_tree()], replace(GRPO, name="ibro", entropy_coef=0.1), IB)
+    assert isinstance(advantages, TrajectoryAdvantages)
+    np.testing.assert_array_equal(advantages.at_leaf, grpo(hand_tree()).at_leaf)
 
 
 @given(mixed_trees(branched=False))
@@ -83,24 +137,35 @@ def test_every_step_of_the_tree_has_a_finite_advantage(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize("reward", [0.0, 0.25, 1.0])
-@pytest.mark.parametrize("config", [IBTPO, GRPO])
+@pytest.mark.parametrize("config", ALL, ids=lambda config: config.name)
 def test_equal_rewards_teach_nothing(config: AdvantageConfig, reward: float) -> None:
     tree = Tree("p", (1,))
     add(tree, ROOT, [step([2], 0.5), step([3], 0.25)], reward)
     for drawn in range(2):  # a single trajectory has no spread either
-        assert compute_advantages(tree, config, IB) is None
-        kept = compute_advantages(tree, replace(config, zero_variance="keep"), IB)
+        assert compute_advantages([tree], config, IB) == [None]
+        (kept,) = compute_advantages([tree], replace(config, zero_variance="keep"), IB)
         assert isinstance(kept, StepAdvantages)
         for values in (kept.total, kept.global_part, kept.local_part):
             assert values.tolist() == [0.0] * len(tree.nodes)
         add(tree, ROOT, [step([2], 0.5), step([4 + drawn], 0.25)], reward)
 
 
-def test_the_configured_advantage_is_computed() -> None:
-    tree = hand_tree()
-    by_step = compute_advantages(tree, replace(IBTPO, ib_coef=0.3), IB)
-    assert isinstance(by_step, StepAdvantages)
-    np.testing.assert_array_equal(by_step.total, ibtpo(tree, 0.3, IB).total)
-    by_trajectory = compute_advantages(tree, GRPO, IB)
-    assert isinstance(by_trajectory, TrajectoryAdvantages)
-    np.testing.assert_array_equal(by_trajectory.at_leaf, grpo(tree).at_leaf)
+@pytest.mark.parametrize("config", ALL, ids=lambda config: config.name)
+def test_the_configured_advantage_is_computed_tree_by_tree(config: AdvantageConfig) -> None:
+    equal = Tree("p", (1,))
+    add(equal, ROOT, [step([2], 0.5)], 1.0)
+    functions = {
+        "ibtpo": lambda tree: ibtpo(tree, 0.3, IB),
+        "grpo": grpo,
+        "ibro": grpo,
+        "treerl": treerl,
+        "treepo": lambda tree: treepo([tree, tree])[0],
+        "spo": spo,
+    }
+    first, none, second = compute_advantages([hand_tree(), equal, hand_tree()], replace(config, ib_coef=0.3), IB)
+    expected = functions[config.name](hand_tree())
+    assert none is None
+    for found in (first, second):
+        assert type(found) is type(expected)
+        field = "total" if isinstance(expected, StepAdvantages) else "at_leaf"
+        np.testing.assert_array_equal(getattr(found, field), getattr(expected, field))

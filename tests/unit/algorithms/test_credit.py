@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import IB, add, hand_tree, mixed_trees, step, trajectories, trees
+from strategies import IB, add, hand_tree, mixed_trees, places, step, trajectories, trees
 
-from nemo_ibtpo.algorithms.advantages import StepAdvantages, TrajectoryAdvantages, grpo, ibtpo
+from nemo_ibtpo.algorithms.advantages import StepAdvantages, TrajectoryAdvantages
+from nemo_ibtpo.algorithms.advantages.grpo import grpo
+from nemo_ibtpo.algorithms.advantages.ibtpo import ibtpo
 from nemo_ibtpo.algorithms.credit import credit_nodes, token_targets
 from nemo_ibtpo.tree.packing import pack_trees
 from nemo_ibtpo.tree.tree import ROOT, Tree
@@ -23,7 +25,7 @@ from nemo_ibtpo.tree.tree import ROOT, Tree
 def test_token_mean_by_hand() -> None:
     tree = hand_tree()
     advantage = np.array([0.0, 2.0, 3.0, -1.0, -4.0, 5.0])
-    credit = credit_nodes(tree, StepAdvantages(advantage, advantage, advantage), "token_mean")
+    credit = credit_nodes(tree, StepAdvantages(advantage, advantage, advantage), "token_mean", "trajectories")
     # Trajectories through a, b, c, d, e: 3, 1, 1, 2, 1.
     assert credit.weight[1:].tolist() == [3, 1, 1, 2, 1]
     assert credit.positive[1:].tolist() == [6, 3, 0, 0, 5]
@@ -35,7 +37,7 @@ def test_sequence_mean_by_hand() -> None:
     tree = hand_tree()
     # One advantage a trajectory: b 3, c -1, d -4 (drawn twice), e 5; lengths 3, 4, 1, 3 tokens; G = 5.
     at_leaf = np.array([0.0, 0.0, 3.0, -1.0, -4.0, 5.0])
-    credit = credit_nodes(tree, TrajectoryAdvantages(at_leaf), "sequence_mean")
+    credit = credit_nodes(tree, TrajectoryAdvantages(at_leaf), "sequence_mean", "trajectories")
     b, c, d, e = 1 / (5 * 3), 1 / (5 * 4), 1 / 5, 1 / (5 * 3)
     np.testing.assert_allclose(credit.weight[1:], [b + c + e, b, c, 2 * d, e])
     # a is shared by trajectories of both signs: they must not cancel, each is clipped on its own side.
@@ -51,7 +53,7 @@ def test_sums_equal_the_duplicated_trajectories(tree: Tree, normalization: str) 
     units = [1.0 if normalization == "token_mean" else 1 / (len(paths) * length) for length in lengths]
     by_step, by_trajectory = ibtpo(tree, 0.1, IB), grpo(tree)
     for advantages in (by_step, by_trajectory):
-        credit = credit_nodes(tree, advantages, normalization)
+        credit = credit_nodes(tree, advantages, normalization, "trajectories")
         for node in tree.nodes[1:]:
             through = [(u, path) for u, path in zip(units, paths, strict=True) if node.index in path]
             a = [
@@ -69,11 +71,52 @@ def test_sums_equal_the_duplicated_trajectories(tree: Tree, normalization: str) 
         assert credit.denominator == pytest.approx(expected)
 
 
+def test_unique_tokens_by_hand() -> None:
+    tree = hand_tree()
+    advantage = np.array([0.0, 2.0, 3.0, -1.0, -4.0, 5.0])
+    credit = credit_nodes(tree, StepAdvantages(advantage, advantage, advantage), "token_mean", "unique")
+    assert credit.weight[1:].tolist() == [1] * 5
+    assert credit.positive[1:].tolist() == [2, 3, 0, 0, 5]
+    assert credit.negative[1:].tolist() == [0, 0, 1, 4, 0]
+    assert credit.denominator == tree.unique_tokens
+    # With one advantage a trajectory, a shared token has the mean over those through it, still on both sides.
+    at_leaf = np.array([0.0, 0.0, 3.0, -1.0, -4.0, 5.0])
+    credit = credit_nodes(tree, TrajectoryAdvantages(at_leaf), "token_mean", "unique")
+    np.testing.assert_allclose(credit.positive[1:], [8 / 3, 3, 0, 0, 5])
+    np.testing.assert_allclose(credit.negative[1:], [1 / 3, 0, 1, 4, 0])
+    with pytest.raises(ValueError, match="unique goes with token_mean, not with sequence_mean"):
+        credit_nodes(tree, TrajectoryAdvantages(at_leaf), "sequence_mean", "unique")
+
+
+@given(mixed_trees(), st.data(), st.sampled_from(["token_mean", "sequence_mean"]))
+def test_credit_does_not_depend_on_where_steps_are_split(tree: Tree, data: st.DataObject, normalization: str) -> None:
+    def by_prefix() -> dict[tuple[int, ...], np.ndarray]:
+        at_leaf = np.array([node.reward - 0.5 if node.is_leaf else 0.0 for node in tree.nodes])
+        credit = credit_nodes(tree, TrajectoryAdvantages(at_leaf), normalization, "trajectories")
+        sums: dict[tuple[int, ...], np.ndarray] = {}
+        for node in tree.nodes[1:]:
+            before = tree.response_tokens(node.parent)
+            for end in range(1, len(node.tokens) + 1):
+                values = np.array([getattr(credit, name)[node.index] for name in ("weight", "positive", "negative")])
+                prefix = before + node.tokens[:end]
+                sums[prefix] = sums.get(prefix, 0) + values
+        return sums
+
+    ends = data.draw(places(tree))
+    whole = by_prefix()
+    tree.split(ends)
+    parts = by_prefix()
+    assert parts.keys() == whole.keys()
+    for prefix, values in whole.items():
+        np.testing.assert_allclose(parts[prefix], values, atol=1e-12)
+
+
 @given(st.lists(trees(), min_size=1, max_size=3))
 def test_targets_follow_the_nodes_of_packed_trees(forest: list[Tree]) -> None:
     values = [np.arange(len(tree.nodes)) + 1.0 + 100 * i for i, tree in enumerate(forest)]
     credits = [
-        credit_nodes(tree, StepAdvantages(v, v, v), "token_mean") for tree, v in zip(forest, values, strict=True)
+        credit_nodes(tree, StepAdvantages(v, v, v), "token_mean", "trajectories")
+        for tree, v in zip(forest, values, strict=True)
     ]
     packed = pack_trees(forest)
     targets = token_targets(credits, packed)
@@ -91,7 +134,10 @@ def test_targets_follow_the_nodes_of_packed_trees(forest: list[Tree]) -> None:
 
 def test_a_tree_left_out_weighs_nothing() -> None:
     tree = hand_tree()
-    credits = [credit_nodes(tree, None, "token_mean"), credit_nodes(tree, grpo(tree), "token_mean")]
+    credits = [
+        credit_nodes(tree, None, "token_mean", "trajectories"),
+        credit_nodes(tree, grpo(tree), "token_mean", "trajectories"),
+    ]
     targets = token_targets(credits, pack_trees([tree, tree]))
     half = len(targets.weight) // 2
     for values in (targets.weight, targets.positive, targets.negative):
@@ -103,13 +149,13 @@ def test_a_tree_left_out_weighs_nothing() -> None:
 
 def test_credit_of_other_trees_is_refused() -> None:
     tree = hand_tree()
-    credit = credit_nodes(tree, grpo(tree), "token_mean")
+    credit = credit_nodes(tree, grpo(tree), "token_mean", "trajectories")
     with pytest.raises(ValueError, match="credit for 1 trees with 6 nodes does not fit 2 packed trees with 12"):
         token_targets([credit], pack_trees([tree, tree]))
     small = Tree("p", (1,))
     with pytest.raises(ValueError, match="credit for 1 trees with 6 nodes does not fit 1 packed trees with 1"):
         token_targets([credit], pack_trees([small]))
     add(small, ROOT, [step([1], 0.5), step([2], 0.5)], 1.0)
-    three_nodes = credit_nodes(small, None, "token_mean")
+    three_nodes = credit_nodes(small, None, "token_mean", "trajectories")
     with pytest.raises(ValueError, match="credit for 2 trees with 6 nodes does not fit 1 packed trees with 6"):
         token_targets([three_nodes, three_nodes], pack_trees([tree]))

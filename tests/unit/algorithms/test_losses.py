@@ -17,14 +17,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import IB, hand_tree, mixed_trees
 
-from nemo_ibtpo.algorithms.advantages import StepAdvantages, grpo, ibtpo
+from nemo_ibtpo.algorithms.advantages import StepAdvantages
+from nemo_ibtpo.algorithms.advantages.grpo import grpo
+from nemo_ibtpo.algorithms.advantages.ibtpo import ibtpo
 from nemo_ibtpo.algorithms.credit import credit_nodes, token_targets
 from nemo_ibtpo.algorithms.losses import clipped_tree_loss, mean_metrics
+from nemo_ibtpo.algorithms.mismatch import importance_weights
 from nemo_ibtpo.config.schema import LossConfig
+from nemo_ibtpo.tree.microbatches import MicroBatch
 from nemo_ibtpo.tree.packing import PackedTrees, pack_trees, tree_slices, unpack_paths
 from nemo_ibtpo.tree.tree import Tree
 
-CONFIG = LossConfig(clip_eps_low=0.2, clip_eps_high=0.28, kl_coef=0.05, normalization="token_mean")
+CONFIG = LossConfig(
+    clip_eps_low=0.2,
+    clip_eps_high=0.28,
+    kl_coef=0.05,
+    entropy_coef=0.0,
+    normalization="token_mean",
+    token_weight="trajectories",
+    tis_cap=0.0,
+    max_token_mult_prob_error=0.0,
+)
 ADVANTAGES = {"ibtpo": lambda tree: ibtpo(tree, 0.1, IB), "grpo": grpo}
 
 
@@ -36,23 +49,31 @@ def random_logprobs(packed: PackedTrees, seed: int) -> tuple[torch.Tensor, torch
     return current.requires_grad_(), old, reference
 
 
-def tree_loss(packed, credits, current, old, reference, config, piece=slice(None)):
+def tree_loss(
+    packed, credits, current, old, reference, config, piece=slice(None), *, entropies=None, importance=None, ibro=0.0
+):
+    entropies = torch.zeros(len(packed), dtype=torch.float64) if entropies is None else entropies
     targets = token_targets(credits, packed)
     in_loss = np.arange(len(packed))[piece][packed.loss_mask[piece]]
     return clipped_tree_loss(
         current[in_loss],
+        entropies[in_loss],
         old[in_loss],
         None if reference is None else reference[in_loss],
+        importance_T=None if importance is None else importance[in_loss],
         weight_T=torch.from_numpy(targets.weight)[in_loss],
         positive_T=torch.from_numpy(targets.positive)[in_loss],
         negative_T=torch.from_numpy(targets.negative)[in_loss],
         denominator=sum(credit.denominator for credit in credits),
         config=config,
+        advantage_entropy_coef=ibro,
     )
 
 
-def duplicated_loss(forest, packed, advantages, current, old, reference, config):
-    """Every trajectory on its own: -min(r A, clip(r) A) + kl_coef * k3, averaged as the config says."""
+def duplicated_loss(
+    forest, packed, advantages, current, old, reference, config, *, entropies=None, behaviour=None, ibro=0.0
+):
+    """Every trajectory on its own: -v min(r A, clip(r) A) - ibro v A H - bonus H + kl_coef k3, as the config says."""
     first = np.cumsum([0] + [len(tree.nodes) for tree in forest])
     losses, lengths, groups = [], [], []
     for path in unpack_paths(packed):
@@ -67,7 +88,13 @@ def duplicated_loss(forest, packed, advantages, current, old, reference, config)
         r = (current[path] - old[path]).exp()
         clipped = r.clamp(1 - config.clip_eps_low, 1 + config.clip_eps_high)
         k3 = (reference[path] - current[path]).exp() - (reference[path] - current[path]) - 1
-        per_token = -torch.minimum(r * a, clipped * a) + config.kl_coef * k3
+        policy, other = -torch.minimum(r * a, clipped * a), config.kl_coef * k3
+        if entropies is not None:
+            policy = policy - ibro * a * entropies[path]
+            other = other - config.entropy_coef * entropies[path]
+        if behaviour is not None:  # truncated importance sampling
+            policy = policy * torch.minimum((old[path] - behaviour[path]).exp(), torch.tensor(config.tis_cap))
+        per_token = policy + other
         for _ in range(packed.n_paths[path[-1]]):
             losses.append(per_token)
             lengths.append(len(path))
@@ -90,7 +117,9 @@ def test_unique_tokens_train_what_duplicated_trajectories_train(name: str, norma
     def check(forest: list[Tree], seed: int) -> None:
         packed = pack_trees(forest)
         advantages = [ADVANTAGES[name](tree) for tree in forest]
-        credits = [credit_nodes(tree, a, normalization) for tree, a in zip(forest, advantages, strict=True)]
+        credits = [
+            credit_nodes(tree, a, normalization, "trajectories") for tree, a in zip(forest, advantages, strict=True)
+        ]
         current, old, reference = random_logprobs(packed, seed)
         loss, _ = tree_loss(packed, credits, current, old, reference, config)
         expected = duplicated_loss(forest, packed, advantages, current, old, reference, config)
@@ -103,13 +132,57 @@ def test_unique_tokens_train_what_duplicated_trajectories_train(name: str, norma
     check()
 
 
+@pytest.mark.parametrize("normalization", ["token_mean", "sequence_mean"])
+@pytest.mark.parametrize("name", ADVANTAGES)
+def test_entropies_and_importance_weights_on_unique_tokens(name: str, normalization: str) -> None:
+    """Against the same formula on duplicated trajectories, with gradients into log-probabilities and entropies."""
+    config = replace(CONFIG, normalization=normalization, entropy_coef=0.02, tis_cap=1.2)
+
+    @given(mixed_trees(), st.integers(0, 1000))
+    def check(tree: Tree, seed: int) -> None:
+        packed, advantages = pack_trees([tree]), ADVANTAGES[name](tree)
+        credits = [credit_nodes(tree, advantages, normalization, "trajectories")]
+        current, old, reference = random_logprobs(packed, seed)
+        entropies, _, behaviour = random_logprobs(packed, seed + 1)
+        fields = {"old_logprobs": old.numpy(), "behaviour_logprobs": behaviour.numpy()}
+        importance = torch.from_numpy(importance_weights(MicroBatch(packed, fields), config.tis_cap))
+        loss, _ = tree_loss(
+            packed, credits, current, old, reference, config, entropies=entropies, importance=importance, ibro=0.3
+        )
+        expected = duplicated_loss(
+            [tree], packed, [advantages], current, old, reference, config,
+            entropies=entropies, behaviour=behaviour, ibro=0.3,
+        )  # fmt: skip
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
+        found = torch.autograd.grad(loss, (current, entropies))
+        for gradient, wanted in zip(found, torch.autograd.grad(expected, (current, entropies)), strict=True):
+            torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-6)
+            assert gradient.abs().max() > 1e-4
+
+    check()
+
+
+def test_unused_entropies_get_no_gradient() -> None:
+    """They would double the cost of the backward pass over the vocabulary."""
+    tree = hand_tree()
+    packed = pack_trees([tree])
+    credits = [credit_nodes(tree, grpo(tree), "token_mean", "trajectories")]
+    current, old, reference = random_logprobs(packed, 0)
+    entropies = torch.ones(len(packed), dtype=torch.float64, requires_grad=True)
+    loss, sums = tree_loss(packed, credits, current, old, reference, CONFIG, entropies=entropies)
+    loss.backward()
+    assert entropies.grad is None
+    assert mean_metrics({name: value.item() for name, value in sums.items()})["entropy"] == 1
+    assert "advantage_entropy" not in sums
+
+
 def test_shared_tokens_clip_each_trajectory_on_its_own_side() -> None:
     """Negative control: with the mean advantage instead of two sums, a branched tree trains something else."""
     tree = hand_tree()
     packed = pack_trees([tree])
-    credit = credit_nodes(tree, grpo(tree), "token_mean")
+    credit = credit_nodes(tree, grpo(tree), "token_mean", "trajectories")
     mean = (credit.positive - credit.negative) / np.maximum(credit.weight, 1)
-    averaged = credit_nodes(tree, StepAdvantages(mean, mean, mean), "token_mean")
+    averaged = credit_nodes(tree, StepAdvantages(mean, mean, mean), "token_mean", "trajectories")
     old = torch.full((len(packed),), -1.0, dtype=torch.float64)
     losses = [
         tree_loss(packed, [c], old + math.log(2), old, None, replace(CONFIG, kl_coef=0.0))[0].item()
@@ -140,11 +213,14 @@ def test_one_token_by_hand(ratio, positive, negative, surrogate, slope) -> None:
     values = {"weight_T": weight, "positive_T": positive, "negative_T": negative}
     loss, _ = clipped_tree_loss(
         current,
+        torch.zeros(1),
         torch.tensor([old], dtype=torch.float64),
         torch.tensor([reference], dtype=torch.float64),
         **{name: torch.tensor([value], dtype=torch.float64) for name, value in values.items()},
+        importance_T=None,
         denominator=denominator,
         config=CONFIG,
+        advantage_entropy_coef=0.0,
     )
     d = reference - current.item()
     k3 = math.exp(d) - d - 1
@@ -162,19 +238,23 @@ def test_metrics_by_hand() -> None:
     old = torch.full((5,), -1.0, dtype=torch.float64)
     _, sums = clipped_tree_loss(
         old + ratios.log(),
+        torch.arange(5, dtype=torch.float64),
         old,
         old,
+        importance_T=None,
         weight_T=weight,
         positive_T=weight * advantage.clamp(min=0),
         negative_T=weight * (-advantage).clamp(min=0),
         denominator=30.0,
         config=CONFIG,
+        advantage_entropy_coef=0.0,
     )
     metrics = mean_metrics({name: value.item() for name, value in sums.items()})
     r, w = ratios.numpy(), weight.numpy()
     assert metrics == pytest.approx(
         {
             "ratio": (w * r).sum() / 15,
+            "entropy": (0 + 2 + 2 * 3 + 3 * 4 + 4 * 5) / 15,
             "policy_kl": (w * (r - 1 - np.log(r))).sum() / 15,
             "reference_kl": (w * (1 / r - 1 + np.log(r))).sum() / 15,  # the reference is the old policy here
             "clip_fraction_high": 2 / 15,  # only the second: above with a positive advantage
@@ -187,7 +267,7 @@ def test_metrics_by_hand() -> None:
 @given(st.lists(mixed_trees(), min_size=2, max_size=3), st.integers(0, 1000))
 def test_loss_gradient_and_metrics_add_up_over_micro_batches(forest: list[Tree], seed: int) -> None:
     packed = pack_trees(forest)
-    credits = [credit_nodes(tree, ibtpo(tree, 0.1, IB), "token_mean") for tree in forest]
+    credits = [credit_nodes(tree, ibtpo(tree, 0.1, IB), "token_mean", "trajectories") for tree in forest]
     current, old, reference = random_logprobs(packed, seed)
     whole, whole_sums = tree_loss(packed, credits, current, old, reference, CONFIG)
     parts = [tree_loss(packed, credits, current, old, reference, CONFIG, piece) for piece in tree_slices(packed)]
@@ -205,7 +285,7 @@ def test_on_policy_the_gradient_is_the_advantage() -> None:
     """r = 1 and no KL: the gradient of each token is minus its weighted advantage, the policy gradient."""
     tree = hand_tree()
     packed = pack_trees([tree])
-    credit = credit_nodes(tree, ibtpo(tree, 0.1, IB), "token_mean")
+    credit = credit_nodes(tree, ibtpo(tree, 0.1, IB), "token_mean", "trajectories")
     current, _, _ = random_logprobs(packed, 0)
     config = replace(CONFIG, kl_coef=0.0)
     loss, sums = tree_loss(packed, [credit], current, current.detach(), None, config)
@@ -222,7 +302,7 @@ def test_on_policy_the_gradient_is_the_advantage() -> None:
 def test_what_is_not_finite_shows(broken: float) -> None:
     tree = hand_tree()
     packed = pack_trees([tree])
-    credits = [credit_nodes(tree, grpo(tree), "token_mean")]
+    credits = [credit_nodes(tree, grpo(tree), "token_mean", "trajectories")]
     _, old, reference = random_logprobs(packed, 0)
     for token in (2, 8):
         current = old.clone()
@@ -236,7 +316,7 @@ def test_what_is_not_finite_shows(broken: float) -> None:
 def test_a_micro_batch_without_tokens_in_the_loss_still_has_a_gradient() -> None:
     tree = hand_tree()
     packed = pack_trees([tree])
-    credits = [credit_nodes(tree, grpo(tree), "token_mean")]
+    credits = [credit_nodes(tree, grpo(tree), "token_mean", "trajectories")]
     current, old, reference = random_logprobs(packed, 0)
     loss, sums = tree_loss(packed, credits, current, old, reference, CONFIG, slice(0, 2))
     loss.backward()
@@ -248,9 +328,11 @@ def test_a_micro_batch_without_tokens_in_the_loss_still_has_a_gradient() -> None
 def test_what_is_missing_is_named() -> None:
     tree = hand_tree()
     packed = pack_trees([tree])
-    credits = [credit_nodes(tree, grpo(tree), "token_mean")]
+    credits = [credit_nodes(tree, grpo(tree), "token_mean", "trajectories")]
     current, old, _ = random_logprobs(packed, 0)
     with pytest.raises(ValueError, match=r"kl_coef=0.05 needs the log-probabilities of the reference policy"):
         tree_loss(packed, credits, current, old, None, CONFIG)
     with pytest.raises(ValueError, match=r"divided by 0.0; a step needs a trajectory"):
-        tree_loss(packed, [credit_nodes(tree, None, "token_mean")], current, old, current.detach(), CONFIG)
+        tree_loss(
+            packed, [credit_nodes(tree, None, "token_mean", "trajectories")], current, old, current.detach(), CONFIG
+        )

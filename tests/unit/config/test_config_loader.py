@@ -118,8 +118,11 @@ def test_default_values_know_every_key() -> None:
     [
         ("actor.tensor_paralel_size=2", "on the command line (did you mean 'actor.tensor_model_parallel_size'?)"),
         ("learning_rate=1", "unknown key 'learning_rate' on the command line"),
-        ("sampler=rndom", "sampler=rndom: there is no such choice (did you mean 'random'?); choose one of ib, indep"),
-        ("sampler=3", "sampler=<name> chooses one of ib, independent, random"),
+        (
+            "sampler=rndom",
+            "sampler=rndom: there is no such choice (did you mean 'random'?); choose one of entropy",
+        ),
+        ("sampler=3", "sampler=<name> chooses one of entropy, fixed_width, full, ib, independent, random"),
         ("actor=cpu", "actor is a section; set one of actor.device, actor.tensor"),
         ("trainer.max_steps=1e3", "trainer.max_steps=1000.0 on the command line: expected an integer (steps of the"),
         ("trainer.max_steps=true", "trainer.max_steps=true on the command line: expected an integer"),

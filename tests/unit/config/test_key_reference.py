@@ -29,7 +29,14 @@ def test_help_names_every_recipe_group_and_key() -> None:
     text = train_epilog()
     for name in recipe_names():
         assert f"\n  {name} " in text
-    for choice in ("sampler=ib", "sampler=random", "sampler=independent", "advantage=grpo", "data=jsonl"):
+    for choice in (
+        "sampler=ib",
+        "sampler=random",
+        "sampler=independent",
+        "advantage=grpo",
+        "loss=clip_higher",
+        "data=jsonl",
+    ):
         assert f"\n  {choice} " in text
     for path in keys():
         assert f"\n  {path}=" in text or path.startswith("data.validation.")

@@ -16,6 +16,7 @@ from model_directories import HF_CONFIG, write_model_directory
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.loader import compose
+from nemo_ibtpo.config.paths import conf_dir
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.config.validation import check_model, check_output_dir, engine_ranks, validate
 
@@ -49,6 +50,9 @@ def test_the_starting_point_is_valid_and_leaves_no_trace(config: RunConfig) -> N
     validate(config, 4)
     validate(config, 8)
     assert not Path(config.output_dir).exists()
+
+
+INDEPENDENT = {"sampler__name": "independent", "sampler__rounds": 1, "advantage__ib_coef": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -87,6 +91,50 @@ def test_the_starting_point_is_valid_and_leaves_no_trace(config: RunConfig) -> N
         ({"ib_score__beta": 0.0}, "ib_score.beta=0.0 must be above 0"),
         ({"advantage__ib_coef": -0.1}, "advantage.ib_coef=-0.1 must not be negative"),
         ({"advantage__name": "grpo"}, "advantage.ib_coef=0.1 has no meaning for advantage.name=grpo; set it to 0"),
+        ({"advantage__name": "ibro"}, "advantage.ib_coef=0.1 has no meaning for advantage.name=ibro; set it to 0"),
+        ({"advantage__entropy_coef": 0.1}, "advantage.entropy_coef=0.1 has no meaning for advantage.name=ibtpo"),
+        (
+            {"advantage__name": "ibro", "advantage__ib_coef": 0.0},
+            "advantage.entropy_coef=0.0 must be above 0",
+        ),
+        (
+            {**INDEPENDENT, "advantage__name": "treerl"},
+            "advantage.name=treerl compares a step with its parent step, which is the same where nothing branches: "
+            "sampler.name=independent never branches",
+        ),
+        ({**INDEPENDENT, "advantage__name": "treepo"}, "treepo compares trajectories within each subtree"),
+        ({**INDEPENDENT, "advantage__name": "spo"}, "spo compares a step with its parent step"),
+        (
+            {"advantage__name": "spo", "advantage__ib_coef": 0.0},
+            "loss.token_weight=trajectories: advantage.name=spo trains each edge of the tree once; set it to unique",
+        ),
+        (
+            {"loss__token_weight": "unique", "loss__normalization": "sequence_mean"},
+            "loss.token_weight=unique takes the mean over unique tokens; loss.normalization=sequence_mean",
+        ),
+        ({"loss__entropy_coef": -0.1}, "loss.entropy_coef=-0.1 must not be negative"),
+        ({"loss__tis_cap": 0.5}, "loss.tis_cap=0.5 must be at least 1, or 0"),
+        ({"loss__max_token_mult_prob_error": 1.0}, "loss.max_token_mult_prob_error=1.0 must be above 1"),
+        ({"sampler__segment_tokens": 0}, "sampler.segment_tokens=0 must be above 0"),
+        (
+            {"sampler__name": "fixed_width"},
+            "sampler.segment_tokens=null: sampler.name=fixed_width branches at the end",
+        ),
+        (
+            {"sampler__name": "full", "sampler__rounds": 3, "sampler__segment_tokens": 1024},
+            "branches after 2 segments of sampler.segment_tokens=1024 and needs sampler.min_new_tokens=16 more: 2064 "
+            "tokens, but rollout.max_new_tokens=2048",
+        ),
+        (
+            {
+                "sampler__name": "full",
+                "sampler__rounds": 3,
+                "sampler__segment_tokens": 10,
+                "sampler__branch_points": 2,
+            },
+            "sampler.branch_points=2 has no meaning for sampler.name=full",
+        ),
+        ({"sampler__name": "entropy"}, "sampler.branch_points=1 is no multiple of sampler.initial_rollouts=4"),
         ({"sampler__initial_rollouts": 0}, "sampler.initial_rollouts=0 must be above 0"),
         ({"sampler__rounds": 0}, "sampler.rounds=0 must be above 0"),
         ({"sampler__branch_points": 0}, "sampler.branch_points=0 must be above 0"),
@@ -103,7 +151,7 @@ def test_the_starting_point_is_valid_and_leaves_no_trace(config: RunConfig) -> N
         ({"rollout__temperature": 0.0}, "rollout.temperature=0.0 must be above 0"),
         ({"rollout__top_p": 0.0}, "rollout.top_p=0.0 must be above 0 and at most 1"),
         ({"rollout__top_k": -1}, "rollout.top_k=-1 must not be negative"),
-        ({"rollout__top_p": 0.95}, "accept the mismatch with rollout.allow_truncated_sampling=true"),
+        ({"rollout__top_p": 0.95}, "correct in part, with rollout.allow_truncated_sampling=true"),
         ({"rollout__top_k": 20}, "rollout.top_p=1.0 with rollout.top_k=20 truncates the distribution"),
         ({"rollout__stop": ["x", ""]}, "rollout.stop holds an empty text"),
         ({"rollout__max_batch_size": 0}, "rollout.max_batch_size=0 must be above 0"),
@@ -193,6 +241,24 @@ def test_contradictions(config: RunConfig, changes: dict[str, Any], message: str
         validate(changed(config, **changes), 4)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sampler", ["ib", "random", "independent", "entropy", "fixed_width", "full"])
+@pytest.mark.parametrize("advantage", ["ibtpo", "grpo", "ibro", "treerl", "treepo", "spo"])
+def test_any_sampler_goes_with_any_advantage_that_makes_sense(
+    config: RunConfig, sampler: str, advantage: str
+) -> None:
+    """As the shipped files have them, all samplers at the trajectories of the paper."""
+    weight = "loss.token_weight=unique" if advantage == "spo" else "loss.token_weight=trajectories"
+    words = [f"model.path={config.model.path}", f"output_dir={config.output_dir}", "data=reasoning_gym"]
+    words += [f"sampler={sampler}", f"advantage={advantage}", weight, "data.train.path=chain_sum", "name=any"]
+    composed = compose(str(conf_dir() / "config.yaml"), words)
+    assert composed.sampler.trajectories_per_prompt == 12
+    if sampler == "independent" and advantage in ("treerl", "treepo", "spo"):
+        with pytest.raises(UserError, match="never branches; choose another sampler, or advantage=grpo"):
+            validate(composed, 1)
+    else:
+        validate(composed, 1)
 
 
 def test_values_at_the_border_are_allowed(config: RunConfig) -> None:

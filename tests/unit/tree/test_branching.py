@@ -110,9 +110,9 @@ def forks(tree: Tree, config: SamplerConfig, round: int = 1, max_new_tokens: int
 
 
 def two_chains() -> Tree:
-    """Probabilities of the tokens in brackets: 1 (0.9 0.2) -> 2 (0.6 0.8) and 3 (0.5 0.7) -> 4 (0.1)."""
+    """Probabilities of the tokens in brackets: 1 (0.9 0.2) -> 2 (0.6 0.8) and 3 (0.5 0.15) -> 4 (0.1)."""
     tree = Tree("p", (1,))
-    for reward, chain in ((1.0, [[0.9, 0.2], [0.6, 0.8]]), (0.0, [[0.5, 0.7], [0.1]])):
+    for reward, chain in ((1.0, [[0.9, 0.2], [0.6, 0.8]]), (0.0, [[0.5, 0.15], [0.1]])):
         steps = [(list(range(len(p))), list(np.log(p))) for p in chain]
         steps[0] = ([int(10 * reward), 1], steps[0][1])
         add(tree, ROOT, steps, reward)
@@ -121,11 +121,12 @@ def two_chains() -> Tree:
 
 def test_entropy_forks_before_the_most_surprising_tokens_of_each_chain() -> None:
     # Chain 1: 0.2 is node 1 at 1, then 0.6, the first token of node 2: the place is the whole node 1. Chain 3: 0.1 is
-    # the first of node 4: node 3 as a whole, then 0.7: node 3 at 1. 0.9 and 0.5 follow the prompt and are masked.
+    # the first of node 4: node 3 as a whole, then 0.15: node 3 at 1. 0.9 and 0.5 follow the prompt and are masked.
+    # The two least likely tokens are both of chain 3, yet each chain forks once.
     config = sampler("entropy", initial_rollouts=2, rounds=2, branch_points=2, rollouts_per_branch=2)
     assert forks(two_chains(), config) == [(3, None, 2), (1, 1, 2)]
     config = sampler("entropy", initial_rollouts=2, rounds=2, branch_points=4)
-    assert forks(two_chains(), config) == [(3, None, 1), (1, 1, 1), (1, None, 1), (3, 1, 1)]
+    assert forks(two_chains(), config) == [(3, None, 1), (3, 1, 1), (1, 1, 1), (1, None, 1)]
     assert forks(two_chains(), config, round=2) == []
 
 
@@ -133,7 +134,7 @@ def test_entropy_makes_up_for_a_chain_without_tokens() -> None:
     tree = two_chains()
     add(tree, ROOT, [step([7], 0.001)], 1.0)  # its only token follows the prompt
     config = sampler("entropy", initial_rollouts=3, rounds=2, branch_points=3)
-    assert forks(tree, config) == [(3, None, 1), (1, 1, 1), (1, None, 1)]
+    assert forks(tree, config) == [(3, None, 1), (1, 1, 1), (3, 1, 1)]
     single = Tree("p", (1,))
     add(single, ROOT, [step([2], 0.5)], 1.0)
     assert forks(single, sampler("entropy", initial_rollouts=1, rounds=2, branch_points=2)) == [(ROOT, None, 2)]
@@ -141,16 +142,16 @@ def test_entropy_makes_up_for_a_chain_without_tokens() -> None:
 
 def test_entropy_does_not_fork_twice_at_a_place() -> None:
     tree = two_chains()
-    (inside,) = tree.split([(1, 1)])  # nodes: 1 (0.9) -> 2 (0.2) -> 3 (0.6 0.8), 4 (0.5 0.7) -> 5 (0.1)
+    (inside,) = tree.split([(1, 1)])  # nodes: 1 (0.9) -> 2 (0.2) -> 3 (0.6 0.8), 4 (0.5 0.15) -> 5 (0.1)
     add(tree, inside, [step([9], 0.01)], 1.0, round=1)
     config = sampler("entropy", initial_rollouts=1, rounds=3, branch_points=9)
-    assert forks(tree, config, round=2) == [(4, None, 3), (2, None, 2), (4, 1, 2), (3, 1, 2)]
+    assert forks(tree, config, round=2) == [(4, None, 3), (4, 1, 2), (2, None, 2), (3, 1, 2)]
 
 
 def test_entropy_leaves_room_under_the_length_limit() -> None:
     config = sampler("entropy", initial_rollouts=2, rounds=2, branch_points=4, min_new_tokens=2)
     # Prefixes of 1 token at most: the second tokens.
-    assert forks(two_chains(), config, max_new_tokens=3) == [(1, 1, 2), (3, 1, 2)]
+    assert forks(two_chains(), config, max_new_tokens=3) == [(3, 1, 2), (1, 1, 2)]
 
 
 def segments() -> Tree:

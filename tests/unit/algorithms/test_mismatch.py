@@ -1,0 +1,83 @@
+"""The mismatch of engine and actor decides what a sample weighs and whether a run goes on.
+
+By hand on one tree. That the weights enter the loss as they should is test_losses.py; that a run stops before its
+weights change is tests/e2e/test_train.py.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from strategies import hand_tree
+
+from nemo_ibtpo.algorithms.mismatch import Mismatch, importance_weights, measure, refuse_mismatch, total
+from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.tree.microbatches import MicroBatch
+from nemo_ibtpo.tree.packing import pack_trees
+
+RATIOS = [1.0, 0.5, 3.0, 2.0, 1.0, 1.0, 0.25]  # actor over engine, of the seven sampled tokens
+
+
+def batch(ratios: list[float]) -> MicroBatch:
+    packed = pack_trees([hand_tree()])
+    behaviour = np.full(len(packed), -1.0, dtype=np.float32)
+    old = behaviour.copy()
+    old[packed.loss_mask] += np.log(np.array(ratios, dtype=np.float32))
+    old[~packed.loss_mask] = 50.0  # outside the loss: read by nobody
+    return MicroBatch(packed, {"old_logprobs": old, "behaviour_logprobs": behaviour})
+
+
+def test_metrics_by_hand() -> None:
+    metrics = measure([batch(RATIOS)], cap=2.5).metrics()
+    r = np.array(RATIOS)
+    assert metrics == pytest.approx(
+        {
+            "mismatch/token_mult_prob_error": (1 + 2 + 3 + 2 + 1 + 1 + 4) / 7,
+            "mismatch/gen_kl_error": (r - np.log(r) - 1).mean(),
+            "mismatch/importance_ratio_mean": 8.75 / 7,
+            "mismatch/importance_ratio_max": 3.0,
+            "mismatch/importance_truncated": 1 / 7,
+        },
+        rel=1e-6,
+    )
+    assert measure([batch(RATIOS)], cap=0.0).truncated == 0
+
+
+def test_ranks_and_updates_add_up() -> None:
+    other = [1.0, 1.0, 1.0, 1.0, 4.0, 1.0, 1.0]
+    parts = [measure([batch(RATIOS)], 2.5), measure([], 2.5), measure([batch(other)], 2.5)]
+    assert total(parts) == measure([batch(RATIOS), batch(other)], 2.5)
+    assert total(parts).tokens == 14
+    assert total(parts).ratio_max == pytest.approx(4.0, rel=1e-6)
+
+
+def test_a_piece_counts_the_tokens_of_its_own_loss() -> None:
+    whole = batch(RATIOS)
+    mask = whole.packed.loss_mask.copy()
+    mask[:4] = False
+    piece = MicroBatch(replace(whole.packed, loss_mask=mask), whole.fields)
+    assert measure([piece], 2.5).tokens == 5
+    assert importance_weights(piece, 2.5)[:4].tolist() == [1] * 4
+    nothing = MicroBatch(replace(whole.packed, loss_mask=np.zeros_like(mask)), whole.fields)
+    assert measure([nothing], 2.5) == Mismatch()
+
+
+def test_importance_weights_are_truncated_above() -> None:
+    np.testing.assert_allclose(importance_weights(batch(RATIOS), 2.5), [1, 1, 1, 0.5, 2.5, 2, 1, 1, 0.25], rtol=1e-6)
+    assert importance_weights(batch([1e30, *RATIOS[1:]]), 2.0)[2] == 2.0
+
+
+def test_the_gate() -> None:
+    mismatch = measure([batch(RATIOS)], 2.5)  # 2.0
+    refuse_mismatch(mismatch, 2.01)
+    refuse_mismatch(mismatch, 0.0)
+    with pytest.raises(UserError, match=r"error is 2, above loss.max_token_mult_prob_error=1.5; the weights were"):
+        refuse_mismatch(mismatch, 1.5)
+    broken = batch([math.nan, *RATIOS[1:]])
+    with pytest.raises(UserError, match="error is nan"):
+        refuse_mismatch(total([Mismatch(1, 1.0), measure([broken], 2.5)]), 1.5)
+    with pytest.raises(UserError, match="error is inf"):
+        refuse_mismatch(Mismatch(1, math.inf), 1.5)

@@ -66,14 +66,16 @@ def config_of(family: str, head_dim: int = 16) -> PreTrainedConfig:
 
 
 def random_model(
-    family: str, seed: int = 0, dtype: torch.dtype = torch.float32, head_dim: int = 16
+    family: str, seed: int = 0, dtype: torch.dtype = torch.float32, head_dim: int = 16, *, key_value_heads: int = 2
 ) -> PreTrainedModel:
     """A model whose weights are large enough that a wrong position or mask shows in the logits.
 
     ``head_dim`` is only for the families that have a say in it.
     """
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config_of(family, head_dim))
+    config = config_of(family, head_dim)
+    config.num_key_value_heads = key_value_heads
+    model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:

@@ -33,10 +33,7 @@ _LENGTH_BYTES = 8  # a safetensors file starts with its header's length, little-
 
 
 def read_model_directory(path: str) -> dict[str, Any]:
-    """Check the files of a model and return its ``config.json``.
-
-    ``num_key_value_heads`` is always there: a file that lacks it has as many as attention heads. So is
-    ``num_experts``, which is null for a dense model.
+    """Check the files of a model and return its ``config.json`` as :func:`read_config` does.
 
     Raises:
         UserError: a file is missing or corrupt, or the actor cannot build such a model.
@@ -44,15 +41,23 @@ def read_model_directory(path: str) -> dict[str, Any]:
     directory = Path(path)
     if not directory.is_dir():
         raise UserError(f"model.path={path}: there is no such directory; give a Hugging Face model directory")
-    config = _read_json(directory / "config.json")
-    _check_config(config, directory / "config.json")
+    config = read_config(directory / "config.json")
     for weights in _weight_files(directory):
         _check_safetensors(weights)
     _check_vocabulary(directory / "tokenizer.json", config["vocab_size"])
     return config
 
 
-def _check_config(config: dict[str, Any], file: Path) -> None:
+def read_config(file: Path) -> dict[str, Any]:
+    """Check what a model's ``config.json`` says of its architecture and return it.
+
+    ``num_key_value_heads`` is always there: a file that lacks it has as many as attention heads. So is
+    ``num_experts``, which is null for a dense model.
+
+    Raises:
+        UserError: the file is missing or corrupt, or the actor cannot build such a model.
+    """
+    config = _read_json(file)
     architecture = (config.get("architectures") or ["none"])[0]
     if architecture not in SUPPORTED_ARCHITECTURES:
         raise UserError(
@@ -85,6 +90,7 @@ def _check_config(config: dict[str, Any], file: Path) -> None:
             f"{file}: sliding-window attention is not supported (sliding_window is {window}); "
             "set it to null if full attention is right for this model"
         )
+    return config
 
 
 def _weight_files(directory: Path) -> list[Path]:

@@ -1,0 +1,48 @@
+"""The recipes for clusters: their names taken apart, and the models that they train."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemo_ibtpo.config.paths import recipe_names, recipes_dir
+
+_NAME = re.compile(r"(?:ibtpo|grpo)-(.+)-(\d+)n(\d+)g-tp(\d+)pp(\d+)(?:ep(\d+))?")
+LARGE = [name for name in recipe_names() if _NAME.fullmatch(name)]
+# As the hub's pages of the models have them.
+PARAMETERS = {
+    "Llama-3.1-8B-Instruct": 8_030_261_248,
+    "Llama-3.3-70B-Instruct": 70_553_706_496,
+    "Qwen2.5-7B": 7_615_616_512,
+    "Qwen2.5-72B": 72_706_203_648,
+    "Qwen3-1.7B-Base": 1_720_574_976,
+    "Qwen3-8B-Base": 8_190_735_360,
+    "Qwen3-14B-Base": 14_768_307_200,
+    "Qwen3-30B-A3B": 30_532_122_624,
+    "Qwen3-32B": 32_762_123_264,
+}
+
+
+@dataclass(frozen=True)
+class RecipeLayout:
+    """What a recipe's name says."""
+
+    model: str
+    ranks: int
+    tensor: int
+    pipeline: int
+    expert: int
+
+
+def layout(name: str) -> RecipeLayout:
+    """Take a recipe's name apart."""
+    match = _NAME.fullmatch(name)
+    assert match is not None, name
+    nodes, gpus, tensor, pipeline, expert = (int(size or 1) for size in match.groups()[1:])
+    return RecipeLayout(match[1], nodes * gpus, tensor, pipeline, expert)
+
+
+def card(model: str) -> Path:
+    """The ``config.json`` that stands in for a model that is not downloaded."""
+    return recipes_dir() / "models" / f"{model}.json"

@@ -1,0 +1,75 @@
+"""Every shipped recipe composes, fits its model and its layout, and differs from its twin only in the method.
+
+Why it matters: a recipe is first run on hundreds of rented GPUs. The architectures beside the recipes stand in for
+models that are not downloaded; a typing error in one shows in its number of parameters, which is compared with the
+published one. Not exercised here: that the actor builds and trains them (``tests/distributed/test_recipes.py``), that
+they fit the memory (``nemo-ibtpo plan``), how well they learn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from large_recipes import LARGE, PARAMETERS, card, layout
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from nemo_ibtpo.config.loader import compose
+from nemo_ibtpo.config.model_directory import read_config
+from nemo_ibtpo.config.paths import recipe_names
+from nemo_ibtpo.config.schema import RunConfig
+from nemo_ibtpo.config.validation import (
+    check_data,
+    check_model,
+    check_optimization,
+    check_sampling,
+    check_world_size,
+)
+
+SMALL = {"tiny", "smollm2-135m"}
+
+
+def test_recipes_are_named_after_method_model_and_layout() -> None:
+    assert set(recipe_names()) == set(LARGE) | SMALL
+    assert {name.replace("grpo-", "ibtpo-", 1) for name in LARGE} == {n for n in LARGE if n.startswith("ibtpo-")}
+
+
+@pytest.mark.parametrize("model", sorted(PARAMETERS))
+def test_architectures_have_as_many_parameters_as_published(model: str) -> None:
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(card(model)))
+    assert sum(parameter.numel() for parameter in built.parameters()) == PARAMETERS[model]
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_recipe_fits_its_model_and_its_ranks(name: str) -> None:
+    config = compose(name, [])
+    asked = layout(name)
+    actor = config.actor
+    assert (asked.tensor, asked.pipeline, asked.expert) == (
+        actor.tensor_model_parallel_size,
+        actor.pipeline_model_parallel_size,
+        actor.expert_model_parallel_size,
+    )
+    assert asked.model == Path(config.model.path).name.lower()
+    check_optimization(config)
+    check_sampling(config)
+    check_data(config)
+    check_world_size(config, asked.ranks)
+    check_model(config, read_config(card(Path(config.model.path).name)))
+
+
+@pytest.mark.parametrize("name", [name for name in LARGE if name.startswith("grpo-")])
+def test_twin_differs_in_sampler_and_advantage_only(name: str) -> None:
+    twin, original = compose(name, []), compose(name.replace("grpo-", "ibtpo-", 1), [])
+    assert (twin.sampler.name, twin.advantage.name) == ("independent", "grpo")
+    assert twin.sampler.trajectories_per_prompt == 8
+
+    def rest(config: RunConfig) -> dict[str, Any]:
+        method = ("name", "output_dir", "sampler", "advantage")
+        return {key: value for key, value in dataclasses.asdict(config).items() if key not in method}
+
+    assert rest(twin) == rest(original)

@@ -65,7 +65,7 @@ def write_model(directory: Path, name: str) -> None:
     """A random model and a tokenizer that vLLM can load."""
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(MODELS[name]).save_pretrained(directory)
-    make_tokenizer().save_pretrained(directory)
+    make_tokenizer(["1 + 2"]).save_pretrained(directory)
 
 
 def measure_refit(directory: Path, actor_config: ActorConfig, repetitions: int) -> None:

@@ -49,11 +49,13 @@ from nemo_ibtpo.rollout.vllm_messages import (
     Sleep,
     Start,
     Submit,
+    Written,
 )
 from nemo_ibtpo.rollout.vllm_process import EndedError, VLLMProcess
 from nemo_ibtpo.rollout.weight_segment import WeightSegment, read_shapes
 from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest
 
+_STREAM_BYTES = 8 * 2**20
 _POLL_S = 0.002  # growth looks after its verifiers in between
 _CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -209,20 +211,17 @@ class VLLMEngine:
         A tied ``lm_head.weight`` may be absent.
 
         Raises:
-            UserError: a weight is missing, unknown or of another shape; it is named. The engine keeps its weights
-                then, but cannot be restarted.
+            UserError: a weight is missing, unknown or of another shape; it is named. Some weights are new then, and
+                the engine cannot be restarted until the next update.
             RuntimeError: requests are unfinished.
         """
         self._require_idle("update the weights")
-        self._process.last_heard = time.monotonic()
         checked = self._segment.checked(weights)
         try:
             if self._over_ipc:
                 self._send_buckets(checked)
             else:
-                for _ in checked:
-                    pass
-                self._request(LoadSegment())
+                self._stream(checked)
         except EndedError as error:
             for _ in checked:  # to the end: other ranks are part of it
                 pass
@@ -271,12 +270,13 @@ class VLLMEngine:
         if silent_s > self._limits.hang_timeout_s:
             raise EndedError(f"it was silent for {silent_s:.0f} s (rollout.vllm.hang_timeout_s)")
 
-    def _request(self, message: LoadSegment | LoadBucket) -> None:
+    def _request(self, message: Written | LoadBucket) -> None:
         """Send a message and wait until it is answered.
 
         Raises:
             EndedError: the process died, gave up or hung.
         """
+        self._process.last_heard = time.monotonic()  # until now it may rightly have been silent
         self._process.send(message)
         while not isinstance(answer := self._process.receive(1.0), Loaded):
             if answer is not None:
@@ -335,6 +335,26 @@ class VLLMEngine:
     def _forget(self) -> None:
         self._unanswered.clear()
         self._ids.clear()
+
+    # --- weights -------------------------------------------------------------------------------------------------
+
+    def _stream(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Have vLLM load weights from the shared memory while others are still being gathered and written there."""
+        self._process.send(LoadSegment())
+        untold = dict.fromkeys(tensor.name for tensor in self._start.layout)
+        written: list[str] = []
+        size = 0
+        try:
+            for name, tensor in weights:
+                written.append(name)
+                size += tensor.nbytes
+                if size >= _STREAM_BYTES:
+                    self._process.send(Written(tuple(written), last=False))
+                    for told in written:
+                        del untold[told]
+                    written, size = [], 0
+        finally:  # vLLM cannot leave a load half done; after an error it gets what lies there
+            self._request(Written(tuple(untold), last=True))
 
     # --- CUDA ----------------------------------------------------------------------------------------------------
 

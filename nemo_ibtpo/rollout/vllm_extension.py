@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,19 +20,22 @@ class SegmentLoader:
     model_runner: Any
 
     @torch.no_grad()
-    def load_segment(self, path: str, layout: Sequence[SharedTensor]) -> None:
-        """Load every weight of the memory file at ``path``; each worker takes its shard of the full tensors."""
+    def load_segment(self, path: str, layout: Sequence[SharedTensor], names: Iterable[str]) -> None:
+        """Load weights of the memory file at ``path`` in the order in which ``names`` gives them.
+
+        ``names`` may wait for a weight to be written. Each worker takes its shard of the full tensors.
+        """
         fd = os.open(path, os.O_RDWR)
         try:
             weights = map_weights(fd, layout, self.model_config.dtype)
         finally:
             os.close(fd)
-        self.reload_weights(weights_iterator=iter(weights.items()))
-        self._repack_tied_head()
+        self.reload_weights(weights_iterator=((name, weights[name]) for name in names))
+        self._renew_tied_head()
 
-    def _repack_tied_head(self) -> None:
-        """vLLM 0.32 packs weights for the CPU's matrix products, the output layer's too, and forgets to do it again
-        for one that is tied to the embedding: it would go on with the old weights."""
-        head: Any = getattr(self.model_runner.get_model(), "lm_head", None)
-        if self.model_config.hf_text_config.tie_word_embeddings and hasattr(head, "cpu_linear"):
-            head.quant_method.process_weights_after_loading(head)
+    def _renew_tied_head(self) -> None:
+        """vLLM 0.32 packs weights for the CPU's matrix products, the embedding's and the output layer's too, and
+        forgets the latter where it is tied to the former: it would go on with the old weights."""
+        model = self.model_runner.get_model()
+        if self.model_config.hf_text_config.tie_word_embeddings and hasattr(model.lm_head, "cpu_linear"):
+            model.lm_head.cpu_linear = model.model.embed_tokens.cpu_linear

@@ -102,7 +102,20 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class LoadSegment:
-    """Take the weights that lie in the shared memory; answered by ``Loaded``."""
+    """Take the weights from the shared memory while they are being written there; answered by ``Loaded``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """These weights lie in the shared memory now.
+
+    Attributes:
+        names: their names.
+        last: all others have been told before.
+    """
+
+    names: tuple[str, ...]
+    last: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +131,7 @@ class LoadBucket:
     first: bool
 
 
-ToProcess = Submit | SetSampling | Abort | Sleep | LoadSegment | LoadBucket
+ToProcess = Submit | SetSampling | Abort | Sleep | LoadSegment | Written | LoadBucket
 
 # --- from the process ----------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
@@ -31,6 +32,7 @@ from nemo_ibtpo.rollout.vllm_messages import (
     Start,
     Submit,
     ToProcess,
+    Written,
 )
 from nemo_ibtpo.tree.tree import FinishReason
 
@@ -46,6 +48,7 @@ class Worker:
 
         self._connection = connection
         self._on_gpu = start.device == "cuda"
+        self._devices = start.tensor_parallel_size
         self._asleep = False
         self._last_sent = time.monotonic()
         self._numbers: set[int] = set()
@@ -53,7 +56,7 @@ class Worker:
         self._llm = vllm.LLM(**_engine_arguments(start))
         self._set_sampling(start.sampling)
         if start.from_segment:
-            self._load_segment()
+            self._load_segment(tensor.name for tensor in start.layout)
         self._send(Ready())
 
     def serve(self) -> NoReturn:
@@ -81,7 +84,7 @@ class Worker:
                 self._llm.sleep(level=2)
                 self._asleep = True
         elif isinstance(message, LoadSegment):
-            self._load_segment()
+            self._load_segment(self._written())
             self._send(Loaded())
         elif isinstance(message, LoadBucket):
             self._load_bucket(message)
@@ -122,10 +125,21 @@ class Worker:
         elif time.monotonic() - self._last_sent > _ALIVE_PERIOD_S:
             self._send(Alive())
 
-    def _load_segment(self) -> None:
+    def _load_segment(self, names: Iterable[str]) -> None:
         self._wake("weights")
-        self._llm.collective_rpc("load_segment", args=self._segment)
+        if self._devices > 1:  # an iterator stays in this process; vLLM's workers are others
+            names = list(names)
+        self._llm.collective_rpc("load_segment", args=(*self._segment, names))
         self._forget_prefixes()
+
+    def _written(self) -> Iterator[str]:
+        """Names of weights as they come to lie in the shared memory."""
+        last = False
+        while not last:
+            message = self._connection.recv()
+            assert isinstance(message, Written), message
+            yield from message.names
+            last = message.last
 
     def _load_bucket(self, message: LoadBucket) -> None:  # GPU only: nothing here has been run
         if message.first:

@@ -10,8 +10,11 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,3 +58,25 @@ def test_overhead_accounts_for_every_part() -> None:
     assert all(seconds > 0 for seconds in parts)
     assert abs(sum(parts) - result["overhead_s"]) < 1e-2 * result["overhead_s"]
     assert result["overhead_share"] > 0
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+def test_refit_reaches_vllm() -> None:
+    result = run_tiny("refit", "--repetitions", "1", "--tensor", "2")
+    assert result["ranks"] == 2
+    assert result["memcpy_ratio"] > 0
+    assert result["memcpy_ratio_low"] <= result["memcpy_ratio"] <= result["memcpy_ratio_high"]
+    assert 0 < result["gather_s"] < result["refit_s"]
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+def test_sampling_compares_the_four_ways() -> None:
+    result = run_tiny("sampling", "--repetitions", "1")
+    sides = {"independent_8": 8, "independent_12": 12, "ib_rounds": 12, "ib_barrier_free": 12}
+    for side, trajectories in sides.items():
+        assert result[side]["trajectories"] == trajectories
+        assert result[side]["wall_ratio"] > 0
+        assert 0 <= result[side]["avg_rate"] <= 1
+    assert result["independent_8"]["token_ratio"] == result["independent_8"]["wall_ratio"] == 1
+    free = result["ib_barrier_free"]["token_ratio"]
+    assert result["ib_rounds"]["token_ratio"] == pytest.approx(free, rel=0.05)  # the same trees, but for last bits

@@ -1,17 +1,29 @@
 """Every key has a sentence: it is what ``--help`` and the error messages say about it."""
 
-from nemo_ibtpo.config.help_text import train_epilog
+import pytest
+
+from nemo_ibtpo.config.help_text import eval_epilog, train_epilog
 from nemo_ibtpo.config.loader import default_values
 from nemo_ibtpo.config.paths import recipe_names
 from nemo_ibtpo.config.reference import keys, sections
+from nemo_ibtpo.config.schema import EvalConfig, RunConfig
 
 
-def test_every_key_is_documented() -> None:
-    assert [path for path, key in keys().items() if not key.doc] == []
+@pytest.mark.parametrize("root", [RunConfig, EvalConfig])
+def test_every_key_is_documented(root: type) -> None:
+    assert [path for path, key in keys(root).items() if not key.doc] == []
 
 
-def test_every_key_has_a_default_or_must_be_given() -> None:
-    assert set(default_values()) == set(keys())
+@pytest.mark.parametrize("root", [RunConfig, EvalConfig])
+def test_every_key_has_a_default_or_must_be_given(root: type) -> None:
+    assert set(default_values(root)) == set(keys(root))
+
+
+def test_help_of_evaluations_names_every_benchmark_and_key() -> None:
+    text = eval_epilog()
+    for name in ("math500", "aime25", "gpqa_diamond", "ifeval", "jsonl"):
+        assert f"\n  benchmark={name} " in text
+    assert "sampler=" not in text and all(f"\n  {path}=" in text for path in keys(EvalConfig))
 
 
 def test_shared_entries_and_line_breaks_are_read() -> None:

@@ -58,7 +58,7 @@ def test_every_instruction_must_be_followed(pool: VerifierPool) -> None:
 
 def test_language_detection_does_not_depend_on_chance(pool: VerifierPool) -> None:
     asked = problem(("language:response_language", {"language": "en"}))
-    assert len(set(outcomes(pool, asked, ["tot ziens my friend"] * 30))) == 1
+    assert len(set(outcomes(pool, asked, ["hotel taxi bus"] * 30))) == 1
     assert outcomes(pool, asked, ["This is an English sentence with many words."]) == ["correct"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -206,9 +207,11 @@ def _layer_spec(architecture: Architecture, device: torch.device) -> tuple[Modul
             attention = layer.submodules.self_attention.submodules
             attention.q_layernorm = attention.k_layernorm = RMSNorm
         if experts is not None:
-            layer.submodules.mlp.submodules.router = Float32Router
+            # A ModuleSpec in Megatron-Core 0.16, a partial of the layer in 0.19.
+            mlp = layer.submodules.mlp
+            (mlp.keywords["submodules"] if isinstance(mlp, partial) else mlp.submodules).router = Float32Router
             # Transformer Engine does not fuse the norm before experts: checkpoints have it under its own name.
-            layer.submodules.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.")
+            layer.submodules.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.", None)
     layer.submodules.self_attention.submodules.core_attention = TreeAttention
     return layer, norm
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_ibtpo.config.loader import compose
@@ -27,6 +28,8 @@ from nemo_ibtpo.reporting.progress import RunConsole
 # Short sums are learned in seconds, shortcuts included, so that rewards differ within most groups.
 EASY = ["data.train.options.min_terms=3", "data.train.options.max_terms=4"]
 SMALL = [*EASY, "trainer.num_prompts_per_step=8", "trainer.num_prompts_per_update=4", "data.validation.size=16"]
+
+NAME = "model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +99,18 @@ def test_trained_model_is_a_hugging_face_directory(run: Path, base_model: Path) 
     assert any(not torch.equal(first[name], last[name]) for name in last)
     tokenizer = AutoTokenizer.from_pretrained(run / "hf")
     assert tokenizer("1 + 2").input_ids == AutoTokenizer.from_pretrained(base_model)("1 + 2").input_ids
+
+
+def test_the_last_checkpoint_converts_to_the_exported_model(run: Path, tmp_path: Path) -> None:
+    words = ["convert", "megatron-to-hf", str(run / "checkpoints" / "latest"), str(tmp_path / "hf"), "--verify"]
+    done = subprocess.run(
+        [sys.executable, "-m", "nemo_ibtpo.cli", *words], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "verified: logits" in done.stdout
+    converted, exported = load_file(tmp_path / "hf" / NAME), load_file(run / "hf" / NAME)
+    assert converted.keys() == exported.keys()
+    assert all(torch.equal(converted[name], exported[name]) for name in exported)
 
 
 def test_grpo_is_the_same_program_on_trees_that_share_nothing(base_model: Path, tmp_path: Path) -> None:

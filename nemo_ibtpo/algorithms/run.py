@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from nemo_ibtpo.config.loader import to_yaml
 from nemo_ibtpo.config.schema import DataConfig, DatasetConfig, RunConfig
 from nemo_ibtpo.config.validation import engine_ranks, max_seconds, trajectory_tokens
 from nemo_ibtpo.data.loader import PromptLoader
-from nemo_ibtpo.data.loading import load_problems
+from nemo_ibtpo.data.loading import leave_out, load_problems
 from nemo_ibtpo.data.problems import Problem, problems_digest
 from nemo_ibtpo.megatron import parallel
 from nemo_ibtpo.megatron.actor import MegatronActor
@@ -66,8 +67,10 @@ def run_training(config: RunConfig) -> str | None:
     tokenizer = AutoTokenizer.from_pretrained(str(model_path), local_files_only=True)
     rewards = VerifierPool(tokenizer, config.reward)
     problems = {}
-    for name, dataset in (("training", config.data.train), ("validation", config.data.validation)):
-        problems[name], report = _load_problems(dataset, config.data, tokenizer, rewards)
+    held_out: set[str] = set()
+    for name, dataset in (("validation", config.data.validation), ("training", config.data.train)):
+        problems[name], report = _load_problems(dataset, config.data, tokenizer, rewards, held_out)
+        held_out = {problem.problem_id for problem in problems["validation"]}
         console.say(f"{name} data: {report}")
 
     architecture = load_architecture(model_path)
@@ -149,7 +152,11 @@ def run_training(config: RunConfig) -> str | None:
 
 
 def _load_problems(
-    dataset: DatasetConfig, data: DataConfig, tokenizer: PreTrainedTokenizerBase, rewards: VerifierPool
+    dataset: DatasetConfig,
+    data: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    rewards: VerifierPool,
+    held_out: Collection[str],
 ) -> tuple[list[Problem], str]:
     """The problems of a data set whose gold answer can be verified, the same on every rank, and a line about them.
 
@@ -157,6 +164,7 @@ def _load_problems(
         UserError: nothing usable was found, or ranks read different data.
     """
     problems, report = load_problems(dataset, data, tokenizer)
+    problems = leave_out(problems, held_out, report)
     digests: list[str] = [""] * dist.get_world_size()
     dist.all_gather_object(digests, problems_digest(problems))
     if len(set(digests)) > 1:

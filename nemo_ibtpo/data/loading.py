@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from nemo_ibtpo.config.errors import UserError
@@ -57,6 +57,22 @@ def load_problems(
     if not problems:
         raise UserError(_describe_empty(report, reader))
     return problems, report
+
+
+def leave_out(problems: Sequence[Problem], held_out: Collection[str], report: LoadReport) -> list[Problem]:
+    """The problems whose ids are not among ``held_out``; ``report`` counts the others.
+
+    Raises:
+        UserError: none is left.
+    """
+    for problem in problems:
+        if problem.problem_id in held_out:
+            report.skip("also a validation question", repr(problem.question[:80]))
+    kept = [problem for problem in problems if problem.problem_id not in held_out]
+    report.loaded = len(kept)
+    if not kept:
+        raise UserError(f"{report.source}: no problem that validation does not ask too; use other problems for one")
+    return kept
 
 
 class _ProblemReader:

@@ -62,6 +62,7 @@ def grow(
     seed: int,
     max_in_flight: int,
     on_progress: Callable[[GrowthProgress], None] | None = None,
+    on_tree: Callable[[int, Tree], None] | None = None,
     stall_timeout_s: float = 3600.0,
 ) -> list[Tree]:
     """Grow one tree per task and return them in the order of the tasks.
@@ -76,6 +77,7 @@ def grow(
         seed: the seed of this growth; another one gives other trees.
         max_in_flight: most trees grown at once.
         on_progress: called whenever rollouts or rewards have arrived.
+        on_tree: called with the index of its task and the tree when one is complete.
         stall_timeout_s: growth gives up when for so long neither a rollout nor a reward has arrived.
 
     Raises:
@@ -100,6 +102,8 @@ def grow(
             source.submit(requests)
         else:
             del in_flight[growing.index]
+            if on_tree is not None:
+                on_tree(growing.index, growing.tree)
 
     last_arrival = time.monotonic()
     while waiting or in_flight:

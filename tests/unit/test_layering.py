@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "reporting": set(),
     "checkpoints": set(),
     "conversion": {"megatron", "checkpoints", "reporting", "tree"},
+    "sampling_study": {"tree", "data", "rewards", "rollout", "evaluation", "reporting"},
     "demo": {"reporting", "data"},
 }
 # The modules that join everything: the loop, and what builds its parts.

@@ -14,7 +14,7 @@ from byte_tokenizer import byte_tokenizer
 from data_configs import data_config, dataset_config
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.data.loading import load_problems
+from nemo_ibtpo.data.loading import leave_out, load_problems
 from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.data.report import LoadReport
 
@@ -139,3 +139,13 @@ def test_a_reasoning_gym_problem_carries_its_entry() -> None:
         assert problem.metadata["entry"]["answer"] == problem.answer
         assert problem.metadata["task"] == "chain_sum"
         json.dumps(problem.metadata)
+
+
+def test_questions_of_the_validation_set_are_left_out_and_counted(load: Any) -> None:
+    problems, report = load([{"question": question, "answer": "1"} for question in ("a", "b", "c")])
+    kept = leave_out(problems, {problems[1].problem_id}, report)
+    assert [problem.question for problem in kept] == ["a", "c"]
+    assert report.loaded == 2
+    assert "1 x also a validation question (first: 'b')" in report.summary()
+    with pytest.raises(UserError, match="no problem that validation does not ask too"):
+        leave_out(kept, {problem.problem_id for problem in kept}, report)

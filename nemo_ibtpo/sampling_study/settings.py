@@ -1,0 +1,139 @@
+"""What a study compares, from the words of its command line.
+
+``samplers=[...]`` names choices of the group ``sampler``, or ``label:choice`` to have one twice. A word
+``<label>.<key>=<value>`` sets ``sampler.<key>`` for that one alone; all other words go to every sampler's
+configuration, which is composed of the recipe as one of a training run.
+"""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import yaml
+
+from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.loader import compose
+from nemo_ibtpo.config.model_directory import read_model_directory
+from nemo_ibtpo.config.paths import conf_dir, did_you_mean
+from nemo_ibtpo.config.reference import sections
+from nemo_ibtpo.config.schema import RunConfig
+from nemo_ibtpo.config.validation import check_data, check_model, check_output_dir, check_sampling
+
+FOLDER = "sampling_study"
+_LABEL = re.compile(r"\w+(:\w+)?")
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """A study.
+
+    Attributes:
+        samplers: configuration of each sampler by its label; they differ in the section ``sampler`` alone.
+        num_prompts: problems, the same for all samplers, the first in the order of the run's seed.
+        dataset: the problems of ``data.train`` or of ``data.validation``.
+    """
+
+    samplers: Mapping[str, RunConfig]
+    num_prompts: int
+    dataset: Literal["train", "validation"]
+
+    @property
+    def common(self) -> RunConfig:
+        """A configuration, for what all samplers share."""
+        return next(iter(self.samplers.values()))
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the samples depend on, JSON-able: a study goes on only if it is the same."""
+        config = self.common
+        return {
+            "num_prompts": self.num_prompts,
+            "dataset": self.dataset,
+            "seed": config.seed,
+            "model": asdict(config.model),
+            "data": asdict(config.data),
+            "rollout": asdict(config.rollout),
+            "reward": asdict(config.reward),
+            "ib_score": asdict(config.ib_score),
+            "samplers": {label: asdict(own.sampler) for label, own in self.samplers.items()},
+        }
+
+
+def read_settings(words: Sequence[str]) -> StudySettings:
+    """The study that the words ask for, checked as far as is possible without reading problems or weights.
+
+    Raises:
+        UserError: a word is not as it should be, or values contradict each other.
+    """
+    values: dict[str, Any] = yaml.safe_load((conf_dir() / f"{FOLDER}.yaml").read_text(encoding="utf-8"))
+    recipes, rest = [], []
+    for word in words:
+        key, _, text = word.partition("=")
+        if key == "recipe":
+            recipes.append(text)
+        elif key in values:
+            values[key] = _yaml(word, text)
+        elif key == "sampler":
+            raise UserError(f"'{word}': a study compares several; name them as samplers=[...]")
+        else:
+            rest.append(word)
+    if len(recipes) != 1:
+        raise UserError(
+            f"sample takes one recipe=<name or path>, not {len(recipes)}; `nemo-ibtpo sample --help` shows examples"
+        )
+    num_prompts, dataset = values["num_prompts"], values["dataset"]
+    if type(num_prompts) is not int or num_prompts < 1:
+        raise UserError(f"num_prompts={num_prompts}: a study needs an integer of at least 1")
+    if dataset not in ("train", "validation"):
+        raise UserError(f"dataset={dataset}: problems are those of train or of validation")
+    choices = _choices(values["samplers"])
+    own: dict[str, list[str]] = {label: [] for label in choices}
+    common = []
+    for word in rest:
+        label, dot, key = word.partition(".")
+        if dot and label in own:
+            own[label].append(f"sampler.{key}")
+        elif dot and "=" not in label and label not in {name.partition(".")[0] for name in sections()}:
+            raise UserError(f"'{word}': '{label}' is no sampler of this study{did_you_mean(label, list(own))}")
+        else:
+            common.append(word)
+    samplers = {
+        label: compose(recipes[0], [*common, f"sampler={choice}", *own[label]]) for label, choice in choices.items()
+    }
+    for label, config in samplers.items():
+        try:
+            check_sampling(config)
+        except UserError as error:
+            raise UserError(f"sampler {label} (set a key of it alone with {label}.<key>=<value>): {error}") from None
+    settings = StudySettings(samplers, num_prompts, typing.cast(Literal["train", "validation"], dataset))
+    check_data(settings.common)
+    check_model(settings.common, read_model_directory(settings.common.model.path))
+    check_output_dir(settings.common.output_dir)
+    return settings
+
+
+def _choices(entries: Any) -> dict[str, str]:
+    """Choice of the group ``sampler`` by label, in the order given."""
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"samplers={entries}: a study needs a list of samplers, such as samplers=[independent,ib]")
+    choices: dict[str, str] = {}
+    for entry in entries:
+        if not (isinstance(entry, str) and _LABEL.fullmatch(entry)):
+            raise UserError(f"samplers: {entry!r} is neither a sampler nor label:sampler")
+        label, _, choice = entry.partition(":")
+        if label in choices:
+            raise UserError(f"samplers: {label} comes twice; tell them apart with label:sampler")
+        if label in sections():
+            raise UserError(f"samplers: {label} is a section of the configuration; choose another label")
+        choices[label] = choice or label
+    return choices
+
+
+def _yaml(word: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"'{word}' on the command line is not key=value with a YAML value") from None

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from rich.box import SIMPLE
 from rich.table import Table
 
 from nemo_ibtpo.sampling_study.estimates import Rate, SamplerResult, mixed_of_subset
@@ -31,18 +32,19 @@ _COLUMNS = (
 )
 _NOTE = (
     "Eff-Rate: prompts whose rewards differ. Avg-Rate: mean reward. Tokens are means per prompt. Brackets: 95 % "
-    "bootstrap intervals over prompts. Difference: Eff-Rate over that of independent sampling at as many sampled "
+    "bootstrap intervals over prompts. Difference, or over independent: Eff-Rate over that of independent sampling at as many sampled "
     "tokens, paired."
 )
 
 
 def as_table(results: Sequence[SamplerResult]) -> Table:
-    """The table for a console."""
-    table = Table(caption=_NOTE, caption_justify="left")
-    for place, column in enumerate(_COLUMNS):
-        table.add_column(column, justify="left" if place == 0 else "right")
+    """What fits a console of 80 columns; the rest is in the files."""
+    table = Table(caption=_NOTE, caption_justify="left", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    for place, column in enumerate(("sampler", "G", "Eff-Rate %", "Avg %", "tokens", "s", "over independent")):
+        table.add_column(column, justify="left" if place == 0 else "right", no_wrap=place > 0)
     for result in results:
-        table.add_row(*_cells(result))
+        cells = _cells(result)
+        table.add_row(*cells[:3], f"{100 * result.avg_rate.mean:.1f}", cells[4], cells[8], cells[11])
     return table
 
 

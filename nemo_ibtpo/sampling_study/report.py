@@ -32,8 +32,8 @@ _COLUMNS = (
 )
 _NOTE = (
     "Eff-Rate: prompts whose rewards differ. Avg-Rate: mean reward. Tokens are means per prompt. Brackets: 95 % "
-    "bootstrap intervals over prompts. Difference, or over independent: Eff-Rate over that of independent sampling at as many sampled "
-    "tokens, paired."
+    "bootstrap intervals over prompts. Difference (over independent): Eff-Rate over that of independent "
+    "sampling at as many sampled tokens, paired."
 )
 
 

@@ -39,6 +39,7 @@ def _load_checks() -> Any:
     sys.modules.setdefault("lm_eval.tasks", tasks)
     nltk.download = lambda *_args, **_kwargs: False
     langdetect.DetectorFactory.seed = 0
+    langdetect.detector_factory.init_factory()  # reads its language profiles, which takes a second
     from lm_eval.tasks.ifeval import utils
 
     return utils

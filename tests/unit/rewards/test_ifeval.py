@@ -23,7 +23,7 @@ TOKENIZER = byte_tokenizer()
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[VerifierPool]:
-    pool = VerifierPool(TOKENIZER, RewardConfig(num_workers=1, timeout_s=2.0))
+    pool = VerifierPool(TOKENIZER, RewardConfig(num_workers=1, timeout_s=10.0))
     yield pool
     pool.close()
 

@@ -1,8 +1,8 @@
 """A conversion holds one parameter, not the model.
 
 Why it matters: a 70B model has 140 GB in bf16; who converts it on a login node must not need them. A model of 100 MB
-in shards of 10 MB is converted in a process of its own, which reports by how much its memory grew at most. What that
-was for 500 MB is in docs/conversion.md. Not exercised: models in one file.
+in shards of 10 MB is converted in a process of its own, which reports by how much its memory grew at most.
+Not exercised: models in one file.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ PYTHON312 ?= $(firstword $(foreach p,python3.12 $(wildcard $(HOME)/.pyenv/versio
 	$(shell $(p) -c 'import sys, ensurepip, venv; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo $(p))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-mcore-latest lint demo demo-smollm2 clean
+.PHONY: help setup test test-crash test-mcore-latest lint demo demo-smollm2 clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -42,6 +42,9 @@ lint: $(STAMP) ## ruff and mypy
 
 test: lint ## lint, then all tests
 	$(PY) -m pytest
+
+test-crash: $(STAMP) ## kill a training run 20 times; the finished one equals an undisturbed one (minutes)
+	NEMO_IBTPO_CRASH_KILLS=20 $(PY) -m pytest tests/crash -k killed
 
 test-mcore-latest: $(VENV312)/.installed ## the distributed tests with Megatron-Core 0.19, which needs Python 3.12
 	$(VENV312)/bin/python -m pytest tests/distributed

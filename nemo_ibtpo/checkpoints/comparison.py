@@ -31,6 +31,7 @@ _FREE = {
 }
 # Those inside them that may not.
 _FIXED = {
+    "actor.moe_aux_loss_coef",
     "actor.use_distributed_optimizer",  # the state has another form
     "data.shuffle",
     "rollout.max_new_tokens",

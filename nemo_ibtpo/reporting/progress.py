@@ -19,6 +19,7 @@ _PLAIN_PERIOD_S = 10.0  # a log file hears of a long phase so often, and not at 
 
 # Heading, metric and format of the line that closes a step.
 _SUMMARY = (
+    ("accuracy", "val/accuracy", ".1%"),
     ("reward", "train/avg_rate", ".3f"),
     ("Eff-Rate", "train/eff_rate", ".1%"),
     ("IB-Score", "train/ib_score", "+.3f"),
@@ -102,10 +103,9 @@ class RunConsole:
             yield Phase(name, total, unit, self._console, live, already)
 
     def step(self, step: int, max_steps: int, metrics: Mapping[str, float]) -> None:
-        """Print the line that closes a step; a metric that was not measured shows as ``-``."""
+        """Print the line that closes a step; what was not measured is left out."""
         cells = [f"step {step}/{max_steps}"]
-        for heading, name, form in _SUMMARY:
-            cells.append(f"{heading} {format(metrics[name], form) if name in metrics else '-'}")
+        cells += [f"{heading} {metrics[name]:{form}}" for heading, name, form in _SUMMARY if name in metrics]
         self.say("  ".join(cells))
 
     def show(self, table: Table) -> None:

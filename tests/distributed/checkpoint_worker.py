@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from actor_worker import likelihood, make_batches, same, weights
+from comparing_runs import tensors
 from gradient_worker import OPTIMIZER
 from layouts import enter
 from parity_worker import Layout, actor_config
-from torch import Tensor
 from toy_models import random_model
 
 from nemo_ibtpo.config.errors import UserError
@@ -25,6 +24,8 @@ from nemo_ibtpo.megatron.architecture import architecture_from_config
 # In the order of their process groups.
 SAVED: Layout = (2, 2, True, None)
 OTHERS: list[Layout] = [(1, 1, False, None), (2, 1, False, None), (1, 2, False, 2), (2, 2, False, 2)]
+SAVED_EXPERTS: Layout = (1, 1, False, None, 2)
+OTHER_EXPERTS: list[Layout] = [(1, 1, False, None, 4), (2, 2, True, None, 2)]
 
 
 def make_actor(
@@ -52,27 +53,19 @@ def train(actor: MegatronActor, steps: int) -> list[dict[str, float]]:
     return [actor.train_step(batches, likelihood) for _ in range(steps)]
 
 
-def tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint, in full."""
-    entries = dcp.FileSystemReader(str(path)).read_metadata().state_dict_metadata
-    state = {name: torch.empty(e.size, dtype=e.properties.dtype) for name, e in entries.items() if hasattr(e, "size")}
-    dcp.load(state, checkpoint_id=str(path), no_dist=True)
-    return state
-
-
 def all_ranks(value: bool) -> bool:
     values: list[bool] = [False] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return all(values)
 
 
-def goes_on(directory: Path, **kind: Any) -> bool:
+def goes_on(directory: Path, layout: Layout = SAVED, **kind: Any) -> bool:
     """Whether an actor that was loaded does what the one that was saved goes on to do, bit for bit."""
-    actor = make_actor(SAVED, **kind)
+    actor = make_actor(layout, **kind)
     train(actor, 3)
     actor.save(directory)
     metrics = train(actor, 3)
-    loaded = make_actor(SAVED, **kind)
+    loaded = make_actor(layout, **kind)
     train(loaded, 1)  # a state of its own, which has to give way
     loaded.load(directory)
     return all_ranks(train(loaded, 3) == metrics and same(weights(loaded), weights(actor)))
@@ -94,9 +87,9 @@ def other_model(directory: Path) -> str:
     return "nothing was raised"
 
 
-def under(layout: Layout, saved: Path, directory: Path) -> dict[str, Any]:
+def under(layout: Layout, saved: Path, directory: Path, **kind: Any) -> dict[str, Any]:
     """Load under another layout, save again and compare every tensor of weights and optimizer."""
-    actor = make_actor(layout)
+    actor = make_actor(layout, **kind)
     actor.load(saved)
     actor.save(directory)
     dist.barrier()
@@ -126,6 +119,10 @@ def main() -> None:
     for layout in OTHERS:
         key = f"tp{layout[0]}-pp{layout[1]}-vpp{layout[3] or 1}"
         results[key] = under(layout, root / "fp32", root / key)
+    results["experts"] = goes_on(root / "experts", SAVED_EXPERTS, family="qwen3_moe")
+    for layout in OTHER_EXPERTS:
+        key = f"experts-tp{layout[0]}-pp{layout[1]}-ep{layout[4]}"
+        results[key] = under(layout, root / "experts", root / key, family="qwen3_moe")
     if dist.get_rank() == 0:
         output.write_text(json.dumps(results))
     dist.destroy_process_group()

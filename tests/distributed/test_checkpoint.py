@@ -4,7 +4,7 @@ Why it matters: an optimizer whose moments come back shifted, or whose step coun
 Continuing is compared bit for bit with never having stopped; every tensor of weights and optimizer is compared after
 a save under another layout.
 
-Four gloo ranks, Megatron's own checkpointing. Not exercised: GPUs, file systems of several machines, experts.
+Four gloo ranks, Megatron's own checkpointing. Not exercised: GPUs, file systems of several machines.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return run_ranks(4, "checkpoint_worker.py", output)
 
 
-@pytest.mark.parametrize("kind", ["fp32", "bf16", "unsharded", "unsharded_bf16", "untied", "first"])
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "unsharded", "unsharded_bf16", "untied", "first", "experts"])
 def test_goes_on_bit_for_bit(results: dict[str, Any], kind: str) -> None:
     assert results[kind] is True
 
 
-@pytest.mark.parametrize("layout", ["tp1-pp1-vpp1", "tp2-pp1-vpp1", "tp1-pp2-vpp2", "tp2-pp2-vpp2"])
+@pytest.mark.parametrize(
+    "layout",
+    ["tp1-pp1-vpp1", "tp2-pp1-vpp1", "tp1-pp2-vpp2", "tp2-pp2-vpp2", "experts-tp1-pp1-ep4", "experts-tp2-pp2-ep2"],
+)
 def test_every_layout_takes_it_over(results: dict[str, Any], layout: str) -> None:
     # Warm-up over 3 steps to 0.01 and a line to 0 at step 20: the rate of the fourth step.
     assert results[layout] == {"names": True, "different": [], "lr": pytest.approx(1e-2 * 16 / 17)}

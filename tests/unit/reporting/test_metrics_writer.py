@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.reporting.metrics import FILE_NAME, MetricsWriter, read_metrics
+from nemo_ibtpo.reporting.metrics import FILE_NAME, MetricsWriter, drop_metrics_after, read_metrics
 
 
 def write(directory: Path, *steps: int, value: float = 0.0) -> None:
@@ -90,6 +90,22 @@ def test_any_other_damage_is_named(tmp_path: Path, line: str) -> None:
         file.write(line + "\n")
     with pytest.raises(UserError, match=r"metrics.jsonl, line 2: not a JSON object with an integer step"):
         read_metrics(tmp_path / FILE_NAME)
+
+
+def test_lines_after_a_step_are_taken_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    drop_metrics_after(path, 1)  # there is nothing yet
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        for step in range(4):
+            writer.write(step, {"a": step / 3, "b": math.nan})
+    with path.open("a") as file:
+        file.write('{"step": 4, "a"')
+    before = read_metrics(path)
+    drop_metrics_after(path, 1)
+    assert path.read_text().count("\n") == 2
+    assert read_metrics(path) == before[:2]
+    drop_metrics_after(path, -1)
+    assert path.read_text() == ""
 
 
 def test_no_file(tmp_path: Path) -> None:

@@ -33,8 +33,14 @@ def test_step_line_is_one_line_whatever_the_width() -> None:
     console, out = made(terminal=False)
     console.step(3, 40, METRICS)
     assert out.getvalue() == (
-        "step 3/40  reward 0.412  Eff-Rate 75.0%  IB-Score -1.200  Cov +0.0125  tokens/s 12,346  seconds -\n"
+        "step 3/40  reward 0.412  Eff-Rate 75.0%  IB-Score -1.200  Cov +0.0125  tokens/s 12,346\n"
     )
+
+
+def test_an_evaluation_alone_shows_its_accuracy() -> None:
+    console, out = made(terminal=False)
+    console.step(0, 40, {"val/accuracy": 0.2488})
+    assert out.getvalue() == "step 0/40  accuracy 24.9%\n"
 
 
 def test_text_is_printed_as_it_is() -> None:

@@ -1,0 +1,101 @@
+"""A run that is killed again and again ends as if nothing had happened.
+
+Why it matters: on a cluster jobs end by SIGKILL, by a lost node, by a time limit; a run of days meets all of them.
+Two ranks train with a checkpoint after every step, so that about half of the kills fall into one being written. The
+finished run is compared bit for bit with one that was never disturbed, and every process must have gone.
+
+The suite takes two kills and two signals; ``make test-crash`` takes 20 kills. Not exercised: a machine that loses its
+power (what is on the disk then depends on fsync, which is called).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from comparing_runs import assert_same_run
+from crash.interrupted import Attempt, kill
+from tiny_job import write_tiny_job
+
+KILLS = int(os.environ.get("NEMO_IBTPO_CRASH_KILLS", "2"))
+STEPS = 8 + 2 * KILLS
+WORDS = [
+    "actor.tensor_model_parallel_size=2",
+    "rollout.num_replicas=null",
+    "checkpoint.save_period=1",
+    "trainer.val_period=3",
+    f"trainer.max_steps={STEPS}",
+]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_job(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    attempt = Attempt(recipe, output, *WORDS)
+    assert attempt.wait() == 0, attempt.said[-6000:]
+    return output
+
+
+def finish(recipe: Path, output: Path) -> None:
+    for _ in range(2):  # the second time there is nothing left to do
+        attempt = Attempt(recipe, output, *WORDS)
+        assert attempt.wait() == 0, attempt.said[-6000:]
+    assert f"this run is complete: {STEPS} steps" in attempt.said
+
+
+@pytest.mark.timeout(3600)
+def test_killed(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+    rng = random.Random(KILLS)
+    output = tmp_path / "out"
+    for number in range(KILLS):
+        attempt = Attempt(recipe, output, *WORDS)
+        ranks = attempt.ranks()
+        if number < 2:  # at least two fall into training, whatever the speed of the machine
+            attempt.wait_for_step(2 + number)
+            time.sleep(rng.uniform(0, 1))
+        else:
+            time.sleep(rng.uniform(0, 8))
+        kill(ranks if rng.random() < 0.3 else [rng.choice(ranks)])
+        attempt.wait()
+        state = json.loads((output / "status.json").read_text())["state"]
+        if state == "complete":
+            break
+        assert state == "running", attempt.said[-6000:]  # nobody was there to write another
+    finish(recipe, output)
+    assert_same_run(output, undisturbed, STEPS)
+
+
+def test_signals(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+
+    attempt = Attempt(recipe, output, *WORDS)
+    one = attempt.ranks()[1]
+    attempt.wait_for_step(2)
+    os.kill(one, signal.SIGUSR1)
+    assert attempt.wait() == 1  # torchrun's own status says nothing
+    status = json.loads((output / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("requeue", "SIGUSR1"), attempt.said[-6000:]
+    assert status["step"] >= 2
+    assert "exitcode  : 85" in attempt.said
+
+    attempt = Attempt(recipe, output, *WORDS)
+    attempt.ranks()
+    attempt.wait_for_step(status["step"] + 1)
+    assert f"resuming after step {status['step']} of {STEPS}" in attempt.said
+    os.kill(attempt.launcher, signal.SIGTERM)
+    assert attempt.wait() == 1
+    status = json.loads((output / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("requeue", "SIGTERM"), attempt.said[-6000:]
+
+    finish(recipe, output)
+    assert_same_run(output, undisturbed, STEPS)

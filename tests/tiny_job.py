@@ -17,7 +17,8 @@ output_dir: {directory}/out
 model: {{path: {directory}/model, dtype: fp32}}
 actor: {{device: cpu, max_tokens_per_microbatch: 256}}
 optimizer: {{lr: 1.0e-3}}
-sampler: {{initial_rollouts: 3, rounds: 2, min_new_tokens: 4}}
+# With one tree at a time the engine's batches, and so the last bits of log-probabilities, depend on no clock.
+sampler: {{initial_rollouts: 3, rounds: 2, min_new_tokens: 4, max_trees_in_flight: 1}}
 rollout:
   max_new_tokens: 24
   max_batch_size: 16

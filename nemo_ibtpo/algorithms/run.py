@@ -23,7 +23,7 @@ from nemo_ibtpo.config.validation import engine_ranks, max_seconds, trajectory_t
 from nemo_ibtpo.data.loader import PromptLoader
 from nemo_ibtpo.data.loading import leave_out, load_problems
 from nemo_ibtpo.data.problems import Problem, problems_digest
-from nemo_ibtpo.megatron import parallel
+from nemo_ibtpo.megatron import parallel, random_state
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import load_architecture
 from nemo_ibtpo.megatron.collectives import Dealing
@@ -55,6 +55,7 @@ def run_training(config: RunConfig) -> str | None:
     stop.install()
     context = parallel.initialize(config.actor, config.seed)
     rank, world_size = dist.get_rank(), dist.get_world_size()
+    random_state.seed(config.seed + rank)
     console = RunConsole(rank)
     processes: list[str] = [""] * world_size
     dist.all_gather_object(processes, f"{socket.gethostname()}:{os.getpid()}")

@@ -8,7 +8,8 @@ Three things of Megatron-Core 0.16 and 0.19 are mended here; ``tests/distributed
 
 - The gathered optimizer state is cut by offsets that count the padding between buckets, while the padding has been
   left out of it ("param range exceeds unpadded buffer"). It is real: a tied embedding has a bucket of its own, and
-  its moments come back shifted. ``_with_padding`` keeps the padding in.
+  its moments come back shifted. Gathering also takes three times the memory of what is gathered. ``_gather`` keeps
+  the padding in and collects in place.
 - torch's Adam has no state before its first step and keeps ``step`` with each parameter; Megatron expects it in the
   group, and hands one ``step`` tensor to all parameters, which then count each update many times.
 - The writer of 0.16 forks processes, which inherit the locks of gloo, CUDA and the engine. PyTorch's own writer works
@@ -23,6 +24,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,7 @@ _METADATA = {
     "distrib_optim_fully_reshardable_mem_efficient": True,
     "chained_optim_avoid_prefix": True,
 }
+_KINDS = ("param", "exp_avg", "exp_avg_sq")
 _OPTIMIZER, _EXTRA = "optimizer", "extra"
 
 
@@ -86,7 +90,7 @@ def save_training_state(
     """
     state = _weights(chunks)
     _initialise(optimizer)
-    with _with_padding(optimizer):
+    with _gathering(optimizer):
         state[_OPTIMIZER] = optimizer.sharded_state_dict(dict(state), metadata=_METADATA)
     for part in state[_OPTIMIZER].values() if len(_parts(optimizer)) > 1 else [state[_OPTIMIZER]]:
         if "param_state" in part and part["param_state"] is None:
@@ -102,7 +106,7 @@ def load_training_state(path: Path, chunks: Sequence[Module], optimizer: Megatro
     """
     state = _weights(chunks)
     _initialise(optimizer)
-    with _with_padding(optimizer):
+    with _gathering(optimizer):
         state[_OPTIMIZER] = optimizer.sharded_state_dict(dict(state), is_loading=True, metadata=_METADATA)
     loaded = _load(path, state)
     _fill(chunks, loaded)
@@ -175,22 +179,48 @@ def _fill_optimizer(part: MegatronOptimizer, state: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _with_padding(optimizer: MegatronOptimizer) -> Iterator[None]:
-    """Within the context the buffers say that their padding is part of them."""
-    owners = [
-        owner
-        for part in _parts(optimizer)
-        for buffer in getattr(part, "buffers", [])
-        for owner in (buffer, *buffer.buckets)
-    ]
-    unpadded = [owner.numel_unpadded for owner in owners]
-    for owner in owners:
-        owner.numel_unpadded = owner.grad_data.numel()
+def _gathering(optimizer: MegatronOptimizer) -> Iterator[None]:
+    """Within the context sharded optimizers gather their state with :func:`_gather`."""
+    sharded = [part for part in _parts(optimizer) if isinstance(part, DistributedOptimizer)]
+    for part in sharded:
+        part.get_parameter_state_dp_zero = partial(_gather, part)
     try:
         yield
     finally:
-        for owner, numel in zip(owners, unpadded, strict=True):
-            owner.numel_unpadded = numel
+        for part in sharded:
+            del part.get_parameter_state_dp_zero  # the class's own is back
+
+
+def _gather(part: DistributedOptimizer, *, empty_data: bool = False, **_: Any) -> dict[Any, Any] | None:
+    """Main parameters and moments of all data-parallel ranks, as Megatron's ``get_parameter_state_dp_zero`` gives them.
+
+    Args:
+        empty_data: make room for what is going to be loaded, on every rank.
+
+    Returns:
+        By number of the buffer and dtype, for each kind of state a float32 tensor in host memory as long as the
+        padded buffer; None but on the first data-parallel rank, unless ``empty_data``.
+    """
+    group = part.data_parallel_group_gloo
+    collects = empty_data or group.rank() == 0
+    state: dict[Any, Any] = {"buckets_coalesced": True}
+    for number, (buffer, ranges) in enumerate(zip(part.buffers, part.gbuf_ranges, strict=True)):
+        ((dtype, ranges_of_buckets),) = ranges.items()
+        full = {kind: torch.zeros(buffer.numel) for kind in _KINDS} if collects else {}
+        state[number] = {dtype: full}
+        if empty_data:
+            continue
+        for kind, (bucket, own) in product(_KINDS, list(zip(buffer.buckets, ranges_of_buckets, strict=True))):
+            numel = bucket.grad_data.numel()
+            shard = torch.zeros(numel // group.size())
+            for parameter, place in own["param_map"].items():
+                value = part._get_main_param_and_optimizer_states(parameter)[kind]
+                shard[place["gbuf_local"].start : place["gbuf_local"].end] = value.detach()
+            pieces = None
+            if collects:
+                pieces = list(full[kind][bucket.offset : bucket.offset + numel].chunk(group.size()))
+            dist.gather(shard, pieces, dst=dist.get_global_rank(group, 0), group=group)
+    return state if collects else None
 
 
 class _Writer(TorchDistSaveShardedStrategy):

@@ -22,6 +22,13 @@ _MEGATRON = "megatron."
 _PYTHON, _NUMPY, _TORCH, _CUDA = "python", "numpy", "torch", "cuda"
 
 
+def seed(number: int) -> None:
+    """Seed what Megatron does not: Python's and numpy's generators and torch's on the CPU."""
+    random.seed(number)
+    np.random.seed(number % 2**32)  # noqa: NPY002
+    torch.default_generator.manual_seed(number)
+
+
 def capture() -> RandomState:
     """Copies of the states; call within the actor's scope."""
     version, words, gauss = random.getstate()

@@ -192,7 +192,7 @@ def _gathering(optimizer: MegatronOptimizer) -> Iterator[None]:
 
 
 def _gather(part: DistributedOptimizer, *, empty_data: bool = False, **_: Any) -> dict[Any, Any] | None:
-    """Main parameters and moments of all data-parallel ranks, as Megatron's ``get_parameter_state_dp_zero`` gives them.
+    """Main parameters and moments of all data-parallel ranks, in the form of Megatron's own method.
 
     Args:
         empty_data: make room for what is going to be loaded, on every rank.

@@ -15,7 +15,7 @@ from comparing_runs import tensors
 from gradient_worker import OPTIMIZER
 from layouts import enter
 from parity_worker import Layout, actor_config
-from toy_models import random_model
+from toy_models import hf_weights, random_model
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.megatron.actor import MegatronActor
@@ -36,7 +36,7 @@ def make_actor(
     settings = replace(OPTIMIZER, lr=1e-2, warmup_steps=3, decay_style="linear", weight_decay=0.1, clip_grad=1.0)
     return MegatronActor(
         architecture_from_config(model.config),
-        model.state_dict(),
+        hf_weights(model),
         actor=config,
         optimizer=settings,
         total_updates=20,

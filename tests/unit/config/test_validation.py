@@ -250,7 +250,6 @@ def test_contradictions(config: RunConfig, changes: dict[str, Any], message: str
     assert "\n" not in str(caught.value)
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("sampler", ["ib", "random", "independent", "entropy", "fixed_width", "full"])
 @pytest.mark.parametrize("advantage", ["ibtpo", "grpo", "ibro", "treerl", "treepo", "spo"])
 def test_any_sampler_goes_with_any_advantage_that_makes_sense(
@@ -267,12 +266,12 @@ def test_any_sampler_goes_with_any_advantage_that_makes_sense(
             validate(composed, 1)
     else:
         validate(composed, 1)
-=======
+
+
 def test_time_is_read() -> None:
     assert max_seconds(None) is None
     assert max_seconds("03:45:00") == 3 * 3600 + 45 * 60
     assert max_seconds("1:00:00:10") == 86410
->>>>>>> 21dbd35 (Checkpoints: tests, documents, make test-crash; the line of step 0 shows its accuracy)
 
 
 def test_values_at_the_border_are_allowed(config: RunConfig) -> None:

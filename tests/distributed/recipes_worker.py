@@ -68,9 +68,10 @@ def train_two_steps(name: str, architecture: str) -> dict[str, Any]:
     losses = []
     for _ in range(2):
         trees = [grow(config, rng) for _ in range(3)]
+        advantages = compute_advantages(trees, config.advantage, config.ib_score)
         credits = [
-            credit_nodes(tree, compute_advantages(tree, config.advantage, config.ib_score), config.loss.normalization)
-            for tree in trees
+            credit_nodes(tree, advantage, config.loss.normalization, config.loss.token_weight)
+            for tree, advantage in zip(trees, advantages, strict=True)
         ]
         items = []
         for tree, credit in zip(trees, credits, strict=True):
@@ -95,13 +96,16 @@ def train_two_steps(name: str, architecture: str) -> dict[str, Any]:
         def loss(logprobs: Tensor, entropies: Tensor, fields: Fields) -> tuple[Tensor, dict[str, Tensor]]:
             return clipped_tree_loss(
                 logprobs,
+                entropies,
                 fields["old"],
                 fields["reference"],
+                importance_T=None,
                 weight_T=fields["weight"],
                 positive_T=fields["positive"],
                 negative_T=fields["negative"],
                 denominator=denominator,  # noqa: B023
                 config=config.loss,
+                advantage_entropy_coef=0.0,
             )
 
         actor.prepare_for_training()

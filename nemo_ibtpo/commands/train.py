@@ -12,7 +12,7 @@ from nemo_ibtpo.checkpoints.status import EXIT_REQUEUE, failure_is_told, finishe
 from nemo_ibtpo.commands import asks_help
 from nemo_ibtpo.config import help_text
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.config.loader import compose
+from nemo_ibtpo.config.loader import compose_words
 from nemo_ibtpo.config.plan import batch_plan
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.config.validation import fewest_ranks, validate
@@ -47,12 +47,7 @@ def add_parser(commands: Subparsers, argv: Sequence[str]) -> None:
 def run(arguments: argparse.Namespace) -> int | None:
     """Train, or plan a training run; the exit status ``EXIT_REQUEUE`` if it stopped and is to be started again."""
     words, dry_run, asked = arguments.words, arguments.dry_run, arguments.world_size
-    recipes = [word.removeprefix("recipe=") for word in words if word.startswith("recipe=")]
-    if len(recipes) != 1:
-        raise UserError(
-            f"train takes one recipe=<name or path>, not {len(recipes)}; `nemo-ibtpo train --help` lists them"
-        )
-    config = compose(recipes[0], [word for word in words if not word.startswith("recipe=")])
+    config = compose_words(words)
     ranks = _planned_world_size(config, asked) if dry_run else _world_size()
     if asked is not None and not dry_run:
         raise UserError("--world-size plans a dry run; the size of a real run is what torchrun starts")

@@ -87,6 +87,20 @@ def _compose_as(root: type, path: Path, overrides: Sequence[str]) -> Any:
     return _build(root, resolved, "", sources)
 
 
+def compose_words(words: Sequence[str]) -> RunConfig:
+    """Build the configuration from the words of a command line, one of which is ``recipe=<name or path>``.
+
+    Raises:
+        UserError: there is not exactly one recipe, or as :func:`compose`.
+    """
+    recipes = [word.removeprefix("recipe=") for word in words if word.startswith("recipe=")]
+    if len(recipes) != 1:
+        raise UserError(
+            f"train takes one recipe=<name or path>, not {len(recipes)}; `nemo-ibtpo train --help` lists them"
+        )
+    return compose(recipes[0], [word for word in words if not word.startswith("recipe=")])
+
+
 def to_yaml(config: RunConfig | EvalConfig) -> str:
     """The whole configuration as YAML; saved beside a run, it is a recipe that repeats it."""
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,118 @@
+#!/usr/bin/env bash
+# Train on Slurm: a job that goes on until the run is complete.
+#
+#   sbatch --nodes=2 --gpus-per-node=8 --time=4:00:00 slurm/train_ibtpo.sh recipe=<name or path> [key=value ...]
+#   IBTPO_ARGS="recipe=tiny seed=2" sbatch ... slurm/train_ibtpo.sh        the same words from the environment
+#   bash slurm/chain.sh 4 --nodes=2 ... slurm/train_ibtpo.sh recipe=...    four jobs, each after the one before it
+#
+# What nemo-ibtpo train takes, this takes. The job checks the recipe and the nodes, trains, and ten minutes before its
+# time limit saves and queues itself again, as it does when a process is killed; Slurm does it when a node dies. Logs:
+# <output_dir>/slurm/latest/node-*.log, and slurm-<job>.out for what the launcher itself has to say.
+# Python, containers and network of the cluster are set in slurm/cluster.sh. Everything else: docs/slurm.md.
+#
+#SBATCH --job-name=ibtpo
+#SBATCH --output=slurm-%j.out
+#SBATCH --open-mode=append
+#SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@600
+
+set -euo pipefail
+# Slurm runs a copy of this file; what belongs to it lies beside the original.
+here=$(dirname -- "${BASH_SOURCE[0]}")
+[ -d "$here/lib" ] || here=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/train_ibtpo\.sh.*|\1|p')
+# shellcheck source=lib/common.sh
+source "$here/lib/common.sh"
+# shellcheck source=lib/attempts.sh
+source "$here/lib/attempts.sh"
+
+read -ra more <<<"${IBTPO_ARGS:-}"
+words=("$@" "${more[@]}")
+help_or_go "$here/train_ibtpo.sh" "${words[@]}"
+
+export IBTPO_RANKS=${IBTPO_RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-}} IBTPO_HEAD IBTPO_STOP_FILE
+[ -n "$IBTPO_RANKS" ] ||
+    fail "this job has no GPUs: submit it with --gpus-per-node=<n>, or set IBTPO_RANKS_PER_NODE for a run on CPUs"
+
+# The warning that the time is almost over.
+stopping=
+trap 'stopping=yes' USR1
+stop() {
+    say "asked to stop: the ranks save and leave"
+    touch "$IBTPO_STOP_FILE"
+    # If that takes too long, the run goes on from the checkpoint before.
+    (sleep "$IBTPO_STOP_SECONDS" && say "not saved within $IBTPO_STOP_SECONDS s" && requeue "$output_dir") &
+}
+
+# torchrun_step <module> [argument ...]: ranks on all nodes, which write to the logs of this attempt.
+torchrun_step() {
+    local step status=0
+    on_nodes "$SLURM_JOB_NUM_NODES" --output="$attempt/node-%n.log" --open-mode=append -- torchrun "$@" &
+    step=$!
+    wait "$step" || status=$?
+    while kill -0 "$step" 2>/dev/null; do # a signal has ended `wait`
+        status=0
+        wait "$step" || status=$?
+    done
+    return "$status"
+}
+
+# What the recipe wants.
+ranks=$((SLURM_JOB_NUM_NODES * IBTPO_RANKS))
+say "job $SLURM_JOB_ID: $ranks ranks on $SLURM_JOB_NUM_NODES nodes: nemo-ibtpo train ${words[*]}"
+plan=$(on_nodes 1 -- python nemo_ibtpo.launch.plan --world-size "$ranks" "${words[@]}") || fail "this run cannot start"
+head -n -3 <<<"$plan"
+{ read -r output_dir && read -r device && read -r open; } < <(tail -n 3 <<<"$plan")
+if [ "$open" = complete ]; then
+    say "this run is complete: $output_dir/hf"
+    exit 0
+fi
+
+begin_attempt "$output_dir"
+IBTPO_STOP_FILE=$attempt/stop
+trap stop USR1
+[ -z "$stopping" ] || stop
+# Slurm reaches the first node by this address; the port is this job's.
+read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+address=$(scontrol show node --oneliner "$first" | grep -o ' NodeAddr=[^ ]*')
+IBTPO_HEAD=${address#*=}:$((20000 + SLURM_JOB_ID % 10000))
+
+# What the nodes can do.
+status=0
+torchrun_step nemo_ibtpo.launch.preflight --directory "$attempt" --device "$device" || status=$?
+report=$(cat "$attempt/preflight.txt" 2>/dev/null) || report=
+echo "$report"
+if grep -q '^problem: ' <<<"$report"; then fail "these nodes cannot run it together"; fi
+if [ "$status" -ne 0 ]; then
+    say "the pre-flight ended without a verdict (status $status); the end of $attempt/node-*.log:"
+    tail -n 20 "$attempt"/node-*.log
+    requeue "$output_dir"
+    exit 1
+fi
+
+# Training. Its status file tells what the exit status of torchrun and srun cannot.
+before=$(cat "$output_dir/status.json" 2>/dev/null) || before=
+[ -e "$IBTPO_STOP_FILE" ] || torchrun_step nemo_ibtpo.cli train "${words[@]}" || status=$?
+if [ "$(cat "$output_dir/status.json" 2>/dev/null)" = "$before" ]; then
+    state=lost
+else
+    state=$(status_of "$output_dir" state)
+fi
+case $state in
+    complete) say "complete: the model is in $output_dir/hf" ;;
+    failed) fail "$(status_of "$output_dir" reason); see $attempt/node-*.log" ;;
+    requeue)
+        say "stopped: $(status_of "$output_dir" reason)"
+        requeue "$output_dir"
+        ;;
+    *)
+        if [ ! -e "$IBTPO_STOP_FILE" ]; then
+            say "processes were lost (status $status); the end of $attempt/node-*.log:"
+            tail -n 20 "$attempt"/node-*.log
+        fi
+        requeue "$output_dir"
+        exit 1
+        ;;
+esac

@@ -112,7 +112,7 @@ class Cluster:
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def kill_step(self, node: str, job: int) -> bool:
-        """Kill all that the newest step of a job has on a node, without a chance to clean up; whether there was any."""
+        """Kill all that the newest step of a job has on a node, at once; whether there was anything."""
         steps = [p for p in self.processes_of_jobs() if p.name() == "slurmstepd" and f"[{job}." in _words(p)]
         mine = [p for p in steps if any(_environment(c).get("SLURMD_NODENAME") == node for c in p.children())]
         mine = [p for p in mine if ".batch]" not in _words(p)]

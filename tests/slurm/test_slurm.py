@@ -1,8 +1,8 @@
 """``sbatch slurm/train_ibtpo.sh`` on a real Slurm: two nodes on this machine, two ranks each, TP2 x PP2 across them.
 
 Why it matters: a launcher is right when a job that is warned, killed and restarted at night ends in the morning with
-the model that an undisturbed one has. Real: munge, slurmctld, two slurmd, sbatch, srun, requeueing, torchrun over both
-nodes, gloo, checkpoints. Compared bit by bit with a run under torchrun alone.
+the model that an undisturbed one has. Real: munge, slurmctld, two slurmd, sbatch, srun, requeueing, torchrun over
+both nodes, gloo, checkpoints. Compared bit by bit with a run under torchrun alone.
 
 Not exercised: GPUs and NCCL, containers, a node that dies as a whole (Slurm itself queues the job again), real time
 limits (``scancel --batch --signal`` sends the same signal), a network file system.

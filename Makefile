@@ -18,7 +18,7 @@ PYTHON312 ?= $(firstword $(foreach p,python3.12 $(wildcard $(HOME)/.pyenv/versio
 	$(shell $(p) -c 'import sys, ensurepip, venv; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo $(p))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-crash test-mcore-latest lint demo demo-smollm2 clean
+.PHONY: help setup test test-crash test-mcore-latest test-slurm lint demo demo-smollm2 clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -48,6 +48,9 @@ test-crash: $(STAMP) ## kill a training run 20 times; the finished one equals an
 
 test-mcore-latest: $(VENV312)/.installed ## the distributed tests with Megatron-Core 0.19, which needs Python 3.12
 	$(VENV312)/bin/python -m pytest tests/distributed
+
+test-slurm: $(STAMP) ## the Slurm launchers on a real Slurm of two nodes on this machine; skipped where it is not installed
+	$(PY) -m pytest tests/slurm
 
 $(VENV312)/.installed: pyproject.toml
 	@test -n "$(PYTHON312)" || { echo "make: no Python 3.12 with venv found; name one with PYTHON312=..." >&2; exit 1; }

@@ -45,3 +45,13 @@ on_nodes() {
     srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --relative=0 --mpi=none --cpu-bind=none \
         --kill-on-bad-exit=1 "${options[@]}" bash "$here/lib/node.sh" "$@"
 }
+
+# take_share <word>...: sets `share` to those of the words that this task of an array takes; all of them without an array.
+take_share() {
+    local number=$((${SLURM_ARRAY_TASK_ID:-0} - ${SLURM_ARRAY_TASK_MIN:-0})) count=${SLURM_ARRAY_TASK_COUNT:-1}
+    share=()
+    while [ "$number" -lt $# ]; do
+        share+=("${@:number+1:1}")
+        number=$((number + count))
+    done
+}

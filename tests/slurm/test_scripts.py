@@ -1,0 +1,95 @@
+"""The parts of ``slurm/`` that need no Slurm: shellcheck, help, shares of an array, bounded restarts.
+
+The bash functions run as they are; ``srun`` alone is a stand-in, to see the options it would get for a container.
+Not exercised: pyxis itself.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SLURM = Path(__file__).resolve().parents[2] / "slurm"
+
+
+def bash(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    libraries = f"set -euo pipefail; here={SLURM}; source $here/lib/common.sh; source $here/lib/attempts.sh\n"
+    return subprocess.run(
+        ["bash", "-c", libraries + program],
+        env={"PATH": "/usr/bin:/bin", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(
+    shutil.which("shellcheck") is None, reason="shellcheck is not installed: apt-get install shellcheck"
+)
+def test_shellcheck_finds_nothing() -> None:
+    files = sorted(map(str, SLURM.rglob("*.sh")))
+    done = subprocess.run(["shellcheck", *files], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", ["train_ibtpo", "eval", "convert"])
+def test_started_plainly_a_script_tells_how_to_submit_it(name: str) -> None:
+    for words in ([], ["--help"]):
+        done = subprocess.run(
+            ["bash", str(SLURM / f"{name}.sh"), *words], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True
+        )
+        assert done.returncode == 0
+        assert f"slurm/{name}.sh" in done.stdout
+        assert "#SBATCH" not in done.stdout
+    done = subprocess.run(
+        ["bash", str(SLURM / f"{name}.sh"), "a=b"], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "runs inside a Slurm job: sbatch" in done.stderr
+
+
+def test_tasks_of_an_array_share_all_words_once() -> None:
+    shares = []
+    for task in range(3, 6):
+        array = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_COUNT": "3"}
+        shares.append(bash('take_share a "b c" d e; printf "%s\\n" "${share[@]}"', **array).stdout.splitlines())
+    assert shares == [["a", "e"], ["b c"], ["d"]]
+    assert bash('take_share a b; echo "${share[@]}"').stdout.split() == ["a", "b"]
+
+
+def test_a_job_without_progress_is_given_up(tmp_path: Path) -> None:
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[0-1]", "OUT": str(tmp_path)}
+    begin = 'begin_attempt "$OUT"; echo "$attempt"'
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    for step in ("step_2", "step_4", "step_4", "step_4"):
+        (checkpoints / "latest").unlink(missing_ok=True)
+        (checkpoints / "latest").symlink_to(step)
+        done = bash(begin, **job)
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{tmp_path}/slurm/7/attempt-4"
+    assert (tmp_path / "slurm" / "latest").resolve() == tmp_path / "slurm" / "7" / "attempt-4"
+    done = bash(begin, **job)
+    assert done.returncode == 1
+    assert "3 attempts in a row ended without a new checkpoint (step 4)" in done.stderr
+    (checkpoints / "latest").unlink()
+    (checkpoints / "latest").symlink_to("step_6")
+    assert bash(begin, **job).returncode == 0
+
+
+def test_srun_gets_the_container(tmp_path: Path) -> None:
+    (tmp_path / "srun").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
+    settings = {"IBTPO_CONTAINER": "/i.sqsh", "IBTPO_MOUNTS": "/data:/data"}
+    done = bash(
+        f"cd {tmp_path}; PATH={tmp_path}:$PATH on_nodes 3 --output=x -- python m",
+        **settings,
+    )
+    words = done.stdout.splitlines()
+    assert "--nodes=3" in words
+    assert "--container-image=/i.sqsh" in words
+    assert f"--container-mounts={SLURM.parent}:{SLURM.parent},{tmp_path}:{tmp_path},/data:/data" in words
+    assert words[-4:] == ["bash", f"{SLURM}/lib/node.sh", "python", "m"]

@@ -111,21 +111,26 @@ class Cluster:
         words = self.call("scontrol", "show", "job", "--oneliner", str(number)).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def kill_step(self, node: str, job: int) -> bool:
-        """Kill all that the newest step of a job has on a node, at once; whether there was anything."""
-        steps = [p for p in self.processes_of_jobs() if p.name() == "slurmstepd" and f"[{job}." in _words(p)]
-        mine = [p for p in steps if any(_environment(c).get("SLURMD_NODENAME") == node for c in p.children())]
-        mine = [p for p in mine if ".batch]" not in _words(p)]
-        if not mine:
+    def kill_step(self, node: int, job: int) -> bool:
+        """Kill all that the newest step of a job has on its node of that number, at once; whether there was any."""
+        tasks = {}
+        for process in self.processes_of_jobs():
+            about = _environment(process)
+            if (about.get("SLURM_JOB_ID"), about.get("SLURM_NODEID")) != (str(job), str(node)):
+                continue
+            parent = process.parent()
+            if "SLURM_STEP_ID" in about and parent is not None and parent.name().startswith("slurmstepd"):
+                tasks[int(about["SLURM_STEP_ID"])] = parent
+        if not tasks:
             return False
-        step = max(mine, key=lambda p: p.create_time())
+        step = tasks[max(tasks)]
         for process in [step, *step.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         return True
 
     def processes_of_jobs(self) -> list[psutil.Process]:
-        """What this cluster's jobs have running, the daemons of their steps included."""
+        """What this cluster's jobs have running."""
         conf = str(self.directory / "slurm.conf")
         mine = {daemon.pid for daemon in self._daemons} | {os.getpid()}
         return [
@@ -208,13 +213,6 @@ def _environment(process: psutil.Process) -> dict[str, str]:
     except psutil.Error:
         return {}
     return environment
-
-
-def _words(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
 
 
 def _search_path() -> str:

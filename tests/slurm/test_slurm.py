@@ -105,7 +105,7 @@ def test_a_run_that_is_warned_and_killed_ends_like_an_undisturbed_one(
     wait_for(
         lambda: logged_steps(output) > stopped["step"] and (output / "slurm" / str(job) / "attempt-2").exists(), text
     )
-    assert cluster.kill_step("n1", job)
+    assert cluster.kill_step(1, job)
     wait_for(lambda: "processes were lost" in text(), text)
     assert logged_steps(output) < STEPS, "the tiny run was too fast to be disturbed in its middle"
 

@@ -135,6 +135,7 @@ class MegatronActor:
 
     def finish_inference(self) -> None:
         """After log-probabilities were computed."""
+        self._release_cache()
 
     def prepare_for_training(self) -> None:
         """Before the optimizer steps of an iteration."""
@@ -143,6 +144,7 @@ class MegatronActor:
 
     def finish_training(self) -> None:
         """After the optimizer steps of an iteration."""
+        self._release_cache()
 
     @torch.no_grad()
     def logprobs(self, batches: Sequence[MicroBatch]) -> list[FloatArray]:
@@ -273,6 +275,11 @@ class MegatronActor:
         with self._context.scope():
             yield from self._exporter.named_gradients()
 
+    def _release_cache(self) -> None:
+        """Hand freed activations back to the GPU, which an engine in another process shares."""
+        if self._context.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def _weigh_aux_loss(self, batches: Sequence[MicroBatch]) -> None:
         """Set the coefficient of the experts' load-balancing loss for one optimizer step.
 
@@ -364,7 +371,9 @@ class MegatronActor:
         # The clipped surrogate hides a log-probability of -inf; the sums behind the metrics do not.
         odd = next((f"{name} of the step is {value}" for name, value in sums.items() if not np.isfinite(value)), None)
         buffers = (b for chunk in self._chunks for b in (*chunk.buffers, *chunk.expert_parallel_buffers))
-        if odd is None and not all(bool(torch.isfinite(buffer.grad_data).all()) for buffer in buffers):
+        # The largest entry tells, and needs no copy of the buffer as an elementwise test does.
+        largest = (torch.linalg.vector_norm(buffer.grad_data, ord=math.inf) for buffer in buffers)
+        if odd is None and not all(bool(torch.isfinite(value)) for value in largest):
             odd = "a gradient is not finite"
         finite = torch.tensor(float(odd is None), device=self._context.device)
         dist.all_reduce(finite, op=dist.ReduceOp.MIN)

@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "sampling_study": {"tree", "data", "rewards", "rollout", "evaluation", "reporting"},
     "launch": {"checkpoints"},
     "demo": {"reporting", "data"},
+    "planning": set(),
 }
 # The modules that join everything: the loop, and what builds its parts.
 JOINS = {"algorithms/ibtpo.py", "algorithms/run.py", "algorithms/checkpointing.py", "evaluation/run.py"}

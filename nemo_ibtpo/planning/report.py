@@ -1,0 +1,111 @@
+"""A plan in words and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from nemo_ibtpo.config.plan import batch_plan
+from nemo_ibtpo.planning.assumptions import GIB, Assumptions
+from nemo_ibtpo.planning.planner import Plan
+
+Suggestion = tuple[dict[str, Any], Plan] | None
+
+
+def as_text(plan: Plan, source: str, assumptions: Assumptions, suggestion: Suggestion) -> str:
+    """Several lines for a reader."""
+    return "\n".join(
+        [
+            batch_plan(plan.config, plan.world_size),
+            f"  shape    {plan.shape.parameters / 1e9:.2f} B parameters, from {source}",
+            "",
+            *_memory(plan, assumptions),
+            "",
+            *_seconds(plan),
+            "",
+            *_verdict(plan, suggestion, assumptions),
+            "",
+            "assumed: " + ", ".join(f"{name} {value:g}" for name, value in dataclasses.asdict(assumptions).items()),
+            "options of these names change them; docs/planning.md says how far off predictions were",
+        ]
+    )
+
+
+def as_json(plan: Plan, source: str, assumptions: Assumptions, suggestion: Suggestion) -> str:
+    """The same figures for a program: bytes, seconds, tokens."""
+    return json.dumps(
+        {
+            "name": plan.config.name,
+            "world_size": plan.world_size,
+            "parameters": plan.shape.parameters,
+            "model_source": source,
+            "fits": plan.problem is None,
+            "problem": plan.problem,
+            "memory_bytes": {phase.name: dict(phase.parts) for phase in plan.memory.phases},
+            "worst_phase": plan.memory.worst.name,
+            "engine_cache_tokens": plan.memory.engine.cache_tokens,
+            "host_bytes": dict(plan.memory.host),
+            "tokens": dataclasses.asdict(plan.work),
+            "seconds": dict(plan.seconds),
+            "step_seconds": plan.step_seconds,
+            "suggestion": None if suggestion is None else _suggested(suggestion),
+            "assumptions": dataclasses.asdict(assumptions),
+        },
+        indent=2,
+    )
+
+
+def _memory(plan: Plan, assumptions: Assumptions) -> Iterator[str]:
+    worst = plan.memory.worst
+    yield "memory of a GPU at its fullest, GiB (the fullest pipeline stage of each phase)"
+    for phase in plan.memory.phases:
+        mark = f" <- the most, of {assumptions.gpu_memory_gb:g}" if phase is worst else ""
+        parts = " + ".join(f"{name} {size / GIB:.1f}" for name, size in phase.parts.items() if size)
+        yield f"  {phase.name:<11}{phase.total / GIB:6.1f} = {parts}{mark}"
+    engine = plan.memory.engine
+    yield f"  the engine's keys and values have room for {engine.cache_tokens:,} tokens"
+    host = " + ".join(f"{name} {size / GIB:.1f}" for name, size in plan.memory.host.items() if size)
+    yield f"  host memory of a rank: {host or 'nothing'}"
+
+
+def _seconds(plan: Plan) -> Iterator[str]:
+    work = plan.work
+    yield (
+        f"a step of {work.sampled:,.0f} sampled and {work.trained:,.0f} trained tokens (prompts {work.prompt:,.0f}, "
+        f"responses of {work.response:,.0f} in the mean), {work.updates} x {work.passes} micro-batches a rank: about "
+        f"{plan.step_seconds:,.1f} s"
+    )
+    yield "  " + ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in plan.seconds.items())
+
+
+def _verdict(plan: Plan, suggestion: Suggestion, assumptions: Assumptions) -> Iterator[str]:
+    if plan.problem is None:
+        yield f"fits {assumptions.gpu_memory_gb:g} GiB"
+        return
+    yield f"does not fit {assumptions.gpu_memory_gb:g} GiB: {plan.problem}"
+    if suggestion is None:
+        yield "nothing that was tried fits, on up to eight times the GPUs; take GPUs with more memory"
+        return
+    changes, instead = suggestion
+    words = [f"{key}={_value(value)}" for key, value in changes.items()]
+    if instead.world_size != plan.world_size:
+        words.append(f"--world-size {instead.world_size}")
+    most = instead.memory.worst
+    yield f"fits with: {' '.join(words)}"
+    yield f"  (planned again: {most.total / GIB:.1f} GiB in {most.name}; {instead.step_seconds:,.1f} s a step)"
+
+
+def _suggested(suggestion: tuple[Mapping[str, Any], Plan]) -> dict[str, Any]:
+    changes, instead = suggestion
+    return {
+        "changes": dict(changes),
+        "world_size": instead.world_size,
+        "most_bytes": instead.memory.worst.total,
+        "step_seconds": instead.step_seconds,
+    }
+
+
+def _value(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

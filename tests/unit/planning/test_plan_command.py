@@ -1,0 +1,104 @@
+"""``nemo-ibtpo plan``: what it prints follows from the configuration, and what it suggests fits.
+
+Why it matters: a suggestion that was not planned itself sends a user from one full queue to the next. Not exercised:
+that a real GPU agrees; tests/distributed/test_memory.py and tests/distributed/test_activations.py hold the
+figures behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from model_directories import HF_CONFIG, write_model_directory
+
+from nemo_ibtpo import cli
+
+RECIPE = """\
+defaults: [config, {override /data: dapo_math}, {override /rollout: vllm}, _self_]
+model: {path: models/Qwen3-8B-Base}
+actor: {tensor_model_parallel_size: 2, sequence_parallel: true}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "mine-2n8g.yaml"
+    path.write_text(RECIPE)
+    return f"recipe={path}"
+
+
+def planned(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    assert cli.main(["plan", *words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_sizes_come_from_the_card_and_gpus_from_the_name(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = planned(capsys, recipe)
+    assert plan["world_size"] == 16
+    assert plan["parameters"] == 8_190_735_360  # as Hugging Face counts Qwen3-8B-Base
+    assert "Qwen3-8B-Base.json" in plan["model_source"]
+
+
+def test_a_config_json_goes_before_a_card(tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_model_directory(tmp_path / "Qwen3-8B-Base", head_dim=8)
+    (model / "model.safetensors").unlink()  # weights are not asked for
+    plan = planned(capsys, recipe, f"model.path={model}")
+    assert plan["model_source"] == str(model / "config.json")
+    h, layers, vocab = HF_CONFIG["hidden_size"], HF_CONFIG["num_hidden_layers"], HF_CONFIG["vocab_size"]
+    # q and o 32 x 32, k and v 16 x 32, norms of 32, 32, 8 and 8, three matrices of 48 x 32; two embeddings, one norm.
+    assert plan["parameters"] == layers * (2 * 32 * h + 2 * 16 * h + 2 * h + 16 + 3 * 48 * h) + 2 * vocab * h + h
+
+
+def test_what_does_not_fit_comes_with_changes_that_do(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = planned(capsys, recipe, "--gpu-memory-gb", "48")
+    assert not plan["fits"]
+    changes = [f"{key}={str(value).lower()}" for key, value in plan["suggestion"]["changes"].items()]
+    size = str(plan["suggestion"]["world_size"])
+    again = planned(capsys, recipe, *changes, "--gpu-memory-gb", "48", "--world-size", size)
+    assert again["fits"]
+    assert max(sum(parts.values()) for parts in again["memory_bytes"].values()) == plan["suggestion"]["most_bytes"]
+
+
+def test_what_fits_gets_no_suggestion(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = planned(capsys, recipe, "--gpu-memory-gb", "400", "rollout.vllm.gpu_memory_utilization=0.2")
+    assert plan["fits"]
+    assert plan["suggestion"] is None
+
+
+def test_text(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", recipe, "actor.recompute=full"]) == 0
+    text = capsys.readouterr().out
+    for part in ("batch plan of 'mine-2n8g'", "sampling", "log-probs", "train", "refit", "a step of", "mfu 0.35"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model.path=models/unknown"], "neither models/unknown/config.json nor a card unknown.json"),
+        (["--mfu", "1.5"], "--mfu 1.5 is out of range"),
+        (["--response-tokens", "4096"], "at most 2048"),
+        (["--world-size", "3"], "3 ranks cannot hold copies"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    recipe: str, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert cli.main(["plan", recipe, *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_planning_loads_no_heavy_library(recipe: str) -> None:
+    program = (
+        f"import sys; from nemo_ibtpo import cli; cli.main(['plan', {recipe!r}])\n"
+        "print([name for name in ('torch', 'megatron', 'vllm', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

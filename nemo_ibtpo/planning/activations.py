@@ -73,8 +73,8 @@ def kept_bytes(shape: ModelShape, layout: Layout, actor: ActorConfig, stage: int
 def in_flight(layout: Layout, stage: int, passes: int) -> int:
     """Micro-batches, counted once for each chunk, whose activations a stage holds at the fullest.
 
-    One-forward-one-backward holds one for each stage that follows; the interleaved schedule warms up with two for each
-    following stage and a round of all stages for each further chunk (Megatron's ``schedules.py``).
+    One-forward-one-backward holds one for each stage that follows; the interleaved schedule warms up with two for
+    each following stage and a round of all stages for each further chunk (Megatron's ``schedules.py``).
     """
     following = layout.pipeline - stage - 1
     if layout.chunks == 1:

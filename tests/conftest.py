@@ -1,4 +1,4 @@
-"""Settings of all tests; that this file is here also puts ``tests/`` on the path, for ``strategies``."""
+"""Settings of all tests."""
 
 from hypothesis import settings
 

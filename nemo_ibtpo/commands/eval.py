@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +14,13 @@ from nemo_ibtpo.config import help_text
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.loader import compose_evaluation
 from nemo_ibtpo.config.schema import EvalConfig
-from nemo_ibtpo.config.validation import validate_evaluation
+from nemo_ibtpo.config.validation import check_output_dir, validate_evaluation
 
 if TYPE_CHECKING:
     from nemo_ibtpo.commands import Subparsers
 
 _COMPARISON_SEED = 0
+_MAX_SHARD_BYTES = 5 * 10**9
 
 
 def add_parser(commands: Subparsers, argv: Sequence[str]) -> None:
@@ -30,8 +31,8 @@ def add_parser(commands: Subparsers, argv: Sequence[str]) -> None:
         help="evaluate a model on benchmarks, or compare two evaluations",
         usage="nemo-ibtpo eval model.path=<directory> benchmark=<name>[,...] output_dir=<directory> [key=value ...] "
         "[--dry-run]\n       nemo-ibtpo eval compare <first> <second> [--write STEM]",
-        description="Evaluate a Hugging Face model directory on benchmarks; started again, it goes on where it was. "
-        "Or compare two evaluations, paired over problems.",
+        description="Evaluate a Hugging Face model directory or a Megatron checkpoint on benchmarks; started again, it "
+        "goes on where it was. Or compare two evaluations, paired over problems.",
         epilog=help_text.eval_epilog() if asks_help(argv) else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -52,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int | None:
     if arguments.write is not None:
         raise UserError("--write goes with eval compare; an evaluation writes to its output_dir")
     configs = _compose(arguments.words)
+    if not arguments.dry_run:
+        configs = _as_hugging_face(configs)
     for config in configs:
         validate_evaluation(config)
         print(_plan(config), flush=True)
@@ -74,6 +77,28 @@ def _compose(words: Sequence[str]) -> list[EvalConfig]:
         raise UserError(f"{chosen[0]} names a benchmark twice")
     others = [word for word in words if not word.startswith("benchmark=")]
     return [compose_evaluation([f"benchmark={name}", *others]) for name in names]
+
+
+def _as_hugging_face(configs: Sequence[EvalConfig]) -> Sequence[EvalConfig]:
+    """Convert a Megatron checkpoint to ``output_dir/model``, anew each time, and evaluate that."""
+    source = Path(configs[0].model.path)
+    if not (source / "megatron").is_dir():
+        return configs
+    from nemo_ibtpo.conversion.convert import megatron_to_hf  # imports torch and Megatron
+    from nemo_ibtpo.reporting.progress import RunConsole
+
+    check_output_dir(configs[0].output_dir)
+    converted = Path(configs[0].output_dir) / "model"
+    megatron_to_hf(
+        source,
+        converted,
+        dtype=None,
+        max_shard_bytes=_MAX_SHARD_BYTES,
+        force=True,
+        verify=False,
+        console=RunConsole(0),
+    )
+    return [replace(config, model=replace(config.model, path=str(converted))) for config in configs]
 
 
 def _plan(config: EvalConfig) -> str:

@@ -88,7 +88,8 @@ def validate_evaluation(config: EvalConfig) -> None:
     directory = Path(config.model.path)
     _refuse_if(
         any((directory / name).is_file() for name in (".metadata", "megatron/.metadata")),
-        f"model.path={directory} is a Megatron checkpoint: convert it first, nemo-ibtpo convert megatron-to-hf",
+        f"model.path={directory} is a Megatron checkpoint, which a dry run does not convert; give a Hugging "
+        "Face model (nemo-ibtpo convert megatron-to-hf), or start without --dry-run",
     )
     positions = read_model_directory(config.model.path)["max_position_embeddings"]
     _refuse_if(

@@ -142,13 +142,20 @@ def test_mistakes(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_megatron_checkpoint_is_to_be_converted_first(
-    problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_megatron_checkpoint_answers_as_the_model_it_was_made_of(
+    model: Path, problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "step_3" / "megatron").mkdir(parents=True)
-    (tmp_path / "step_3" / "megatron" / ".metadata").touch()
-    assert cli.main(words(tmp_path / "step_3", problems, tmp_path / "out")) == 2
-    assert "is a Megatron checkpoint: convert it first" in capsys.readouterr().err
+    checkpoint = tmp_path / "checkpoint"
+    assert cli.main(["convert", "hf-to-megatron", str(model), str(checkpoint)]) == 0
+    assert cli.main(words(checkpoint, problems, tmp_path / "refused", "--dry-run")) == 2
+    assert "which a dry run does not convert" in capsys.readouterr().err
+    for name, source in (("original", model), ("converted", checkpoint)):
+        assert cli.main(words(source, problems, tmp_path / name, "benchmark.samples_per_problem=1")) == 0
+    samples = [
+        (tmp_path / name / "jsonl" / "samples.jsonl").read_text().splitlines()[1:]
+        for name in ("original", "converted")
+    ]
+    assert samples[0] == samples[1] and len(samples[0]) == 12
 
 
 def test_a_dry_run_reads_no_data(

@@ -31,8 +31,8 @@ def add_parser(commands: Subparsers, argv: Sequence[str]) -> None:
         help="evaluate a model on benchmarks, or compare two evaluations",
         usage="nemo-ibtpo eval model.path=<directory> benchmark=<name>[,...] output_dir=<directory> [key=value ...] "
         "[--dry-run]\n       nemo-ibtpo eval compare <first> <second> [--write STEM]",
-        description="Evaluate a Hugging Face model directory or a Megatron checkpoint on benchmarks; started again, it "
-        "goes on where it was. Or compare two evaluations, paired over problems.",
+        description="Evaluate a Hugging Face model directory or a Megatron checkpoint on benchmarks; started again, "
+        "it goes on where it was. Or compare two evaluations, paired over problems.",
         epilog=help_text.eval_epilog() if asks_help(argv) else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -79,7 +79,7 @@ def _compose(words: Sequence[str]) -> list[EvalConfig]:
     return [compose_evaluation([f"benchmark={name}", *others]) for name in names]
 
 
-def _as_hugging_face(configs: Sequence[EvalConfig]) -> Sequence[EvalConfig]:
+def _as_hugging_face(configs: list[EvalConfig]) -> list[EvalConfig]:
     """Convert a Megatron checkpoint to ``output_dir/model``, anew each time, and evaluate that."""
     source = Path(configs[0].model.path)
     if not (source / "megatron").is_dir():

@@ -1,12 +1,16 @@
 """Process groups for a worker that goes through many parallel layouts.
 
-Megatron makes some forty groups for a layout, and every gloo group keeps threads of its own. A worker that made new
-ones for each case would soon have thousands, so they are made once per layout: go through cases in that order.
+Megatron makes some forty groups for a layout, and every gloo group keeps threads of its own. They are made once per
+layout, so go through cases in that order, and end with it.
 """
 
 from __future__ import annotations
 
+import gc
+
+import torch.distributed as dist
 from megatron.core import parallel_state
+from torch.distributed import distributed_c10d
 
 from nemo_ibtpo.config.schema import ActorConfig
 from nemo_ibtpo.megatron.parallel import ParallelContext, initialize
@@ -25,5 +29,16 @@ def enter(actor: ActorConfig) -> ParallelContext:
     )
     if _entered is None or _entered[0] != layout:
         parallel_state.destroy_model_parallel()
+        _end_threads()
         _entered = (layout, initialize(actor, seed=0))
     return _entered[1]
+
+
+def _end_threads() -> None:
+    """Destroy the groups of the last layout; Megatron only forgets them."""
+    gc.collect()  # models and optimizers of the last layout hold groups
+    if dist.is_initialized():
+        dist.barrier()
+        for group in list(distributed_c10d._world.pg_map):
+            if group is not dist.group.WORLD:
+                dist.destroy_process_group(group)

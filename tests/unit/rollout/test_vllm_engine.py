@@ -299,6 +299,7 @@ def grow_trees(
         branch_points=1,
         rollouts_per_branch=1,
         min_new_tokens=1,
+        segment_tokens=None,
         max_trees_in_flight=max_in_flight,
     )
     return grow(

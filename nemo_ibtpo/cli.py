@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 import traceback
@@ -43,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         rank = _rank()
         if rank:
+            # `train` takes SIGTERM for a request to stop; from here on it is torchrun's way to end this rank.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(_GRACE_S)
         message = " ".join(str(error).split())
         print(f"nemo-ibtpo: error: {f'rank {rank}: ' if rank else ''}{message}", file=sys.stderr, flush=True)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import threading
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from typing import Any
 
 from nemo_ibtpo.rewards import worker
+
+# Whoever starts a process also asks all others for their exit codes. Of two threads that ask for the same one at the
+# same time multiprocessing tells one 255, so that a kill from outside would pass for a crash.
+_asking_for_exit_codes = threading.Lock()
 
 
 class CallTimeoutError(Exception):
@@ -72,7 +78,8 @@ class WorkerProcess:
         context.set_forkserver_preload(worker.MODULES)
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=worker.serve, args=(theirs, self._timeout_s), daemon=True)
-        self._process.start()
+        with _asking_for_exit_codes:
+            self._process.start()
         theirs.close()
         self._started = False
 
@@ -86,5 +93,7 @@ class WorkerProcess:
 
     def _bury(self) -> int | None:
         self._connection.close()
-        self._process.join()
-        return self._process.exitcode
+        wait([self._process.sentinel])
+        with _asking_for_exit_codes:
+            self._process.join()
+            return self._process.exitcode

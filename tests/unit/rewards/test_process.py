@@ -6,8 +6,10 @@ Calls of the standard library stand for the worst a verifier can be made to do.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +69,15 @@ def test_an_exception_comes_back_with_its_traceback(process: WorkerProcess) -> N
     with pytest.raises(RuntimeError, match="invalid literal for int"):
         process.call(int, "seven")
     assert process.call(abs, -1) == 1
+
+
+def test_processes_killed_at_the_same_time_all_get_successors() -> None:
+    """A right answer would be scored 0 if one of them were told a wrong exit code; seen in 4 % of such rounds."""
+    processes = [WorkerProcess(TIMEOUT_S) for _ in range(2)]
+    with ThreadPoolExecutor(len(processes)) as threads:
+        for _ in range(100):
+            assert list(threads.map(lambda process: process.call(abs, -1), processes)) == [1, 1]
+            for process in processes:
+                os.kill(process._process.pid or 0, signal.SIGKILL)
+    for process in processes:
+        process.close()

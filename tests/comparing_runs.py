@@ -27,7 +27,7 @@ def logged(output: Path) -> list[dict[str, Any]]:
 
 
 def assert_same_run(output: Path, expected: Path, step: int) -> None:
-    """Bitwise the same weights, optimizer, random generators, cursor, metrics, evaluations and exported model."""
+    """Bitwise the same weights, optimizer, generators, cursor, metrics, evaluations, trees and exported model."""
     mine, theirs = (directory / "checkpoints" / f"step_{step}" for directory in (output, expected))
     a, b = tensors(mine / "megatron"), tensors(theirs / "megatron")
     assert a.keys() == b.keys()
@@ -44,6 +44,9 @@ def assert_same_run(output: Path, expected: Path, step: int) -> None:
     assert logged(output) == logged(expected)
     for file in sorted((expected / "validation").iterdir()):
         assert (output / "validation" / file.name).read_text() == file.read_text()
+    trees, others = (sorted((run / "trees").iterdir()) for run in (output, expected))
+    assert [file.name for file in trees] == [file.name for file in others]
+    assert all(file.read_bytes() == other.read_bytes() for file, other in zip(trees, others, strict=True))
     assert (output / "hf" / "model.safetensors").read_bytes() == (expected / "hf" / "model.safetensors").read_bytes()
     assert json.loads((output / "status.json").read_text())["state"] == "complete"
     assert not list(output.glob("**/*.tmp"))

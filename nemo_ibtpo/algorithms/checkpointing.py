@@ -29,6 +29,7 @@ from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.loader import to_yaml
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.data.loader import PromptLoader
+from nemo_ibtpo.inspection.archive import TreeArchive
 from nemo_ibtpo.megatron import random_state
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.parallel import ParallelContext
@@ -263,6 +264,7 @@ class Checkpointer:
     def _forget_after(self, step: int) -> None:
         """Remove what the run logged, evaluated and exported after a step."""
         drop_metrics_after(self._output / FILE_NAME, step)
+        TreeArchive(self._output).drop_after(step)
         for path in [*self._output.glob("validation/step_*.jsonl"), *self._output.glob("hf_step_*")]:
             number = path.stem.rpartition("_")[2]
             if number.isdecimal() and int(number) > step:

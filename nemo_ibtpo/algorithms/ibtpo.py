@@ -16,21 +16,30 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 from torch import Tensor
 
-from nemo_ibtpo.algorithms.advantages import compute_advantages
+from nemo_ibtpo.algorithms.advantages import Advantages, compute_advantages, per_node
 from nemo_ibtpo.algorithms.checkpointing import ACCURACY, Checkpointer, StoppedError
 from nemo_ibtpo.algorithms.credit import NodeCredit, credit_nodes, token_targets
 from nemo_ibtpo.algorithms.losses import clipped_tree_loss
-from nemo_ibtpo.algorithms.metrics import advantage_metrics, mean_over_updates, sampling_metrics, update_metrics
+from nemo_ibtpo.algorithms.metrics import (
+    advantage_metrics,
+    engine_metrics,
+    mean_over_updates,
+    peak_memory,
+    sampling_metrics,
+    update_metrics,
+)
 from nemo_ibtpo.algorithms.mismatch import Mismatch, importance_weights, measure, refuse_mismatch, total
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.data.loader import PromptLoader
 from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.evaluation.evaluator import evaluate
 from nemo_ibtpo.evaluation.result import merge
+from nemo_ibtpo.inspection.keeping import TreeKeeper
 from nemo_ibtpo.megatron.actor import Fields, MegatronActor
 from nemo_ibtpo.megatron.collectives import Dealing, gather_from_all
 from nemo_ibtpo.reporting.metrics import MetricsWriter
@@ -71,6 +80,7 @@ class IBTPOTrainer:
         sampling: of training rollouts; evaluation changes the temperature only.
         checkpoints: saves, restores and hears of requests to stop.
         writer: on rank 0 alone.
+        keeper: of trees, on rank 0 alone.
         export: writes the model as a Hugging Face directory of that name; called on all ranks.
     """
 
@@ -86,6 +96,7 @@ class IBTPOTrainer:
     validation: Sequence[Problem]
     checkpoints: Checkpointer
     writer: MetricsWriter | None
+    keeper: TreeKeeper | None
     console: RunConsole
     export: Callable[[str], None]
     _seconds: dict[str, float] = field(default_factory=dict)
@@ -118,11 +129,18 @@ class IBTPOTrainer:
         """Sample and train; the metrics but those of the evaluation."""
         self._seconds, started = {}, time.perf_counter()
         self.checkpoints.raise_if_stopped()
-        trees, verdicts = self.sample(step)
-        metrics = sampling_metrics(trees, self.config.ib_score) | verdicts
-        # All log-probabilities of the old policy come before the first update changes it.
+        trees, counts = self.sample(step)
+        metrics = sampling_metrics(trees, self.config.ib_score) | counts
         groups = list(_groups(trees, self.config.trainer.num_prompts_per_update))
-        updates = [update for group in groups if (update := self.prepare(group, metrics))]
+        advantages = [compute_advantages(group, self.config.advantage, self.config.ib_score) for group in groups]
+        metrics |= advantage_metrics(trees, list(chain(*advantages)))
+        self._keep_trees(step, trees, list(chain(*advantages)))
+        # All log-probabilities of the old policy come before the first update changes it.
+        updates = [
+            update
+            for group, own in zip(groups, advantages, strict=True)
+            if (update := self.prepare(group, own)) is not None
+        ]
         self.checkpoints.raise_if_stopped()
         if updates:
             metrics |= total(update.mismatch for update in updates).metrics()
@@ -133,13 +151,14 @@ class IBTPOTrainer:
         return metrics
 
     def sample(self, step: int) -> tuple[list[Tree], dict[str, float]]:
-        """Grow trees on this rank's share of the prompts; those of all ranks, and what became of the answers.
+        """Grow trees on this rank's share of the prompts; those of all ranks, and what verifiers and engines counted.
 
         The engine sleeps afterwards, until it gets new weights.
         """
         problems = self.prompts.next(self.config.trainer.num_prompts_per_step)
         mine = self.engines.mine(problems)
         self.rewards.set_problems(mine)
+        before = replace(self.engine.stats)
         with self._phase("rollout", len(mine), "trees") as phase:
             with self._all_or_none():
                 trees = grow(
@@ -154,16 +173,20 @@ class IBTPOTrainer:
                     on_progress=_advance(phase),
                 )
             self.engine.sleep()
-            counts = self.rewards.take_counts()
-            all_counts = self.engines.gather([counts], len(self.engines.ranks))
-            verdicts = {f"reward/{name}": float(sum(own[name] for own in all_counts)) for name in counts}
-            return self.engines.gather(trees, len(problems)), verdicts
+            stats = self.engine.stats
+            own = self.rewards.take_counts() | {
+                "prefill": stats.prefill_tokens - before.prefill_tokens,
+                "cached": stats.cached_prefix_tokens - before.cached_prefix_tokens,
+            }
+            everyone = self.engines.gather([own], len(self.engines.ranks))
+            sums = {name: sum(counts[name] for counts in everyone) for name in own}
+            hits = engine_metrics(sums.pop("prefill"), sums.pop("cached"))
+            verdicts = {f"reward/{name}": float(count) for name, count in sums.items()}
+            return self.engines.gather(trees, len(problems)), verdicts | hits
 
-    def prepare(self, trees: Sequence[Tree], metrics: dict[str, float]) -> Update | None:
+    def prepare(self, trees: Sequence[Tree], advantages: Sequence[Advantages | None]) -> Update | None:
         """Turn trees into micro-batches with everything the loss needs; None if every group is dropped."""
         config = self.config
-        advantages = compute_advantages(trees, config.advantage, config.ib_score)
-        metrics |= advantage_metrics(advantages)
         credits = [
             credit_nodes(tree, advantage, config.loss.normalization, config.loss.token_weight)
             for tree, advantage in zip(trees, advantages, strict=True)
@@ -261,11 +284,23 @@ class IBTPOTrainer:
 
     def _timing(self, trees: Sequence[Tree], seconds: float) -> dict[str, float]:
         sampled = sum(tree.unique_tokens for tree in trees)
+        memory = gather_from_all(peak_memory())
         return {f"time/{name}_s": value for name, value in self._seconds.items()} | {
             "perf/step_s": seconds,
             "perf/tokens_per_s": sampled / seconds,
+            "perf/tokens_per_s_per_rank": sampled / seconds / len(memory),
             "perf/rollout_tokens_per_s_per_engine": sampled / self._seconds["rollout"] / len(self.engines.ranks),
+            **{name: max(own[name] for own in memory) for name in memory[0]},
         }
+
+    def _keep_trees(self, step: int, trees: Sequence[Tree], advantages: Sequence[Advantages | None]) -> None:
+        """Write trees for people to look at, if the step is due."""
+        period = self.config.logger.trees.period
+        if period and step % period == 0:
+            with self._phase("trees", 1, "files"):
+                if self.keeper is not None:
+                    own = [per_node(tree, advantage) for tree, advantage in zip(trees, advantages, strict=True)]
+                    self.keeper.keep(step, trees, own)
 
     def _refit(self) -> None:
         with self._phase("refit", 1, "updates"):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 
 from nemo_ibtpo.algorithms.advantages import Advantages, StepAdvantages
 from nemo_ibtpo.algorithms.losses import mean_metrics
 from nemo_ibtpo.config.schema import IBScoreConfig
 from nemo_ibtpo.tree.ib_score import tree_statistics
 from nemo_ibtpo.tree.microbatches import Schedule
-from nemo_ibtpo.tree.tree import Tree
+from nemo_ibtpo.tree.tree import FloatArray, Tree
 
 
 def sampling_metrics(trees: Sequence[Tree], config: IBScoreConfig) -> dict[str, float]:
@@ -20,25 +22,74 @@ def sampling_metrics(trees: Sequence[Tree], config: IBScoreConfig) -> dict[str, 
     leaves = [(leaf, tree) for tree in trees for leaf in tree.leaves()]
     trajectories = sum(leaf.draws for leaf, _ in leaves)
     cut_short = sum(leaf.draws for leaf, _ in leaves if leaf.finish_reason == "length")
-    return {f"train/{name}": value for name, value in tree_statistics(trees, config).means().items()} | {
-        "train/steps_per_trajectory": sum(leaf.draws * (len(tree.path(leaf.index)) - 1) for leaf, tree in leaves)
-        / trajectories,
-        "train/tokens_per_step": sum(len(node.tokens) for node in steps) / len(steps),
-        "train/truncated_rate": cut_short / trajectories,
+    branches = [(tree, node) for tree in trees for node in _branches(tree)]
+    metrics = {"train/branches_per_tree": len(branches) / len(trees)}
+    if branches:
+        depth_tokens = [tree.depth_tokens(node) for tree, node in branches]
+        depth_steps = [len(tree.path(node)) - 1 for tree, node in branches]
+        metrics |= {
+            "train/branch_depth_tokens": float(np.mean(depth_tokens)),
+            "train/branch_depth_steps": float(np.mean(depth_steps)),
+        }
+    return (
+        metrics
+        | {f"train/{name}": value for name, value in tree_statistics(trees, config).means().items()}
+        | {
+            "train/steps_per_trajectory": sum(leaf.draws * (len(tree.path(leaf.index)) - 1) for leaf, tree in leaves)
+            / trajectories,
+            "train/tokens_per_step": sum(len(node.tokens) for node in steps) / len(steps),
+            "train/truncated_rate": cut_short / trajectories,
+        }
+    )
+
+
+def _branches(tree: Tree) -> list[int]:
+    """Nodes at which growth went on after the round that made them, once for each such round."""
+    nodes = tree.nodes
+    rounds = {(node.parent, node.round) for node in nodes[1:] if node.round > nodes[node.parent].round}
+    return [parent for parent, _ in sorted(rounds)]
+
+
+def advantage_metrics(trees: Sequence[Tree], advantages: Sequence[Advantages | None]) -> dict[str, float]:
+    """Groups left out, and the spread of advantages over steps, or over trajectories if it is these that have one."""
+    metrics = {"train/dropped_groups": float(sum(advantage is None for advantage in advantages))}
+    parts: dict[str, list[FloatArray]] = {"total": [], "global_part": [], "local_part": []}
+    for tree, advantage in zip(trees, advantages, strict=True):
+        if isinstance(advantage, StepAdvantages):
+            for part, values in parts.items():
+                values.append(getattr(advantage, part)[1:])
+        elif advantage is not None:
+            leaves = list(tree.leaves())
+            at_leaf = advantage.at_leaf[[leaf.index for leaf in leaves]]
+            parts["total"].append(np.repeat(at_leaf, [leaf.draws for leaf in leaves]))
+    for part, values in parts.items():
+        if values:
+            metrics |= {f"advantage/{part}_{name}": value for name, value in _spread(np.concatenate(values)).items()}
+    return metrics
+
+
+def _spread(values: FloatArray) -> dict[str, float]:
+    return {
+        "mean": float(values.mean()),
+        "std": float(values.std()),
+        "min": float(values.min()),
+        "max": float(values.max()),
     }
 
 
-def advantage_metrics(advantages: Sequence[Advantages | None]) -> dict[str, float]:
-    """Groups left out, and the spread of advantages over steps, in total and by part."""
-    kept = [advantage for advantage in advantages if advantage is not None]
-    metrics = {"train/dropped_groups": float(len(advantages) - len(kept))}
-    by_step = [advantage for advantage in kept if isinstance(advantage, StepAdvantages)]
-    if by_step:
-        for part in ("total", "global_part", "local_part"):
-            values = np.concatenate([getattr(advantage, part)[1:] for advantage in by_step])
-            metrics[f"advantage/{part}_mean"] = float(values.mean())
-            metrics[f"advantage/{part}_std"] = float(values.std())
-    return metrics
+def engine_metrics(prefill_tokens: int, cached_prefix_tokens: int) -> dict[str, float]:
+    """Of all engines in a step: how much of the prefixes was not computed again."""
+    prefix = prefill_tokens + cached_prefix_tokens
+    return {"perf/prefix_hit_rate": cached_prefix_tokens / prefix} if prefix else {}
+
+
+def peak_memory() -> dict[str, float]:
+    """Of this process: peak of host memory since it began, and of a GPU's memory since the last call."""
+    peaks = {"perf/host_memory_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}  # from KiB
+    if torch.cuda.is_initialized():
+        peaks["perf/gpu_memory_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        torch.cuda.reset_peak_memory_stats()
+    return peaks
 
 
 def update_metrics(sums: Mapping[str, float], plan: Schedule) -> dict[str, float]:

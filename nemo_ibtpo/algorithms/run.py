@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Collection
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +25,8 @@ from nemo_ibtpo.config.validation import engine_ranks, max_seconds, trajectory_t
 from nemo_ibtpo.data.loader import PromptLoader
 from nemo_ibtpo.data.loading import leave_out, load_problems
 from nemo_ibtpo.data.problems import Problem, problems_digest
+from nemo_ibtpo.inspection.archive import TreeArchive
+from nemo_ibtpo.inspection.keeping import TreeKeeper
 from nemo_ibtpo.megatron import parallel, random_state
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import load_architecture
@@ -42,7 +46,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def run_training(config: RunConfig) -> str | None:
     """Train as configured, on this rank; the configuration has been validated.
 
-    Below ``output_dir`` it writes ``config.yaml``, ``metrics.jsonl``, ``tensorboard/``,
+    Below ``output_dir`` it writes ``config.yaml``, ``metrics.jsonl``, ``tensorboard/``, ``trees/``,
     ``validation/``, ``checkpoints/``, ``status.json`` and the trained model in ``hf/``.
 
     Returns:
@@ -109,11 +113,19 @@ def run_training(config: RunConfig) -> str | None:
         console=console,
     )
     checkpoints.resume()
-    writer = None
+    writer = keeper = None
     if rank == 0:
         (output / "validation").mkdir(parents=True, exist_ok=True)
         (output / "config.yaml").write_text(to_yaml(config))
         writer = MetricsWriter(output, tensorboard=config.logger.tensorboard)
+        keeper = TreeKeeper(
+            TreeArchive(output),
+            config.logger.trees,
+            config.ib_score,
+            {**asdict(config.ib_score), "advantage": config.advantage.name, "ib_coef": config.advantage.ib_coef},
+            {problem.problem_id: problem for problem in problems["training"]},
+            partial(tokenizer.decode, clean_up_tokenization_spaces=False),
+        )
 
     def export(name: str) -> None:
         write_model(output / name, actor.named_weights(), like=model_path, write=rank == 0)
@@ -134,6 +146,7 @@ def run_training(config: RunConfig) -> str | None:
             validation=problems["validation"],
             checkpoints=checkpoints,
             writer=writer,
+            keeper=keeper,
             console=console,
             export=export,
         ).fit()

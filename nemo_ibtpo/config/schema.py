@@ -366,14 +366,31 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class TreesConfig:
+    """Which sampled trees are kept in ``output_dir/trees``, for ``nemo-ibtpo inspect``.
+
+    Attributes:
+        period: steps between those whose trees are kept; 0 keeps none.
+        trees_per_step: trees of such a step that are kept, those with the smallest problem ids; null keeps all.
+        max_gib: room for all of them; when it is full, steps in between are removed so that the rest covers the run.
+    """
+
+    period: int
+    trees_per_step: int | None
+    max_gib: float
+
+
+@dataclass(frozen=True)
 class LoggerConfig:
-    """Where metrics go besides ``metrics.jsonl`` and the console.
+    """What is kept for people besides ``metrics.jsonl`` and the console.
 
     Attributes:
         tensorboard: also write TensorBoard scalars.
+        trees: sampled trees.
     """
 
     tensorboard: bool
+    trees: TreesConfig
 
 
 @dataclass(frozen=True)

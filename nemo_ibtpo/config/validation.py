@@ -35,6 +35,7 @@ def validate(config: RunConfig, world_size: int) -> None:
     """
     check_optimization(config)
     check_checkpoints(config)
+    check_logger(config)
     check_sampling(config)
     check_advantage(config)
     check_data(config)
@@ -177,6 +178,15 @@ def check_checkpoints(config: RunConfig) -> None:
             "path (a directory with manifest.json, such as <output_dir>/checkpoints/latest)",
         )
     max_seconds(config.trainer.max_time)
+
+
+def check_logger(config: RunConfig) -> None:
+    """What is kept for people."""
+    trees = config.logger.trees
+    _not_negative("logger.trees.period", trees.period)
+    if trees.trees_per_step is not None:
+        _positive("logger.trees.trees_per_step", trees.trees_per_step)
+    _positive("logger.trees.max_gib", trees.max_gib)
 
 
 def check_advantage(config: RunConfig) -> None:

@@ -15,6 +15,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,6 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.demo.base_model import load_settings, make_base_model
+from nemo_ibtpo.inspection.archive import TreeArchive
+from nemo_ibtpo.reporting.metric_table import undocumented
 from nemo_ibtpo.reporting.metrics import read_metrics
 from nemo_ibtpo.reporting.progress import RunConsole
 
@@ -78,8 +81,23 @@ def test_metrics_of_every_step(run: Path) -> None:
         assert row["mismatch/token_mult_prob_error"] < 1.001  # engine and actor agree on every sampled token
         assert row["train/grad_norm"] > 0
         assert "non_finite" not in row
+        assert 0 < row["perf/prefix_hit_rate"] < 1
+        assert row["train/branches_per_tree"] <= 8
+        assert undocumented(list(row)) == []
     # Two updates a step: in the second the policy has moved away from the one that sampled.
     assert any(row["train/policy_kl"] > 0 for row in rows[1:])
+
+
+def test_trees_are_kept(run: Path) -> None:
+    rows, archive = read_metrics(run / "metrics.jsonl"), TreeArchive(run)
+    assert archive.steps() == [1, 2]
+    for step in (1, 2):
+        trees = archive.read(step).trees
+        assert len(trees) == 8  # all of them
+        assert np.mean([tree.mean_reward for tree in trees]) == pytest.approx(rows[step]["train/avg_rate"])
+        assert np.mean([tree.is_mixed for tree in trees]) == pytest.approx(rows[step]["train/eff_rate"])
+        assert all(tree.trajectories == 12 for tree in trees)
+        assert all(tree.question in tree.nodes[0].text for tree in trees)
 
 
 def test_validation_samples_are_kept(run: Path) -> None:

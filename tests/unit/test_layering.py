@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoints": set(),
     "conversion": {"megatron", "checkpoints", "reporting", "tree"},
     "sampling_study": {"tree", "data", "rewards", "rollout", "evaluation", "reporting"},
+    "inspection": {"tree", "algorithms", "data", "evaluation", "reporting"},
     "launch": {"checkpoints"},
     "demo": {"reporting", "data"},
     "planning": set(),

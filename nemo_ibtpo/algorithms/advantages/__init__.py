@@ -5,6 +5,6 @@ merged trajectory counts once per draw everywhere (declared).
 """
 
 from nemo_ibtpo.algorithms.advantages.compute import compute_advantages
-from nemo_ibtpo.algorithms.advantages.kinds import Advantages, StepAdvantages, TrajectoryAdvantages
+from nemo_ibtpo.algorithms.advantages.kinds import Advantages, StepAdvantages, TrajectoryAdvantages, per_node
 
-__all__ = ["Advantages", "StepAdvantages", "TrajectoryAdvantages", "compute_advantages"]
+__all__ = ["Advantages", "StepAdvantages", "TrajectoryAdvantages", "compute_advantages", "per_node"]

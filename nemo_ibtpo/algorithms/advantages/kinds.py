@@ -1,10 +1,12 @@
-"""The two kinds of advantages: of steps and of trajectories."""
+"""The two kinds of advantages, of steps and of trajectories, and what either means for a node."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nemo_ibtpo.tree.tree import FloatArray
+import numpy as np
+
+from nemo_ibtpo.tree.tree import FloatArray, Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +36,17 @@ class TrajectoryAdvantages:
 
 
 Advantages = StepAdvantages | TrajectoryAdvantages
+
+
+def per_node(tree: Tree, advantages: Advantages | None) -> StepAdvantages:
+    """What the nodes are credited with, nan where there is no such thing.
+
+    The advantage of trajectories becomes, at each node, the mean over those through it; a tree that is left out has
+    none at all.
+    """
+    if isinstance(advantages, StepAdvantages):
+        return advantages
+    nothing_N = np.full(len(tree.nodes), np.nan)
+    if advantages is None:
+        return StepAdvantages(nothing_N, nothing_N, nothing_N)
+    return StepAdvantages(tree.sum_over_leaves(advantages.at_leaf) / tree.n_paths(), nothing_N, nothing_N)

@@ -34,6 +34,7 @@ from nemo_ibtpo.megatron.collectives import Dealing
 from nemo_ibtpo.megatron.safetensors_io import SafetensorsDirectory, write_model
 from nemo_ibtpo.reporting.metrics import MetricsWriter
 from nemo_ibtpo.reporting.progress import RunConsole
+from nemo_ibtpo.reporting.trackers import make_trackers
 from nemo_ibtpo.rewards.gold import keep_verifiable
 from nemo_ibtpo.rewards.pool import VerifierPool
 from nemo_ibtpo.rollout.factory import make_engine
@@ -117,7 +118,7 @@ def run_training(config: RunConfig) -> str | None:
     if rank == 0:
         (output / "validation").mkdir(parents=True, exist_ok=True)
         (output / "config.yaml").write_text(to_yaml(config))
-        writer = MetricsWriter(output, tensorboard=config.logger.tensorboard)
+        writer = MetricsWriter(output, make_trackers(config, anew=checkpoints.step == 0))
         keeper = TreeKeeper(
             TreeArchive(output),
             config.logger.trees,

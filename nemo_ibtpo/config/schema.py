@@ -366,6 +366,36 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class WandBConfig:
+    """A run in Weights & Biases.
+
+    Attributes:
+        enabled: whether there is one.
+        project: that it belongs to.
+        mode: ``offline`` writes below ``output_dir/wandb``, for ``wandb sync``; ``online`` needs an account.
+    """
+
+    enabled: bool
+    project: str
+    mode: Literal["offline", "online"]
+
+
+@dataclass(frozen=True)
+class MLflowConfig:
+    """A run in MLflow.
+
+    Attributes:
+        enabled: whether there is one.
+        tracking_uri: of the server, or of a database: ``http://...``, ``sqlite:///<path>``.
+        experiment: that it belongs to; made if it is not there.
+    """
+
+    enabled: bool
+    tracking_uri: str
+    experiment: str
+
+
+@dataclass(frozen=True)
 class TreesConfig:
     """Which sampled trees are kept in ``output_dir/trees``, for ``nemo-ibtpo inspect``.
 
@@ -386,10 +416,14 @@ class LoggerConfig:
 
     Attributes:
         tensorboard: also write TensorBoard scalars.
+        wandb: also log to Weights & Biases.
+        mlflow: also log to MLflow.
         trees: sampled trees.
     """
 
     tensorboard: bool
+    wandb: WandBConfig
+    mlflow: MLflowConfig
     trees: TreesConfig
 
 

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,17 @@ def check_checkpoints(config: RunConfig) -> None:
 
 def check_logger(config: RunConfig) -> None:
     """What is kept for people."""
-    trees = config.logger.trees
+    logger, trees = config.logger, config.logger.trees
+    for name, where, value in (
+        ("wandb", "project", logger.wandb.project),
+        ("mlflow", "experiment", logger.mlflow.experiment),
+    ):
+        if getattr(logger, name).enabled:
+            _refuse_if(not value, f"logger.{name}.{where} is empty; name one")
+            _refuse_if(
+                find_spec(name) is None,
+                f"logger.{name}.enabled=true, but {name} is not installed: pip install 'nemo-ibtpo[{name}]'",
+            )
     _not_negative("logger.trees.period", trees.period)
     if trees.trees_per_step is not None:
         _positive("logger.trees.trees_per_step", trees.trees_per_step)

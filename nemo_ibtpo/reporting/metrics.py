@@ -1,4 +1,4 @@
-"""What a run measures, one JSON object a step in ``metrics.jsonl`` and, if asked for, TensorBoard scalars.
+"""What a run measures, one JSON object a step in ``metrics.jsonl``, and copies of it in trackers.
 
 Invariants (held by ``tests/unit/reporting/test_metrics_writer.py``):
 
@@ -15,11 +15,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.reporting.trackers import Tracker
 
 FILE_NAME = "metrics.jsonl"
 
@@ -28,18 +29,17 @@ class MetricsWriter:
     """Appends one object a step; for one rank only.
 
     Args:
-        output_dir: made if it is not there; holds ``metrics.jsonl`` and ``tensorboard/``.
-        tensorboard: also write scalars for TensorBoard.
+        output_dir: made if it is not there; holds ``metrics.jsonl``.
+        trackers: get the same after it is on the disk.
     """
 
-    def __init__(self, output_dir: str | Path, *, tensorboard: bool) -> None:
+    def __init__(self, output_dir: str | Path, trackers: Sequence[Tracker] = ()) -> None:
         self._directory = Path(output_dir)
         self._directory.mkdir(parents=True, exist_ok=True)
         path = self._directory / FILE_NAME
         _drop_cut_off_line(path)
         self._file = path.open("a", encoding="utf-8")
-        self._tensorboard = tensorboard
-        self._scalars: Any = None
+        self._trackers = trackers
         self._last_step: int | None = None
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -61,31 +61,21 @@ class MetricsWriter:
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        if self._tensorboard:
-            self._write_scalars(step, values)
+        for tracker in self._trackers:
+            tracker.write(step, values)
         self._last_step = step
 
     def close(self) -> None:
         """Close the files."""
         self._file.close()
-        if self._scalars is not None:
-            self._scalars.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def __enter__(self) -> MetricsWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _write_scalars(self, step: int, values: Mapping[str, float]) -> None:
-        if self._scalars is None:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-            # What an earlier run logged from this step on is hidden, as read_metrics hides it.
-            self._scalars = SummaryWriter(str(self._directory / "tensorboard"), purge_step=step)
-        for name, value in values.items():
-            self._scalars.add_scalar(name, value, step)
-        self._scalars.flush()
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

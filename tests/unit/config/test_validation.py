@@ -236,6 +236,7 @@ INDEPENDENT = {"sampler__name": "independent", "sampler__rounds": 1, "advantage_
         ({"output_dir": "/dev/null/runs"}, "output_dir=/dev/null/runs: cannot write to /dev/null: Not a directory"),
         ({"checkpoint__save_period": -1}, "checkpoint.save_period=-1 must not be negative"),
         ({"checkpoint__keep_last": 0}, "checkpoint.keep_last=0 must be above 0"),
+        ({"logger__wandb__enabled": True, "logger__wandb__project": ""}, "logger.wandb.project is empty"),
         ({"logger__trees__period": -1}, "logger.trees.period=-1 must not be negative"),
         ({"logger__trees__trees_per_step": 0}, "logger.trees.trees_per_step=0 must be above 0"),
         ({"logger__trees__max_gib": 0.0}, "logger.trees.max_gib=0.0 must be above 0"),

@@ -20,7 +20,7 @@ from nemo_ibtpo.reporting.metrics import FILE_NAME, MetricsWriter, read_metrics
 
 @pytest.fixture
 def metrics(tmp_path: Path) -> Path:
-    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path) as writer:
         writer.write(0, {"val/accuracy": 0.2})
         for step in range(1, 6):
             writer.write(step, {"train/avg_rate": 0.1 * step, "train/cov": math.nan if step == 3 else 0.01})

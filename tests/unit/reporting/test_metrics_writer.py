@@ -18,10 +18,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.reporting.metrics import FILE_NAME, MetricsWriter, drop_metrics_after, read_metrics
+from nemo_ibtpo.reporting.trackers import TensorBoard
 
 
 def write(directory: Path, *steps: int, value: float = 0.0) -> None:
-    with MetricsWriter(directory, tensorboard=False) as writer:
+    with MetricsWriter(directory) as writer:
         for step in steps:
             writer.write(step, {"train/avg_rate": value})
 
@@ -35,7 +36,7 @@ def test_values_come_back_and_lines_are_strict_json(
     tmp_path_factory: pytest.TempPathFactory, metrics: dict[str, float]
 ) -> None:
     directory = tmp_path_factory.mktemp("run")
-    with MetricsWriter(directory, tensorboard=False) as writer:
+    with MetricsWriter(directory) as writer:
         writer.write(3, metrics)
     (line,) = (directory / FILE_NAME).read_text(encoding="utf-8").splitlines()
     row = json.loads(line, parse_constant=pytest.fail)  # NaN and Infinity are not JSON
@@ -51,14 +52,14 @@ def test_values_come_back_and_lines_are_strict_json(
 
 
 def test_lines_are_on_disk_at_once(tmp_path: Path) -> None:
-    writer = MetricsWriter(tmp_path / "new" / "run", tensorboard=False)
+    writer = MetricsWriter(tmp_path / "new" / "run")
     writer.write(0, {"val/accuracy": 0.25})
     assert read_metrics(tmp_path / "new" / "run" / FILE_NAME) == [{"step": 0, "val/accuracy": 0.25}]
     writer.close()
 
 
 def test_a_step_is_logged_once_and_in_order(tmp_path: Path) -> None:
-    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path) as writer:
         writer.write(2, {})
         for step in (2, 1):
             with pytest.raises(ValueError, match=f"step {step} comes after step 2"):
@@ -95,7 +96,7 @@ def test_any_other_damage_is_named(tmp_path: Path, line: str) -> None:
 def test_lines_after_a_step_are_taken_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     drop_metrics_after(path, 1)  # there is nothing yet
-    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path) as writer:
         for step in range(4):
             writer.write(step, {"a": step / 3, "b": math.nan})
     with path.open("a") as file:
@@ -115,7 +116,7 @@ def test_no_file(tmp_path: Path) -> None:
 
 def test_tensorboard_shows_the_same_and_hides_what_a_resume_replaced(tmp_path: Path) -> None:
     for start, value in ((1, 0.1), (3, 0.2)):
-        with MetricsWriter(tmp_path, tensorboard=True) as writer:
+        with MetricsWriter(tmp_path, [TensorBoard(tmp_path / "tensorboard")]) as writer:
             for step in (start, start + 1, start + 2):
                 writer.write(step, {"train/avg_rate": value, "loss": math.nan})
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()

@@ -27,6 +27,7 @@ from nemo_ibtpo.data.loading import leave_out, load_problems
 from nemo_ibtpo.data.problems import Problem, problems_digest
 from nemo_ibtpo.inspection.archive import TreeArchive
 from nemo_ibtpo.inspection.keeping import TreeKeeper
+from nemo_ibtpo.inspection.run_data import write_questions
 from nemo_ibtpo.megatron import parallel, random_state
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import load_architecture
@@ -118,6 +119,7 @@ def run_training(config: RunConfig) -> str | None:
     if rank == 0:
         (output / "validation").mkdir(parents=True, exist_ok=True)
         (output / "config.yaml").write_text(to_yaml(config))
+        write_questions(output, problems["validation"])
         writer = MetricsWriter(output, make_trackers(config, anew=checkpoints.step == 0))
         keeper = TreeKeeper(
             TreeArchive(output),

@@ -19,6 +19,8 @@ from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.config.validation import check_optimization, check_output_dir, model_parallel_ranks
 from nemo_ibtpo.demo.launch import train
 from nemo_ibtpo.demo.summary import as_table, summarise
+from nemo_ibtpo.inspection.report import write_report
+from nemo_ibtpo.inspection.run_data import read_runs
 from nemo_ibtpo.reporting.curves import plot_curves
 from nemo_ibtpo.reporting.metrics import FILE_NAME, read_metrics
 from nemo_ibtpo.reporting.progress import RunConsole
@@ -33,7 +35,8 @@ _CURVES = (
     "train/cov",
     "train/unique_tokens_per_prompt",
 )
-_SUMMARY, _PNG = "summary.json", "curves.png"
+_SUMMARY, _PNG, _REPORT = "summary.json", "curves.png", "report.html"
+_MOST_TREE_BYTES = 64 * 2**20
 
 
 def main(program: str, recipe: str, description: str, make_model: MakeModel, argv: Sequence[str]) -> int:
@@ -74,7 +77,8 @@ def _engine_words(words: Sequence[str], console: RunConsole) -> list[str]:
 
 
 def run(recipe: str, words: Sequence[str], make_model: MakeModel) -> None:
-    """Make the model, train it, and leave ``summary.json``, ``curves.png``, ``metrics.jsonl`` and ``hf/``.
+    """Make the model, train it, and leave ``summary.json``, ``curves.png``, ``metrics.jsonl``, ``report.html`` and
+    ``hf/``.
 
     Raises:
         UserError: a part failed.
@@ -99,9 +103,10 @@ def run(recipe: str, words: Sequence[str], make_model: MakeModel) -> None:
         f"rollouts by {config.rollout.engine}"
     )
     # A demo begins anew, so that what is there belongs to this run.
-    for name in (FILE_NAME, _SUMMARY, _PNG, "status.json"):
+    for name in (FILE_NAME, _SUMMARY, _PNG, _REPORT, "status.json"):
         (output / name).unlink(missing_ok=True)
-    shutil.rmtree(output / "checkpoints", ignore_errors=True)
+    for name in ("checkpoints", "trees", "validation"):
+        shutil.rmtree(output / name, ignore_errors=True)
     started = time.perf_counter()
     train(recipe, words, ranks)
     seconds = time.perf_counter() - started
@@ -119,3 +124,5 @@ def run(recipe: str, words: Sequence[str], make_model: MakeModel) -> None:
     )
     for name in (_SUMMARY, FILE_NAME, _PNG, "hf"):
         console.say(f"wrote {output / name}")
+    write_report(read_runs([output]), output / _REPORT, _MOST_TREE_BYTES)
+    console.say(f"report with curves and trees, to open in a browser: {output / _REPORT}")

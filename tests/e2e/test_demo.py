@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.demo import driver
 from nemo_ibtpo.demo.base_model import load_settings, make_base_model
+from nemo_ibtpo.inspection.archive import TreeArchive
 from nemo_ibtpo.reporting.progress import RunConsole
 
 SMALL = [
@@ -56,7 +57,10 @@ def test_the_demo(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(output / "hf", local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(output / "hf", local_files_only=True)
     assert model.config.vocab_size == len(tokenizer)
+    assert TreeArchive(output).steps() == [1]
     told = capfd.readouterr().out
+    assert told.endswith(f"report with curves and trees, to open in a browser: {output / 'report.html'}\n")
+    assert (output / "report.html").read_text().startswith("<!doctype html>")
     for line in ("[1/3] model to start from", "[2/3] 1 steps of IB-TPO on 4 ranks: TP2 x PP2", "[3/3] results"):
         assert line in told
 

@@ -56,6 +56,11 @@ def test_dry_run_outside_the_repository(scripts: Path, tmp_path: Path) -> None:
     assert "dry run for 4 ranks: nothing was started" in plan
 
 
+def test_the_report_has_its_script_and_style(scripts: Path, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/avg_rate": 0.5}\n')
+    assert "report.html" in run(scripts / "nemo-ibtpo", "inspect", tmp_path, cwd=tmp_path)
+
+
 def test_help_finds_recipes_and_defaults(scripts: Path, tmp_path: Path) -> None:
     text = run(scripts / "nemo-ibtpo", "train", "--help", cwd=tmp_path)
     assert "smollm2-135m" in text and "sampler=independent" in text and "ib_score.beta=5.0" in text

@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "sampling_study": {"tree", "data", "rewards", "rollout", "evaluation", "reporting"},
     "inspection": {"tree", "algorithms", "data", "evaluation", "reporting"},
     "launch": {"checkpoints"},
-    "demo": {"reporting", "data"},
+    "demo": {"inspection", "reporting", "data"},
     "planning": set(),
 }
 # The modules that join everything: the loop, and what builds its parts.

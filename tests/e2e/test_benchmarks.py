@@ -60,6 +60,12 @@ def test_overhead_accounts_for_every_part() -> None:
     assert result["overhead_share"] > 0
 
 
+def test_tree_records_are_written() -> None:
+    result = run_tiny("tree_records")
+    assert result["trees"] == 8
+    assert result["record_s"] > 0 and result["record_mib"] > 0
+
+
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 def test_refit_reaches_vllm() -> None:
     result = run_tiny("refit", "--repetitions", "1", "--tensor", "2")

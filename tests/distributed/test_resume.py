@@ -10,13 +10,11 @@ Not exercised: GPUs, vLLM (whose low bits depend on what it batches together), s
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from comparing_runs import assert_same_run, logged
+from distributed.launch import start_ranks
 from tiny_job import write_tiny_job
 
 HERE = Path(__file__).resolve().parent
@@ -29,19 +27,11 @@ LAYOUT = [
 
 
 def train(num_ranks: int, recipe: Path, output: Path, *words: str) -> str:
-    """Run ranks; what they printed. The trees they grew are appended to ``trees.jsonl``."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
+    """Run ranks; what they printed. The trees they grew are appended to ``<output>.trees``."""
     worker = [str(HERE / "resume_worker.py"), str(output.with_suffix(".trees")), str(recipe), f"output_dir={output}"]
-    done = subprocess.run(
-        [sys.executable, *launcher, *worker, *words],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    return done.stdout
+    log = output.with_suffix(".log")
+    log.unlink(missing_ok=True)
+    return start_ranks(num_ranks, [*worker, *words], log)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 Importing takes a rank some seconds of a core, which four ranks pay for every launch under torchrun; forked ranks pay
 nothing. They are processes with the environment that torchrun gives (``env://``), over the same gloo. What torchrun
-itself does is covered where tests start it: ``test_resume.py``, ``test_preflight.py``, ``tests/e2e``, ``tests/crash``.
+itself does is covered where tests start it: ``test_preflight.py``, ``tests/e2e``, ``tests/crash``.
 
 Reads a JSON object a line from standard input (``num_ranks``, ``argv``, ``log``, ``timeout_s``) and answers each with
 one (``failed``: the ranks that failed and how). Ends with its input.
@@ -71,18 +71,18 @@ def run(num_ranks: int, argv: list[str], log: str, timeout_s: float) -> list[str
 def fork(rank: int, num_ranks: int, port: int, argv: list[str], log: str) -> int:
     """Start a rank that runs the script ``argv[0]``; its process id, which is that of its group, too."""
     pid = os.fork()
-    if pid:
-        return pid
-    os.setpgid(0, 0)
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(num_ranks),
-        "LOCAL_WORLD_SIZE": str(num_ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    become(argv, log)
+    if pid == 0:
+        os.setpgid(0, 0)
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(num_ranks),
+            "LOCAL_WORLD_SIZE": str(num_ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        become(argv, log)
+    return pid
 
 
 def become(argv: list[str], log: str) -> NoReturn:

@@ -4,7 +4,8 @@ Why it matters: whoever compares two curves must not have to ask how often the j
 Compared are prompts, trees, weights, optimizer, random generators, metrics, evaluations and the exported model, at
 TP2 x PP2 with an engine on each rank; and that the run goes on under another layout.
 
-Not exercised: GPUs, vLLM (whose low bits depend on what it batches together), stopping by force (tests/crash).
+Not exercised: GPUs, vLLM (whose low bits depend on what it batches together), torchrun and stopping by force
+(tests/crash).
 """
 
 from __future__ import annotations

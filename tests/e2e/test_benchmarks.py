@@ -52,6 +52,14 @@ def test_logprobs_compares_the_same_values() -> None:
     assert result["time_ratio"] > 0
 
 
+def test_attention_compares_the_same_outputs() -> None:
+    result = run_tiny("attention", "--repetitions", "1")
+    assert result["max_rel_err"] < 1e-5
+    assert result["token_ratio"] > 1
+    assert result["dense_time_ratio"] > 0
+    assert result["flat_memory_ratio"] > 0
+
+
 def test_overhead_accounts_for_every_part() -> None:
     result = run_tiny("overhead")
     parts = [result[f"{name}_s"] for name in ("scoring", "metrics", "advantages", "credit_and_packing", "schedule")]

@@ -1,0 +1,171 @@
+"""Tree attention against a dense mask over the same tokens, and against the trajectories one after the other.
+
+One layer's attention, forward and backward, from random queries, keys and values. Three ways:
+
+- ``tree``: the device's kernel (``attention_cuda`` on a GPU, ``attention_cpu`` on a CPU) on packed trees;
+- ``dense``: scaled dot-product attention on the same tokens under a [T, T] ancestor mask;
+- ``flat``: the same kernel on every trajectory as a sequence of its own, packed without padding.
+
+    python benchmarks/attention.py
+
+The last line is JSON: how many times more time and memory the other ways take, the largest difference between the
+outputs of ``tree`` and ``dense`` relative to the largest output, and how long ``prepare`` takes, which all layers
+share. With ``--shape all`` there is one for each shape, the paper's last.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from measure import MIB, describe, in_fresh_process, in_turn, peak_memory, ratio, report
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from workloads import SHAPES, Shape, grow_tree
+
+from nemo_ibtpo.megatron.inputs import padded_length
+from nemo_ibtpo.megatron.tree_attention import attention_kernel
+from nemo_ibtpo.tree.packing import concat, pack_trees, unpack_paths
+
+WAYS = ("tree", "dense", "flat")
+SEED = 2  # as in tree_training.py
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured.
+
+    Attributes:
+        trees: packed into one sequence.
+        heads, groups, head_dim: of queries, of keys and values, of each.
+    """
+
+    shape: Shape
+    trees: int
+    heads: int
+    groups: int
+    head_dim: int
+
+
+class Passes:
+    """The ways, ready to run on one case."""
+
+    def __init__(self, case: Case) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.kernel = attention_kernel(self.device)
+        rng = np.random.default_rng(SEED)
+        packed = concat(
+            [
+                pack_trees(
+                    [grow_tree(case.shape, case.shape.strategy("random"), rng, prompt_id=str(i), vocab_size=9)]
+                )
+                for i in range(case.trees)
+            ]
+        )
+        lengths = [len(path) for path in unpack_paths(packed)]
+        ends = np.cumsum(lengths)
+        self.subtree_end = {
+            "tree": self._padded(packed.subtree_end),
+            "flat": self._padded(np.repeat(ends, lengths)),  # a chain: every token sees those before it
+        }
+        self.tokens = {"tree": len(packed), "dense": len(packed), "flat": sum(lengths)}
+        self.prepared = {way: self.kernel.prepare(ends) for way, ends in self.subtree_end.items()}
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        generator = torch.Generator(self.device).manual_seed(0)
+        shapes = {"query": case.heads, "key": case.groups, "value": case.groups}
+        self.inputs = {
+            way: [
+                torch.randn(1, heads, len(ends), case.head_dim, generator=generator, device=self.device, dtype=dtype)
+                for heads in shapes.values()
+            ]
+            for way, ends in self.subtree_end.items()
+        }
+        self.inputs["dense"] = self.inputs["tree"]
+        self._mask: Tensor | None = None
+
+    def _padded(self, subtree_end: np.ndarray) -> Tensor:
+        length = padded_length(len(subtree_end), self.kernel.LENGTH_MULTIPLE)
+        alone = np.arange(len(subtree_end), length) + 1
+        return torch.from_numpy(np.concatenate((subtree_end, alone))).to(self.device)
+
+    @property
+    def mask(self) -> Tensor:
+        """[T, T] of the packed trees, made when it is first asked for."""
+        if self._mask is None:
+            ends = self.subtree_end["tree"]
+            position = torch.arange(len(ends), device=self.device)
+            self._mask = (position <= position[:, None]) & (position[:, None] < ends)
+        return self._mask
+
+    def run(self, way: str) -> Tensor:
+        """Forward and backward; the output."""
+        leaves = [x.detach().requires_grad_() for x in self.inputs[way]]
+        query, key, value = leaves
+        if way == "dense":
+            out = scaled_dot_product_attention(query, key, value, attn_mask=self.mask, enable_gqa=True)
+        else:
+            out = self.kernel.attend(query, key, value, self.prepared[way], None)
+        out.backward(out.detach())
+        return out.detach()
+
+
+def memory(case: Case) -> dict[str, int]:
+    """Bytes that a pass of each way needs beyond its inputs; the dense mask counts."""
+    passes, bytes_of = Passes(case), {}
+    for way in WAYS:
+        with peak_memory(passes.device) as grown:
+            passes.run(way)
+        bytes_of[way] = grown()
+    return bytes_of
+
+
+def measure(name: str, case: Case, repetitions: int) -> None:
+    """Measure one shape and print what was found."""
+    peaks = in_fresh_process(memory, case)
+    passes = Passes(case)
+    measured = in_turn([partial(passes.run, way) for way in WAYS], repetitions, passes.device)
+    times = dict(zip(WAYS, measured, strict=True))
+    (preparing,) = in_turn([lambda: passes.kernel.prepare(passes.subtree_end["tree"])], repetitions, passes.device)
+    tree, dense = passes.run("tree").float(), passes.run("dense").float()
+    device = describe(passes.device)
+    print(f"{name}: {case.trees} tree(s), {case.heads} heads of {case.head_dim}, {case.groups} groups, {device}")
+    for way in WAYS:
+        print(f"  {way:5} {passes.tokens[way]:6} tokens, {times[way]}, memory {peaks[way] / MIB:.0f} MiB")
+    report(
+        shape=name,
+        token_ratio=passes.tokens["flat"] / passes.tokens["tree"],
+        dense_time_ratio=ratio(times["dense"].wall, times["tree"].wall),
+        flat_time_ratio=ratio(times["flat"].wall, times["tree"].wall),
+        dense_memory_ratio=peaks["dense"] / peaks["tree"],
+        flat_memory_ratio=peaks["flat"] / peaks["tree"],
+        max_rel_err=float((tree - dense).abs().max() / dense.abs().max()),
+        prepare_s=float(np.median(preparing.wall)),
+        tree_s=float(np.median(times["tree"].wall)),
+        device=device,
+        repetitions=repetitions,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=[*SHAPES, "all"], default="paper")
+    parser.add_argument("--trees", type=int, default=1)
+    parser.add_argument("--heads", type=int, default=12 if torch.cuda.is_available() else 4)
+    parser.add_argument("--groups", type=int, default=2)
+    parser.add_argument("--head-dim", type=int, default=128 if torch.cuda.is_available() else 64)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--tiny", action="store_true", help="seconds on any machine; its figures mean nothing")
+    options = parser.parse_args()
+    for name in SHAPES if options.shape == "all" else [options.shape]:
+        shape = SHAPES[name]
+        if options.tiny:
+            shape = replace(shape, prompt_tokens=8, path_tokens=40, step_tokens=5)
+        case = Case(shape, options.trees, options.heads, options.groups, options.head_dim)
+        measure(name, case, options.repetitions)
+
+
+if __name__ == "__main__":
+    main()

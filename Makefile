@@ -51,8 +51,9 @@ test-crash: $(STAMP) ## kill a training run 20 times; the finished one equals an
 test-mcore-latest: $(VENV312)/.installed ## the distributed tests with Megatron-Core 0.19, which needs Python 3.12
 	$(VENV312)/bin/python -m pytest tests/distributed
 
-test-slurm: $(STAMP) ## the parts of the Slurm launchers that need no Slurm
-	$(PY) -m pytest tests/slurm
+test-slurm: $(STAMP) ## the Slurm launchers on a real Slurm of two nodes here (minutes); root gets it by apt-get
+	tests/slurm/install.sh
+	NEMO_IBTPO_SLURM=full $(PY) -m pytest tests/slurm
 
 $(VENV312)/.installed: pyproject.toml
 	@test -n "$(PYTHON312)" || { echo "make: no Python 3.12 with venv found; name one with PYTHON312=..." >&2; exit 1; }

@@ -46,6 +46,10 @@ stop() {
     (sleep "$IBTPO_STOP_SECONDS" && say "not saved within $IBTPO_STOP_SECONDS s" && requeue "$output_dir") &
 }
 
+# Seconds from the end of the first node's task until srun gives up the others. It would wait for ever for a node whose
+# slurmstepd was killed. In a run that ends well torchrun lets all nodes leave together.
+export SLURM_WAIT=${SLURM_WAIT:-120}
+
 # torchrun_step <module> [argument ...]: ranks on all nodes, which write to the logs of this attempt.
 torchrun_step() {
     local step status=0

@@ -14,17 +14,15 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoConfig
 
 from nemo_ibtpo.config.loader import compose
-from nemo_ibtpo.config.paths import recipes_dir
 from nemo_ibtpo.megatron.architecture import architecture_from_config
 from nemo_ibtpo.megatron.cpu import cuda_on_cpu
 from nemo_ibtpo.megatron.model import build_model, transformer_config
 from nemo_ibtpo.megatron.weights import global_parameters, rules
 
 
-def shapes(name: str, world_size: int) -> dict[str, Any]:
+def shapes(name: str, world_size: int, card: str) -> dict[str, Any]:
     """Parameters of the whole model, put together from the first rank of every pipeline stage."""
     config = compose(name, [])
-    card = recipes_dir() / "models" / f"{Path(config.model.path).name}.json"
     architecture = architecture_from_config(AutoConfig.from_pretrained(card))
     actor = config.actor
     tensor, stages = actor.tensor_model_parallel_size, actor.pipeline_model_parallel_size
@@ -67,8 +65,8 @@ def shapes(name: str, world_size: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    world_sizes = json.loads(sys.argv[2])
-    Path(sys.argv[1]).write_text(json.dumps({name: shapes(name, size) for name, size in world_sizes.items()}))
+    asked = json.loads(sys.argv[2])
+    Path(sys.argv[1]).write_text(json.dumps({name: shapes(name, *where) for name, where in asked.items()}))
 
 
 if __name__ == "__main__":

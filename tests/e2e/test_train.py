@@ -12,35 +12,22 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from easy_sums import EASY_SUMS
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nemo_ibtpo.config.loader import compose
-from nemo_ibtpo.demo.base_model import load_settings, make_base_model
 from nemo_ibtpo.inspection.archive import TreeArchive
 from nemo_ibtpo.reporting.metric_table import undocumented
 from nemo_ibtpo.reporting.metrics import read_metrics
-from nemo_ibtpo.reporting.progress import RunConsole
 
-# Short sums are learned in seconds, shortcuts included, so that rewards differ within most groups.
-EASY = ["data.train.options.min_terms=3", "data.train.options.max_terms=4"]
-SMALL = [*EASY, "trainer.num_prompts_per_step=8", "trainer.num_prompts_per_update=4", "data.validation.size=16"]
+SMALL = [*EASY_SUMS, "trainer.num_prompts_per_step=8", "trainer.num_prompts_per_update=4", "data.validation.size=16"]
 
 NAME = "model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("base") / "model"
-    settings = replace(load_settings(), num_solutions=4000)
-    make_base_model(directory, settings, compose("tiny", EASY).data, RunConsole(1))
-    return directory
 
 
 def train(num_ranks: int, *words: str) -> subprocess.CompletedProcess[str]:
@@ -60,11 +47,16 @@ ENGINES = {"transformers": ["rollout=transformers", "rollout.num_replicas=null"]
 
 
 @pytest.fixture(scope="module", params=ENGINES)
-def run(request: pytest.FixtureRequest, base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(request: pytest.FixtureRequest, tiny_base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if request.param == "vllm":
         pytest.importorskip("vllm", reason="vLLM is not installed")
     output = tmp_path_factory.mktemp("run") / "out"
-    words = [f"model.path={base_model}", f"output_dir={output}", "trainer.max_steps=2", "trainer.export_period=1"]
+    words = [
+        f"model.path={tiny_base_model}",
+        f"output_dir={output}",
+        "trainer.max_steps=2",
+        "trainer.export_period=1",
+    ]
     done = train(4, *SMALL, *words, *ENGINES[request.param], "trainer.val_period=1")
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     assert done.stdout.count("step 2/2") == 1  # rank 0 alone speaks
@@ -106,8 +98,8 @@ def test_validation_samples_are_kept(run: Path) -> None:
         assert len(samples) == 16 * json.loads(header)["samples_per_problem"]
 
 
-def test_trained_model_is_a_hugging_face_directory(run: Path, base_model: Path) -> None:
-    before = AutoModelForCausalLM.from_pretrained(base_model).state_dict()
+def test_trained_model_is_a_hugging_face_directory(run: Path, tiny_base_model: Path) -> None:
+    before = AutoModelForCausalLM.from_pretrained(tiny_base_model).state_dict()
     first = AutoModelForCausalLM.from_pretrained(run / "hf_step_1").state_dict()
     last = AutoModelForCausalLM.from_pretrained(run / "hf").state_dict()
     assert before.keys() == last.keys()
@@ -116,7 +108,7 @@ def test_trained_model_is_a_hugging_face_directory(run: Path, base_model: Path) 
         assert torch.allclose(weight, last[name], atol=0.01), name
     assert any(not torch.equal(first[name], last[name]) for name in last)
     tokenizer = AutoTokenizer.from_pretrained(run / "hf")
-    assert tokenizer("1 + 2").input_ids == AutoTokenizer.from_pretrained(base_model)("1 + 2").input_ids
+    assert tokenizer("1 + 2").input_ids == AutoTokenizer.from_pretrained(tiny_base_model)("1 + 2").input_ids
 
 
 def test_the_last_checkpoint_converts_to_the_exported_model(run: Path, tmp_path: Path) -> None:
@@ -131,8 +123,8 @@ def test_the_last_checkpoint_converts_to_the_exported_model(run: Path, tmp_path:
     assert all(torch.equal(converted[name], exported[name]) for name in exported)
 
 
-def test_grpo_is_the_same_program_on_trees_that_share_nothing(base_model: Path, tmp_path: Path) -> None:
-    words = [f"model.path={base_model}", f"output_dir={tmp_path}", "trainer.max_steps=1"]
+def test_grpo_is_the_same_program_on_trees_that_share_nothing(tiny_base_model: Path, tmp_path: Path) -> None:
+    words = [f"model.path={tiny_base_model}", f"output_dir={tmp_path}", "trainer.max_steps=1"]
     layout = ["actor.pipeline_model_parallel_size=1"]  # TP2 on two ranks
     done = train(
         2,
@@ -150,8 +142,13 @@ def test_grpo_is_the_same_program_on_trees_that_share_nothing(base_model: Path, 
     assert "train/reference_kl" not in row
 
 
-def test_diverging_run_ends_with_one_line_on_all_ranks(base_model: Path, tmp_path: Path) -> None:
-    words = [f"model.path={base_model}", f"output_dir={tmp_path}", "optimizer.lr=1e30", "optimizer.clip_grad=0.0"]
+def test_diverging_run_ends_with_one_line_on_all_ranks(tiny_base_model: Path, tmp_path: Path) -> None:
+    words = [
+        f"model.path={tiny_base_model}",
+        f"output_dir={tmp_path}",
+        "optimizer.lr=1e30",
+        "optimizer.clip_grad=0.0",
+    ]
     done = train(2, *SMALL, *words, "rollout=transformers", "actor.pipeline_model_parallel_size=1")
     assert done.returncode != 0
     errors = [line for line in done.stderr.splitlines() if line.startswith("nemo-ibtpo: error:")]

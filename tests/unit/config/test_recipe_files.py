@@ -2,8 +2,8 @@
 
 Why it matters: a recipe is first run on hundreds of rented GPUs. The architectures beside the recipes stand in for
 models that are not downloaded; a typing error in one shows in its number of parameters, which is compared with the
-published one. Not exercised here: that the actor builds and trains them (``tests/distributed/test_recipes.py``), that
-they fit the memory (``nemo-ibtpo plan``), how well they learn.
+published one. That they fit the memory is the planner's word. Not exercised here: that the actor builds and trains
+them (``tests/distributed/test_recipes.py``), how well they learn.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from large_recipes import LARGE, PARAMETERS, card, layout
+from large_recipes import LARGE, PARAMETERS, SMOLLM2, SMOLLM2_CONFIG, card, layout
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from nemo_ibtpo.config.loader import compose
@@ -28,8 +28,11 @@ from nemo_ibtpo.config.validation import (
     check_sampling,
     check_world_size,
 )
+from nemo_ibtpo.planning.assumptions import Assumptions
+from nemo_ibtpo.planning.model_shape import find_config
+from nemo_ibtpo.planning.planner import Lengths, make_plan
 
-SMALL = {"tiny", "smollm2-135m"}
+SMALL = {"tiny", SMOLLM2}
 
 
 def test_recipes_are_named_after_method_model_and_layout() -> None:
@@ -40,7 +43,8 @@ def test_recipes_are_named_after_method_model_and_layout() -> None:
 @pytest.mark.parametrize("model", sorted(PARAMETERS))
 def test_architectures_have_as_many_parameters_as_published(model: str) -> None:
     with torch.device("meta"):
-        built = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(card(model)))
+        config = SMOLLM2_CONFIG if model == SMOLLM2 else AutoConfig.from_pretrained(card(model))
+        built = AutoModelForCausalLM.from_config(config)
     assert sum(parameter.numel() for parameter in built.parameters()) == PARAMETERS[model]
 
 
@@ -60,6 +64,24 @@ def test_recipe_fits_its_model_and_its_ranks(name: str) -> None:
     check_data(config)
     check_world_size(config, asked.ranks)
     check_model(config, read_config(card(Path(config.model.path).name)))
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_recipe_fits_80_gb(name: str) -> None:
+    config = compose(name, [])
+    shape, _ = find_config(config.model.path)
+    lengths = Lengths(config.data.max_prompt_tokens, config.rollout.max_new_tokens)
+    assert make_plan(config, shape, layout(name).ranks, Assumptions(), lengths).problem is None
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_small_recipe_fits_its_ranks(name: str) -> None:
+    config = compose(name, [])
+    actor = config.actor
+    check_optimization(config)
+    check_sampling(config)
+    check_data(config)
+    check_world_size(config, actor.tensor_model_parallel_size * actor.pipeline_model_parallel_size)
 
 
 @pytest.mark.parametrize("name", [name for name in LARGE if name.startswith("grpo-")])

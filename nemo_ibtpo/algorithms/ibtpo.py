@@ -13,7 +13,7 @@ everywhere without further communication. GRPO is this same loop on trees that s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
@@ -77,6 +77,7 @@ class IBTPOTrainer:
 
     Attributes:
         engines: deals prompts over the ranks that own an engine; on the others ``engine`` is a stand-in.
+        weights: the actor's, on their way to the engines; a collective over all ranks.
         sampling: of training rollouts; evaluation changes the temperature only.
         checkpoints: saves, restores and hears of requests to stop.
         writer: on rank 0 alone.
@@ -88,6 +89,7 @@ class IBTPOTrainer:
     engines: Dealing
     actor: MegatronActor
     engine: RolloutEngine
+    weights: Callable[[], Iterable[tuple[str, Tensor]]]
     sampling: SamplingParams
     strategy: BranchingStrategy
     splitter: Splitter
@@ -304,7 +306,7 @@ class IBTPOTrainer:
 
     def _refit(self) -> None:
         with self._phase("refit", 1, "updates"):
-            self.engine.update_weights(self.actor.named_weights())
+            self.engine.update_weights(self.weights())
 
     def _close_step(self, step: int, metrics: dict[str, float]) -> None:
         """Evaluate if it is time to, then log and export."""

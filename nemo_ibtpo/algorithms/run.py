@@ -39,6 +39,8 @@ from nemo_ibtpo.reporting.trackers import make_trackers
 from nemo_ibtpo.rewards.gold import keep_verifiable
 from nemo_ibtpo.rewards.pool import VerifierPool
 from nemo_ibtpo.rollout.factory import make_engine
+from nemo_ibtpo.rollout.vllm_engine import loads_from_host
+from nemo_ibtpo.rollout.weight_segment import segment_of_host, this_host
 from nemo_ibtpo.tree.branching import make_strategy
 from nemo_ibtpo.tree.steps import make_splitter
 
@@ -94,6 +96,11 @@ def run_training(config: RunConfig) -> str | None:
         context=context,
     )
     engines = Dealing(engine_ranks(config, world_size))
+    segment = None
+    weights = actor.named_weights
+    if loads_from_host(config.rollout, context.device):
+        segment = segment_of_host(model_path, _DTYPES[config.model.dtype], engines.ranks, this_host())
+        weights = actor.host_weights(segment.weights if segment else None, this_host())
     engine = make_engine(
         config.rollout,
         model_path,
@@ -103,6 +110,7 @@ def run_training(config: RunConfig) -> str | None:
         device=context.device,
         max_model_len=trajectory_tokens(config),
         output_dir=output,
+        segment=segment,
     )
     prompts = PromptLoader(problems["training"], config.data.shuffle, config.seed)
     checkpoints = Checkpointer(
@@ -141,6 +149,7 @@ def run_training(config: RunConfig) -> str | None:
             engines=engines,
             actor=actor,
             engine=engine,
+            weights=weights,
             sampling=engine.sampling,
             strategy=make_strategy(config.sampler, config.ib_score, config.rollout.max_new_tokens),
             splitter=make_splitter(config.sampler.segment_tokens, tokenizer),

@@ -71,7 +71,7 @@ def hf_to_megatron(
             def load(place: Place) -> Tensor:
                 full = [weights[name].to(to) for name in place.rule.shapes]
                 phase.advance()
-                return place.rule.split(full, 1)[0]
+                return place.rule.cut(full)
 
             write_torch_dist(staging / MEGATRON, everything, to, load)
         (staging / MODEL).mkdir()

@@ -10,8 +10,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-import torch
-
 from nemo_ibtpo.megatron.architecture import Architecture
 from nemo_ibtpo.megatron.weights import Rule, rules
 
@@ -47,8 +45,7 @@ def places(arch: Architecture) -> list[Place]:
 
 
 def _place(name: str, rule: Rule, arch: Architecture) -> Place:
-    full = [torch.empty(shape, device="meta") for shape in rule.shapes.values()]
-    shape = tuple(rule.split(full, 1)[0].shape)
+    shape = rule.shard_shape(1)
     layer = _OF_LAYER.fullmatch(name)
     if layer is None:
         return Place(name, (), (), shape, rule)

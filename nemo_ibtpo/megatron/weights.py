@@ -28,57 +28,78 @@ from nemo_ibtpo.megatron.model import padded_vocab_size
 Shapes = dict[str, tuple[int, ...]]
 
 
+# Views of a shard and of the full tensors, of equal shapes, that hold the same numbers.
+Pieces = list[tuple[Tensor, Tensor]]
+
+
 @dataclass(frozen=True)
 class Rule:
     """How one Megatron parameter is made of Hugging Face tensors.
 
     Attributes:
-        shapes: Hugging Face names and full shapes, in the order ``split`` and ``merge`` use.
-        split: full Hugging Face tensors -> the shards of all tensor-parallel ranks.
-        merge: those shards -> full Hugging Face tensors.
+        shapes: Hugging Face names and full shapes, in the order ``pieces`` takes the tensors.
+        shard_shape: of the parameter on one of so many tensor-parallel ranks.
+        pieces: (shard, full tensors, rank, tensor-parallel size) -> where the parts of the shard lie in the full
+            tensors. What it leaves out of the shard is padding, and zero.
         expert: number of the expert whose weight this is; it lives on one expert-parallel rank, uncut.
     """
 
     shapes: Shapes
-    split: Callable[[Sequence[Tensor], int], list[Tensor]]
-    merge: Callable[[Sequence[Tensor]], list[Tensor]]
+    shard_shape: Callable[[int], tuple[int, ...]]
+    pieces: Callable[[Tensor, Sequence[Tensor], int, int], Pieces]
     expert: int | None = None
+
+    def shards(self, tensor_parallel_size: int) -> int:
+        """How many different shards there are."""
+        return 1 if self.shard_shape(tensor_parallel_size) == self.shard_shape(1) else tensor_parallel_size
+
+    def cut(self, full: Sequence[Tensor], rank: int = 0, size: int = 1) -> Tensor:
+        """A rank's shard of full tensors."""
+        shard = torch.zeros(self.shard_shape(size), dtype=full[0].dtype, device=full[0].device)
+        for ours, theirs in self.pieces(shard, full, rank, size):
+            ours.copy_(theirs)
+        return shard
+
+    def merge(self, shards: Sequence[Tensor]) -> list[Tensor]:
+        """Full tensors of the shards of all ranks."""
+        full = [torch.empty(shape, dtype=shards[0].dtype, device=shards[0].device) for shape in self.shapes.values()]
+        for rank, shard in enumerate(shards):
+            for ours, theirs in self.pieces(shard, full, rank, len(shards)):
+                theirs.copy_(ours)
+        return full
 
 
 def _replicated(name: str, *shape: int) -> Rule:
-    return Rule({name: shape}, lambda full, tp: [full[0]] * tp, lambda shards: [shards[0]])
+    return Rule({name: shape}, lambda size: shape, lambda shard, full, rank, size: [(shard, full[0])])
 
 
 def _vocab_rows(name: str, vocab: int, hidden: int) -> Rule:
     """Rows of the vocabulary, padded with zero rows to a multiple of the tensor-parallel size."""
 
-    def split(full: Sequence[Tensor], tp: int) -> list[Tensor]:
-        padding = padded_vocab_size(vocab, tp) - vocab
-        return list(torch.nn.functional.pad(full[0], (0, 0, 0, padding)).chunk(tp, dim=0))
+    def pieces(shard: Tensor, full: Sequence[Tensor], rank: int, size: int) -> Pieces:
+        rows = full[0][rank * len(shard) : (rank + 1) * len(shard)]
+        return [(shard[: len(rows)], rows)]
 
-    return Rule({name: (vocab, hidden)}, split, lambda shards: [torch.cat(list(shards))[:vocab]])
+    return Rule({name: (vocab, hidden)}, lambda size: (padded_vocab_size(vocab, size) // size, hidden), pieces)
 
 
 def _columns(name: str, rows: int, columns: int) -> Rule:
     """A row-parallel linear layer: each rank holds a share of the input columns."""
     return Rule(
         {name: (rows, columns)},
-        lambda full, tp: list(full[0].chunk(tp, dim=1)),
-        lambda shards: [torch.cat(list(shards), dim=1)],
+        lambda size: (rows, columns // size),
+        lambda shard, full, rank, size: [(shard, full[0].chunk(size, dim=1)[rank])],
     )
 
 
 def _gate_and_up(gate: str, up: str, rows: int, columns: int) -> Rule:
     """Megatron's gated MLP: each rank holds its share of the gate above its share of the up projection."""
 
-    def split(full: Sequence[Tensor], tp: int) -> list[Tensor]:
-        return [torch.cat(pair) for pair in zip(full[0].chunk(tp), full[1].chunk(tp), strict=True)]
+    def pieces(shard: Tensor, full: Sequence[Tensor], rank: int, size: int) -> Pieces:
+        return list(zip(shard.chunk(2), (tensor.chunk(size)[rank] for tensor in full), strict=True))
 
-    def merge(shards: Sequence[Tensor]) -> list[Tensor]:
-        gates, ups = zip(*(shard.chunk(2) for shard in shards), strict=True)
-        return [torch.cat(gates), torch.cat(ups)]
-
-    return Rule({gate: (rows, columns), up: (rows, columns)}, split, merge)
+    shapes: Shapes = {gate: (rows, columns), up: (rows, columns)}
+    return Rule(shapes, lambda size: (2 * rows // size, columns), pieces)
 
 
 def _query_key_value(prefix: str, suffix: str, arch: Architecture) -> Rule:
@@ -87,17 +108,17 @@ def _query_key_value(prefix: str, suffix: str, arch: Architecture) -> Rule:
     per_group = arch.num_attention_heads // groups
     trailing = (arch.hidden_size,) if suffix == "weight" else ()
 
-    def split(full: Sequence[Tensor], tp: int) -> list[Tensor]:
-        q = full[0].reshape(groups, per_group * dim, *trailing)
-        k, v = (x.reshape(groups, dim, *trailing) for x in full[1:])
-        return [part.flatten(0, 1) for part in torch.cat((q, k, v), dim=1).chunk(tp)]
-
-    def merge(shards: Sequence[Tensor]) -> list[Tensor]:
-        grouped = torch.cat(list(shards)).reshape(groups, (per_group + 2) * dim, *trailing)
-        return [part.flatten(0, 1) for part in grouped.split([per_group * dim, dim, dim], dim=1)]
+    def pieces(shard: Tensor, full: Sequence[Tensor], rank: int, size: int) -> Pieces:
+        parts = shard.unflatten(0, (groups // size, -1)).split([per_group * dim, dim, dim], dim=1)
+        by_group = (tensor.unflatten(0, (groups, -1)).chunk(size)[rank] for tensor in full)
+        return list(zip(parts, by_group, strict=True))
 
     sizes = {"q_proj": arch.num_attention_heads * dim, "k_proj": groups * dim, "v_proj": groups * dim}
-    return Rule({f"{prefix}.{n}.{suffix}": (s, *trailing) for n, s in sizes.items()}, split, merge)
+    return Rule(
+        {f"{prefix}.{n}.{suffix}": (s, *trailing) for n, s in sizes.items()},
+        lambda size: (sum(sizes.values()) // size, *trailing),
+        pieces,
+    )
 
 
 def _mlp(ours: str, theirs: str, ffn: int, hidden: int) -> dict[str, Rule]:
@@ -223,7 +244,7 @@ def load_weights(chunks: Sequence[GPTModel], arch: Architecture, source: Mapping
             if tuple(tensor.shape) != shape:
                 raise UserError(f"weight '{hf_name}' has shape {tuple(tensor.shape)}, config.json makes it {shape}")
             full.append(tensor.to(parameter.dtype))
-        parameter.copy_(rule.split(full, size)[rank] if rule.expert is None else rule.split(full, 1)[0])
+        parameter.copy_(rule.cut(full, rank, size) if rule.expert is None else rule.cut(full))
 
 
 def check_names(names: Iterable[str], arch: Architecture) -> None:

@@ -5,8 +5,9 @@ vLLM runs in a process of its own (``vllm_process``, ``vllm_worker``). What is h
 - A request is answered exactly once. A process that dies, fails or hangs is replaced, starts with the weights that
   were loaded last, and is given every unanswered request again, with its seed. Restarts without an answer in between
   are limited.
-- Weights travel through memory that both processes share, laid out once (``weight_segment``); on a GPU through CUDA
-  IPC, layer by layer, with a copy in the shared memory for restarts. No checkpoint is written.
+- Weights travel through memory that the ranks of a host and vLLM share, laid out once (``weight_segment``); ranks may
+  write their shards there themselves. To an engine on one GPU they go through CUDA IPC, layer by layer, with a copy
+  in that memory for restarts. No checkpoint is written.
 - After an update no key or value of the old weights is used.
 - Log-probabilities are of the sampling distribution, in vLLM's float32.
 
@@ -52,7 +53,7 @@ from nemo_ibtpo.rollout.vllm_messages import (
     Written,
 )
 from nemo_ibtpo.rollout.vllm_process import EndedError, VLLMProcess
-from nemo_ibtpo.rollout.weight_segment import WeightSegment, read_shapes
+from nemo_ibtpo.rollout.weight_segment import WeightSegment
 from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest
 
 _STREAM_BYTES = 8 * 2**20
@@ -72,6 +73,7 @@ class VLLMEngine:
         device: ``cpu``, or this rank's GPU.
         max_model_len: most tokens of a sequence, its prefix included.
         log_path: takes what vLLM prints.
+        segment: the memory that new weights come through, shared with other ranks; None makes one of its own.
 
     Attributes:
         stats: counters since the engine was made.
@@ -93,6 +95,7 @@ class VLLMEngine:
         device: torch.device,
         max_model_len: int,
         log_path: Path,
+        segment: WeightSegment | None = None,
     ) -> None:
         hf_config = json.loads((model_path / "config.json").read_text())
         _check(config, hf_config, dtype, device, max_model_len)
@@ -108,11 +111,9 @@ class VLLMEngine:
         self._last_number = 0
         self._unanswered: dict[int, RolloutRequest] = {}
         self._ids: set[Hashable] = set()
-        self._segment = WeightSegment(
-            read_shapes(model_path), tied_embeddings=hf_config.get("tie_word_embeddings", False), dtype=dtype
-        )
+        self._segment = segment or WeightSegment(model_path, dtype)
         self._devices = _visible_devices(device, config.tensor_parallel_size)
-        self._over_ipc = device.type == "cuda" and config.tensor_parallel_size == 1
+        self._over_ipc = not loads_from_host(config, device)
         self._start = Start(
             model_path=str(model_path),
             dtype=_DTYPES[dtype],  # type: ignore[arg-type]
@@ -380,6 +381,11 @@ class VLLMEngine:
             self._request(LoadBucket(info, first))
             first = False
         self._request(LoadBucket(None, first))
+
+
+def loads_from_host(config: RolloutConfig, device: torch.device) -> bool:
+    """Whether an engine takes its weights from the memory of the host; otherwise from a GPU's, or it is embedded."""
+    return config.engine == "vllm" and (device.type == "cpu" or config.tensor_parallel_size > 1)
 
 
 def _check(

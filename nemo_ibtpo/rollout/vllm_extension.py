@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from vllm.config import set_current_vllm_config
 
+from nemo_ibtpo.rollout.vllm_cpu_weights import InPlaceLoader
 from nemo_ibtpo.rollout.vllm_messages import SharedTensor
 from nemo_ibtpo.rollout.weight_segment import map_weights
 
@@ -18,19 +20,26 @@ class SegmentLoader:
     reload_weights: Any
     model_config: Any
     model_runner: Any
+    vllm_config: Any
+    device: torch.device
+    _segment: dict[str, torch.Tensor] | None = None
 
     @torch.no_grad()
     def load_segment(self, path: str, layout: Sequence[SharedTensor], names: Iterable[str]) -> None:
-        """Load weights of the memory file at ``path`` in the order in which ``names`` gives them.
+        """Load weights of the memory file at ``path``, the same at every call, in the order of ``names``.
 
         ``names`` may wait for a weight to be written. Each worker takes its shard of the full tensors.
         """
-        fd = os.open(path, os.O_RDWR)
-        try:
-            weights = map_weights(fd, layout, self.model_config.dtype)
-        finally:
+        if self._segment is None:
+            fd = os.open(path, os.O_RDWR)
+            self._segment = map_weights(fd, layout, self.model_config.dtype)
             os.close(fd)
-        self.reload_weights(weights_iterator=((name, weights[name]) for name in names))
+            self._in_place = InPlaceLoader(self.model_runner.get_model(), self._segment)
+        if self.device.type == "cpu" and self._in_place.serves:
+            with set_current_vllm_config(self.vllm_config):
+                self._in_place.load(names)
+        else:
+            self.reload_weights(weights_iterator=((name, self._segment[name]) for name in names))
         self._renew_tied_head()
 
     def _renew_tied_head(self) -> None:

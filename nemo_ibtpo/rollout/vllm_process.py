@@ -34,7 +34,7 @@ _SETTINGS = {
 _CPU_SETTINGS = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # OMP_NUM_THREADS rules; engines beside each other would share cores
     # Memory of old weights is taken for new ones, instead of being given back and zeroed by the kernel.
-    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
     "TORCHDYNAMO_DISABLE": "1",  # vLLM compiles a helper of its sampler, which takes longer than a small run
 }

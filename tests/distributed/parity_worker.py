@@ -1,4 +1,4 @@
-"""Ranks of test_parity.py: logits, log-probabilities and exported weights under every layout of four ranks."""
+"""Ranks of test_parity.py: logits, log-probabilities and weights for others under every layout of four ranks."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from toy_models import hf_weights, random_model, random_tree
 from nemo_ibtpo.config.schema import ActorConfig
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import architecture_from_config
+from nemo_ibtpo.rollout.weight_segment import segment_of_host
 from nemo_ibtpo.tree.microbatches import MicroBatch
 from nemo_ibtpo.tree.packing import pack_trees, unpack_paths
 
@@ -61,7 +62,15 @@ def actor_config(tensor: int, pipeline: int, sequence: bool, chunks: int | None,
     )
 
 
-def check(family: str, layout: Layout) -> dict[str, float]:
+# Hosts of the four ranks, and the ranks that own an engine.
+HOSTS: dict[str, tuple[str, list[int]]] = {
+    "one host": ("aaaa", [0]),
+    "two hosts, two engines on each": ("aabb", [0, 1, 2, 3]),
+    "two hosts, an engine on the second": ("abab", [1]),
+}
+
+
+def check(family: str, layout: Layout, directory: Path) -> dict[str, float]:
     model = random_model(family)
     context = enter(actor_config(*layout))
     temperature = 0.7
@@ -97,19 +106,39 @@ def check(family: str, layout: Layout) -> dict[str, float]:
     exported = dict(actor.named_weights())
     different = sum(not torch.equal(tensor, state[name]) for name, tensor in exported.items())
     expected_names = set(state) - ({"lm_head.weight"} if model.config.tie_word_embeddings else set())
-    return {
+    result = {
         "logit_error": logit_error,
         "logprob_error": logprob_error,
         "different_weights": different,
         "names_differ": float(set(exported) != expected_names),
     }
+    for world, (hosts, engine_ranks) in HOSTS.items():
+        host = hosts[dist.get_rank()]
+        segment = segment_of_host(directory / family, torch.float32, engine_ranks, host)
+        written = dict(actor.host_weights(segment.weights if segment else None, host)())
+        expected_names = expected_names if host in {hosts[rank] for rank in engine_ranks} else set()
+        wrong = [name for name, tensor in written.items() if not torch.equal(tensor, state[name])]
+        result[f"{world}: wrong"] = float(len(wrong) + len(set(written) ^ expected_names))
+        if segment is not None:
+            segment.close()
+    return result
+
+
+def save_models(directory: Path) -> None:
+    """Where a segment reads names and shapes."""
+    if dist.get_rank() == 0:
+        for family in [*FAMILIES, *EXPERT_FAMILIES]:
+            random_model(family).save_pretrained(directory / family)
+    dist.barrier()
 
 
 def main() -> None:
     results = {}
+    enter(actor_config(*LAYOUTS[0]))
+    save_models(Path(sys.argv[1]).parent)
     cases = [*itertools.product(LAYOUTS, FAMILIES), *itertools.product(EXPERT_LAYOUTS, EXPERT_FAMILIES)]
     for layout, family in sorted(cases, key=lambda case: str(case[0])):
-        mine = check(family, layout)
+        mine = check(family, layout, Path(sys.argv[1]).parent)
         everyone: list[dict[str, float]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(everyone, mine)
         key = f"{family}-tp{layout[0]}-pp{layout[1]}-sp{int(layout[2])}-vpp{layout[3] or 1}"

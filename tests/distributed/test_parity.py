@@ -6,7 +6,8 @@ than the one that is sampled and exported.
 
 The trees branch with siblings, so a rotary position taken from the storage index shows here. Four gloo ranks; the
 vocabulary divides neither by 2 nor by 4. Experts are shared by 1, 2 and 4 ranks, with weights that are scaled to sum
-to 1 and with weights that are not. Not exercised: bf16, GPUs, Transformer Engine's grouped experts.
+to 1 and with weights that are not. Hosts that share memory are told apart by name alone. Not exercised: bf16, GPUs,
+Transformer Engine's grouped experts.
 """
 
 from __future__ import annotations
@@ -59,3 +60,9 @@ def test_matches_transformers(results: dict[str, dict[str, float]], case: str) -
 def test_export_is_bitwise_the_loaded_model(results: dict[str, dict[str, float]], case: str) -> None:
     assert results[case]["names_differ"] == 0
     assert results[case]["different_weights"] == 0
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_host_with_an_engine_gets_the_weights(results: dict[str, dict[str, float]], case: str) -> None:
+    """By the shards of its own ranks, and over the network where it has not all of them."""
+    assert {name: wrong for name, wrong in results[case].items() if name.endswith("wrong") and wrong} == {}

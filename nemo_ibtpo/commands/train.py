@@ -1,4 +1,4 @@
-"""``nemo-ibtpo train recipe=<name or path> [key=value ...]``."""
+"""``nemo-ibtpo train recipe=<name or path> [key=value ...]``, or with NeMo's flags for the recipe."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from nemo_ibtpo.checkpoints.status import EXIT_REQUEUE, failure_is_told, finishe
 from nemo_ibtpo.commands import asks_help
 from nemo_ibtpo.config import help_text
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.config.loader import compose_words
+from nemo_ibtpo.config.hydra_flags import add_hydra_flags, words_with_recipe
+from nemo_ibtpo.config.loader import Asked, composition_of_words
 from nemo_ibtpo.config.plan import batch_plan
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.config.validation import fewest_ranks, validate
+from nemo_ibtpo.nemo import toolkit
+from nemo_ibtpo.nemo.experiment import Experiment
 
 if TYPE_CHECKING:
     from nemo_ibtpo.commands import Subparsers
@@ -33,6 +36,7 @@ def add_parser(commands: Subparsers, argv: Sequence[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.add_argument("words", nargs="*", metavar="key=value", help="recipe=..., keys and group choices, below")
+    add_hydra_flags(train)
     train.add_argument(
         "--dry-run", action="store_true", help="compose, validate, print the batch plan, and start nothing"
     )
@@ -46,21 +50,40 @@ def add_parser(commands: Subparsers, argv: Sequence[str]) -> None:
 
 def run(arguments: argparse.Namespace) -> int | None:
     """Train, or plan a training run; the exit status ``EXIT_REQUEUE`` if it stopped and is to be started again."""
-    words, dry_run, asked = arguments.words, arguments.dry_run, arguments.world_size
-    config = compose_words(words)
-    ranks = _planned_world_size(config, asked) if dry_run else _world_size()
-    if asked is not None and not dry_run:
+    words = words_with_recipe(arguments.config_path, arguments.config_name, arguments.words)
+    composition = composition_of_words(words)
+    by_nemo = arguments.config_name is not None and toolkit.is_installed()
+    if by_nemo:
+        toolkit.import_resolvers()
+    composed = composition.compose()
+    if arguments.dry_run:
+        return _dry_run(composition.asked(composed).at_this_start(), arguments.world_size)
+    if arguments.world_size is not None:
         raise UserError("--world-size plans a dry run; the size of a real run is what torchrun starts")
-    if dry_run:
-        validate(config, ranks)
-        print(batch_plan(config, ranks))
-        print(f"dry run for {ranks} rank{'s' * (ranks != 1)}: nothing was started")
-        return 0
+    if not by_nemo:
+        return _start(composition.asked(composed))
+    # What is wrong has been told; this is the same composition by NeMo's hand.
+    return toolkit.under_hydra_runner(
+        composition.path, composition.words, lambda config: _start(composition.asked(config))
+    )
+
+
+def _dry_run(config: RunConfig, asked: int | None) -> int:
+    ranks = _planned_world_size(config, asked)
+    validate(config, ranks)
+    print(batch_plan(config, ranks))
+    print(f"dry run for {ranks} rank{'s' * (ranks != 1)}: nothing was started")
+    return 0
+
+
+def _start(asked: Asked) -> int:
+    experiment = None if asked.exp_manager is None else Experiment(asked.exp_manager)
+    config = asked.config(None if experiment is None else experiment.version)
     with failure_is_told(Path(config.output_dir)):
-        return _train(config, ranks)
+        return _train(config, _world_size(), experiment)
 
 
-def _train(config: RunConfig, ranks: int) -> int:
+def _train(config: RunConfig, ranks: int, experiment: Experiment | None) -> int:
     validate(config, ranks)
     speaks = int(os.environ.get("RANK", "0")) == 0
     finished = finished_steps(Path(config.output_dir))
@@ -71,6 +94,8 @@ def _train(config: RunConfig, ranks: int) -> int:
                 "Raise trainer.max_steps to train on, or choose another output_dir to begin anew"
             )
         return 0
+    if experiment is not None:
+        experiment.set_up(config.trainer.max_steps)
     if speaks:
         print(batch_plan(config, ranks), flush=True)
     from nemo_ibtpo.algorithms.run import run_training  # imports torch and Megatron

@@ -12,10 +12,11 @@ import typing
 from collections.abc import Iterator
 from pathlib import Path
 
+from nemo_ibtpo.config.exp_manager import BLOCK
 from nemo_ibtpo.config.loader import default_values
 from nemo_ibtpo.config.paths import conf_dir, recipes_dir
 from nemo_ibtpo.config.reference import Key, keys, sections
-from nemo_ibtpo.config.schema import EvalConfig, RunConfig
+from nemo_ibtpo.config.schema import EvalConfig, ExpManagerConfig, RunConfig
 
 _EXAMPLES = """\
 examples:
@@ -23,6 +24,7 @@ examples:
   nemo-ibtpo train recipe=tiny sampler=random trainer.max_steps=10
   nemo-ibtpo train recipe=my_recipe.yaml data=jsonl data.train.path=train.jsonl data.validation.path=val.jsonl
   torchrun --nproc-per-node 4 -m nemo_ibtpo.cli train recipe=tiny actor.tensor_model_parallel_size=4
+  nemo-ibtpo train --config-path recipes --config-name my_recipe ++exp_manager.exp_dir=/results
 """
 _EVAL_EXAMPLES = """\
 examples:
@@ -43,7 +45,9 @@ def train_epilog() -> str:
     lines += _table(((path.stem, _summary(path)) for path in _files(recipes_dir())), _width())
     lines += ["", "groups (group=choice; a recipe's own keys come after it):", *_groups(RunConfig)]
     lines += ["", f"keys (key=value, here with the defaults, ??? where there is none; {_TWIN}* as data.train.*):"]
-    return "\n".join([*lines, *_keys(RunConfig)])
+    lines += _keys(RunConfig)
+    lines += ["", "keys of NeMo's exp_manager block, for recipes that have one (docs/nemo.md):"]
+    return "\n".join([*lines, *_keys(ExpManagerConfig, f"{BLOCK}.")])
 
 
 def eval_epilog() -> str:
@@ -58,10 +62,10 @@ def _groups(root: type) -> Iterator[str]:
         yield from _table(((f"{group.name}={path.stem}", _summary(path)) for path in _files(group)), _width())
 
 
-def _keys(root: type) -> Iterator[str]:
+def _keys(root: type, prefix: str = "") -> Iterator[str]:
     defaults = default_values(root)
     rows = (
-        (f"{key.path}={json.dumps(defaults[key.path], ensure_ascii=False)}", _explain(key))
+        (f"{prefix}{key.path}={json.dumps(defaults[key.path], ensure_ascii=False)}", _explain(key))
         for key in keys(root).values()
         if not key.path.startswith(_TWIN)
     )

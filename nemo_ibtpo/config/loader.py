@@ -11,6 +11,7 @@ closest known name; what ``to_yaml`` writes is a recipe that composes to the sam
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -20,20 +21,21 @@ import typing
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from nemo_ibtpo.config import exp_manager
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.paths import conf_dir, did_you_mean, find_recipe, recipes_dir
 from nemo_ibtpo.config.reference import field_types, keys, sections
-from nemo_ibtpo.config.schema import EvalConfig, RunConfig
+from nemo_ibtpo.config.schema import EvalConfig, ExpManagerConfig, RunConfig
 
 _MISSING = "???"  # OmegaConf's mark of a value that must be given
 _NO_CHOICE = re.compile(
@@ -42,8 +44,126 @@ _NO_CHOICE = re.compile(
 )
 
 
+class Composition:
+    """A primary config and words of the command line, each of which has been checked, ready for Hydra to compose.
+
+    Args:
+        root: the dataclass that is to be built.
+        path: of the primary config.
+        overrides: words of the command line.
+
+    Attributes:
+        path: of the primary config.
+        words: the words that Hydra takes, its search path among them.
+
+    Raises:
+        UserError: the file cannot be read, or a word is not as it should be.
+    """
+
+    def __init__(self, root: type, path: Path, overrides: Sequence[str]) -> None:
+        self.path = path
+        written = _read(path)
+        words = [_checked_override(word, root) for word in overrides]
+        search = ", ".join(f"'file://{directory}'" for directory in (conf_dir(), recipes_dir()))
+        self.words = [f"hydra.searchpath=[{search}]", *words]
+        self.sources = _Sources(root, path, written, words)
+
+    def compose(self) -> DictConfig:
+        """Let Hydra compose.
+
+        Raises:
+            UserError: it could not.
+        """
+        return _compose(self.path, self.words)
+
+    def build(self, composed: DictConfig) -> Any:
+        """Build the dataclass from what Hydra composed.
+
+        Raises:
+            UserError: a value is missing or not as it should be.
+        """
+        return _build(self.sources.root, _resolved(composed, self.sources), "", self.sources)
+
+    def asked(self, composed: DictConfig) -> Asked:
+        """What a recipe asks for, from what Hydra composed.
+
+        Raises:
+            UserError: a value is missing, or NeMo's block is not as it should be.
+        """
+        if composed.get("name", _MISSING) == _MISSING:
+            OmegaConf.update(composed, "name", self.path.stem, force_add=True)
+        block = _exp_manager(_resolved(composed, self.sources).get(exp_manager.BLOCK), self.sources)
+        run = copy.deepcopy(composed)
+        with open_dict(run):
+            run.pop(exp_manager.BLOCK, None)
+        return Asked(self, run, block)
+
+
+class Asked:
+    """What a recipe and the words of a command line ask for; made by :meth:`Composition.asked`.
+
+    Attributes:
+        exp_manager: NeMo's block, None without one; it decides some keys of the run.
+    """
+
+    def __init__(self, composition: Composition, composed: DictConfig, block: ExpManagerConfig | None) -> None:
+        self._composition = composition
+        self._composed = composed
+        self.exp_manager = block
+
+    def config(self, version: str | None) -> RunConfig:
+        """The configuration of a run.
+
+        Args:
+            version: of the experiment that NeMo's block speaks of; of no meaning without one.
+
+        Raises:
+            UserError: a value is not as it should be, or contradicts the block.
+        """
+        composed, sources = copy.deepcopy(self._composed), self._composition.sources
+        decided = {} if self.exp_manager is None else exp_manager.decisions(self.exp_manager, version)
+        for key, (value, by) in decided.items():
+            if sources.is_written(key) and OmegaConf.select(composed, key) != value:
+                raise UserError(f"{key} {sources.of(key)}: exp_manager.{by} decides it; take one of the two out")
+            OmegaConf.update(composed, key, value)
+        config: RunConfig = self._composition.build(composed)
+        return config
+
+    def at_this_start(self) -> RunConfig:
+        """The configuration of a run that would start now, in this process alone.
+
+        Raises:
+            UserError: as :meth:`config`.
+        """
+        block = self.exp_manager
+        return self.config(None if block is None else exp_manager.version_of_this_start(block))
+
+
+def composition(recipe: str, overrides: Sequence[str]) -> Composition:
+    """A recipe, by its name or path, with the words of a command line.
+
+    Raises:
+        UserError: there is no such recipe, or as :class:`Composition`.
+    """
+    return Composition(RunConfig, find_recipe(recipe), overrides)
+
+
+def composition_of_words(words: Sequence[str]) -> Composition:
+    """The words of a command line, one of which is ``recipe=<name or path>``.
+
+    Raises:
+        UserError: there is not exactly one recipe, or as :func:`composition`.
+    """
+    recipes = [word.removeprefix("recipe=") for word in words if word.startswith("recipe=")]
+    if len(recipes) != 1:
+        raise UserError(
+            f"train takes one recipe=<name or path>, not {len(recipes)}; `nemo-ibtpo train --help` lists them"
+        )
+    return composition(recipes[0], [word for word in words if not word.startswith("recipe=")])
+
+
 def compose(recipe: str, overrides: Sequence[str]) -> RunConfig:
-    """Build the configuration of a run.
+    """Build the configuration of a run that would start now.
 
     Args:
         recipe: name of a shipped recipe, or path of a YAML file.
@@ -52,8 +172,8 @@ def compose(recipe: str, overrides: Sequence[str]) -> RunConfig:
     Raises:
         UserError: anything in the recipe or the command line is not as it should be.
     """
-    config: RunConfig = _compose_as(RunConfig, find_recipe(recipe), overrides)
-    return config
+    made = composition(recipe, overrides)
+    return made.asked(made.compose()).at_this_start()
 
 
 def compose_evaluation(overrides: Sequence[str]) -> EvalConfig:
@@ -62,43 +182,9 @@ def compose_evaluation(overrides: Sequence[str]) -> EvalConfig:
     Raises:
         UserError: anything in the command line is not as it should be.
     """
-    config: EvalConfig = _compose_as(EvalConfig, conf_dir() / "eval.yaml", overrides)
+    made = Composition(EvalConfig, conf_dir() / "eval.yaml", overrides)
+    config: EvalConfig = made.build(made.compose())
     return config
-
-
-def _compose_as(root: type, path: Path, overrides: Sequence[str]) -> Any:
-    """Build the dataclass ``root`` from a primary config and words of the command line."""
-    written = _read(path)
-    words = [_checked_override(word, root) for word in overrides]
-    composed = _compose(path, words)
-    if root is RunConfig and composed.get("name", _MISSING) == _MISSING:
-        OmegaConf.update(composed, "name", path.stem, force_add=True)
-    sources = _Sources(root, path, written, words)
-    for key in _missing(OmegaConf.to_container(composed)):
-        where = f"in {path} or " if root is RunConfig else ""
-        raise UserError(
-            f"{key} has no value: give it {where}as {key}=<value> on the command line{sources.meaning(key)}"
-        )
-    try:
-        resolved = OmegaConf.to_container(composed, resolve=True)
-    except OmegaConfBaseException as error:
-        key = error.full_key or ""
-        raise UserError(f"{key} {sources.of(key)}: {_first_line(error)}") from None
-    return _build(root, resolved, "", sources)
-
-
-def compose_words(words: Sequence[str]) -> RunConfig:
-    """Build the configuration from the words of a command line, one of which is ``recipe=<name or path>``.
-
-    Raises:
-        UserError: there is not exactly one recipe, or as :func:`compose`.
-    """
-    recipes = [word.removeprefix("recipe=") for word in words if word.startswith("recipe=")]
-    if len(recipes) != 1:
-        raise UserError(
-            f"train takes one recipe=<name or path>, not {len(recipes)}; `nemo-ibtpo train --help` lists them"
-        )
-    return compose(recipes[0], [word for word in words if not word.startswith("recipe=")])
 
 
 def to_yaml(config: RunConfig | EvalConfig) -> str:
@@ -108,8 +194,8 @@ def to_yaml(config: RunConfig | EvalConfig) -> str:
 
 def default_values(root: type = RunConfig) -> dict[str, Any]:
     """Every default of ``conf/`` by its dotted key, interpolations and ``???`` as they are written."""
-    primary = "eval.yaml" if root is EvalConfig else "config.yaml"
-    composed = OmegaConf.to_container(_compose(conf_dir() / primary, []))
+    primary = {EvalConfig: "eval.yaml", ExpManagerConfig: "exp_manager.yaml"}.get(root, "config.yaml")
+    composed = OmegaConf.to_container(Composition(root, conf_dir() / primary, []).compose())
     return {key: _at(composed, key) for key in keys(root)}
 
 
@@ -118,11 +204,12 @@ class _Sources:
 
     Attributes:
         root: the dataclass that is built.
+        recipe: the primary config.
     """
 
     def __init__(self, root: type, recipe: Path, written: Mapping[str, Any], words: Sequence[str]) -> None:
         self.root = root
-        self._recipe = recipe
+        self.recipe = recipe
         self._written = written
         self._words = {word.lstrip("+").partition("=")[0] for word in words}
 
@@ -131,15 +218,25 @@ class _Sources:
         return f" ({known[key].doc.rstrip('.')})" if key in known and known[key].doc else ""
 
     def of(self, key: str) -> str:
-        names = key.split(".")
-        if any(".".join(names[: depth + 1]) in self._words for depth in range(len(names))):
+        if self._is_word(key):
             return "on the command line"
+        return f"in {self.recipe}" if self._is_in_recipe(key) else f"in the defaults under {conf_dir()}"
+
+    def is_written(self, key: str) -> bool:
+        """Whether the recipe's file itself or the command line gives the key."""
+        return self._is_word(key) or self._is_in_recipe(key)
+
+    def _is_word(self, key: str) -> bool:
+        names = key.split(".")
+        return any(".".join(names[: depth + 1]) in self._words for depth in range(len(names)))
+
+    def _is_in_recipe(self, key: str) -> bool:
         node: Any = self._written
-        for name in names:
+        for name in key.split("."):
             if not isinstance(node, Mapping) or name not in node:
-                return f"in the defaults under {conf_dir()}"
+                return False
             node = node[name]
-        return f"in {self._recipe}"
+        return True
 
 
 def _read(recipe: Path) -> Mapping[str, Any]:
@@ -168,12 +265,18 @@ def _checked_override(word: str, root: type) -> str:
         reason = _first_line(error, skip="Error parsing override")
         raise UserError(f"'{word}' on the command line is not key=value: {reason}") from None
     key = override.key_or_group
-    if override.type is not OverrideType.CHANGE or override.package is not None:
+    of_nemo = root is RunConfig and key.partition(".")[0] == exp_manager.BLOCK
+    # NeMo's users write `++key=value` for any key; a block that is not in the recipe is added, however it is written.
+    allowed = {OverrideType.CHANGE, OverrideType.FORCE_ADD, *([OverrideType.ADD] if of_nemo else [])}
+    if override.type not in allowed or override.package is not None:
         raise UserError(f"'{word}' on the command line: write it as plain key=value, without +, ~ or @")
+    word = word.lstrip("+")
     if override.is_sweep_override():
         raise UserError(
             f"'{word}' on the command line gives several values; a run takes one (quote a text with a comma)"
         )
+    if of_nemo:
+        return f"++{word}"
     if key in sections(root):
         if not (conf_dir() / key).is_dir():
             inside = ", ".join(path for path in keys(root) if path.startswith(f"{key}."))
@@ -190,13 +293,12 @@ def _checked_override(word: str, root: type) -> str:
 
 
 def _compose(recipe: Path, words: Sequence[str]) -> DictConfig:
-    search = ", ".join(f"'file://{directory}'" for directory in (conf_dir(), recipes_dir()))
     try:
         with (
             warnings.catch_warnings(action="error", category=UserWarning),  # Hydra warns of a list without _self_
             hydra.initialize_config_dir(config_dir=str(recipe.parent), version_base="1.3"),
         ):
-            return hydra.compose(recipe.stem, [f"hydra.searchpath=[{search}]", *words])
+            return hydra.compose(recipe.stem, list(words))
     except UserWarning as warning:
         raise UserError(f"{recipe}: {_first_line(warning).partition(' See ')[0]} End it with _self_.") from None
     except (HydraException, OmegaConfBaseException) as error:
@@ -207,6 +309,33 @@ def _compose(recipe: Path, words: Sequence[str]) -> DictConfig:
                 f"{did_you_mean(match['choice'], options)}; choose one of {', '.join(options)}"
             ) from None
         raise UserError(f"{recipe}: {_first_line(error)}") from None
+
+
+def _resolved(composed: DictConfig, sources: _Sources) -> dict[str, Any]:
+    """Plain values, none of which is missing."""
+    for key in _missing(OmegaConf.to_container(composed)):
+        where = f"in {sources.recipe} or " if sources.root is RunConfig else ""
+        raise UserError(
+            f"{key} has no value: give it {where}as {key}=<value> on the command line{sources.meaning(key)}"
+        )
+    try:
+        resolved = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        key = error.full_key or ""
+        raise UserError(f"{key} {sources.of(key)}: {_first_line(error)}") from None
+    assert isinstance(resolved, dict)
+    return cast("dict[str, Any]", resolved)
+
+
+def _exp_manager(written: Any, sources: _Sources) -> ExpManagerConfig | None:
+    if written is None:
+        return None
+    if not isinstance(written, Mapping):
+        raise UserError(f"{exp_manager.BLOCK} {sources.of(exp_manager.BLOCK)} is a section of keys, not {written!r}")
+    defaults = OmegaConf.load(conf_dir() / "exp_manager.yaml")
+    merged = OmegaConf.merge(defaults, OmegaConf.create(exp_manager.without_idle(written, sources.of)))
+    block: ExpManagerConfig = _build(ExpManagerConfig, OmegaConf.to_container(merged), exp_manager.BLOCK, sources)
+    return block
 
 
 def _build(section: type, raw: Any, path: str, sources: _Sources) -> Any:

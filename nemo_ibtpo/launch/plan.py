@@ -15,7 +15,9 @@ from pathlib import Path
 
 from nemo_ibtpo.checkpoints.status import finished_steps
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.config.loader import compose_words
+from nemo_ibtpo.config.exp_manager import is_new_each_time
+from nemo_ibtpo.config.hydra_flags import add_hydra_flags, words_with_recipe
+from nemo_ibtpo.config.loader import composition_of_words
 from nemo_ibtpo.config.plan import batch_plan
 from nemo_ibtpo.config.validation import validate
 
@@ -25,9 +27,19 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m nemo_ibtpo.launch.plan", allow_abbrev=False)
     parser.add_argument("--world-size", type=int, required=True, metavar="N", help="ranks of the run")
     parser.add_argument("words", nargs="*", metavar="key=value", help="as nemo-ibtpo train takes them")
-    arguments = parser.parse_args(argv)
+    add_hydra_flags(parser)
+    arguments = parser.parse_intermixed_args(argv)  # words may stand among the options
     try:
-        config = compose_words(arguments.words)
+        words = words_with_recipe(arguments.config_path, arguments.config_name, arguments.words)
+        composition = composition_of_words(words)
+        asked = composition.asked(composition.compose())
+        block = asked.exp_manager
+        if block is not None and is_new_each_time(block):
+            raise UserError(
+                "exp_manager begins anew in a directory of its own at each start, and a job that is queued again "
+                "would never go on: set exp_manager.resume_if_exists=true and resume_ignore_no_checkpoint=true"
+            )
+        config = asked.at_this_start()
         validate(config, arguments.world_size)
     except UserError as error:
         print(f"nemo-ibtpo: error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "launch": {"checkpoints"},
     "demo": {"inspection", "reporting", "data"},
     "planning": set(),
+    "nemo": {"checkpoints"},
 }
 # The modules that join everything: the loop, and what builds its parts.
 JOINS = {"algorithms/ibtpo.py", "algorithms/run.py", "algorithms/checkpointing.py", "evaluation/run.py"}

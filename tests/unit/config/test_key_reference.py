@@ -6,15 +6,15 @@ from nemo_ibtpo.config.help_text import eval_epilog, train_epilog
 from nemo_ibtpo.config.loader import default_values
 from nemo_ibtpo.config.paths import recipe_names
 from nemo_ibtpo.config.reference import keys, sections
-from nemo_ibtpo.config.schema import EvalConfig, RunConfig
+from nemo_ibtpo.config.schema import EvalConfig, ExpManagerConfig, RunConfig
 
 
-@pytest.mark.parametrize("root", [RunConfig, EvalConfig])
+@pytest.mark.parametrize("root", [RunConfig, EvalConfig, ExpManagerConfig])
 def test_every_key_is_documented(root: type) -> None:
     assert [path for path, key in keys(root).items() if not key.doc] == []
 
 
-@pytest.mark.parametrize("root", [RunConfig, EvalConfig])
+@pytest.mark.parametrize("root", [RunConfig, EvalConfig, ExpManagerConfig])
 def test_every_key_has_a_default_or_must_be_given(root: type) -> None:
     assert set(default_values(root)) == set(keys(root))
 
@@ -52,4 +52,5 @@ def test_help_names_every_recipe_group_and_key() -> None:
         assert f"\n  {choice} " in text
     for path in keys():
         assert f"\n  {path}=" in text or path.startswith("data.validation.")
+    assert all(f"\n  exp_manager.{path}=" in text for path in keys(ExpManagerConfig))
     assert "stages that share the layers" in text

@@ -1,0 +1,133 @@
+"""Training as a job of NeMo-Run: really run by LocalExecutor, and as the batch script that SlurmExecutor writes.
+
+Not exercised: that script on a Slurm.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_job import write_tiny_job
+
+import nemo_ibtpo
+from nemo_ibtpo.config.loader import compose
+from nemo_ibtpo.nemo import launch
+
+run = pytest.importorskip("nemo_run", reason="nemo-run is not installed: make test-nemo")
+from nemo_ibtpo.nemo import jobs  # noqa: E402
+from nemo_ibtpo.nemo.jobs import slurm_executor, training_script  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NEMORUN_HOME", str(tmp_path / "nemo_run"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "nemo_run"
+
+
+def test_local_executor_trains(tmp_path: Path, home: Path) -> None:
+    recipe = write_tiny_job(tmp_path / "job")
+    words = [f"recipe={recipe}", "actor.pipeline_model_parallel_size=2", "trainer.max_steps=1"]
+    # A word that a shell, or torchrun, would take apart.
+    words.append("""data.prompt_format="{question} $HOME; 'x' (y)\"""")
+    command = [sys.executable, "-m", "nemo_ibtpo.nemo.launch", *words, "--executor", "local"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "NEMORUN_HOME": str(home)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    assert "2 ranks = 1 tensor x 2 pipeline" in done.stdout
+    output = tmp_path / "job" / "out"
+    assert json.loads((output / "status.json").read_text())["state"] == "complete"
+    assert (output / "hf" / "model.safetensors").is_file()
+    assert compose(str(output / "config.yaml"), []).data.prompt_format == "{question} $HOME; 'x' (y)"
+
+
+def sbatch_script(home: Path, words: list[str], **options: Any) -> str:
+    """What SlurmExecutor would submit."""
+    executor = slurm_executor(job_dir=str(home / "shared"), **options)
+    with run.Experiment("ibtpo", executor=executor, base_dir=str(home)) as experiment:
+        experiment.add(training_script(words), name="train")
+        experiment.dryrun(log=False, delete_exp_dir=False)
+    (script,) = home.glob("experiments/ibtpo/*/train_sbatch.sh")
+    return script.read_text()
+
+
+def test_slurm_executor_asks_for_whole_nodes_with_one_torchrun_each(home: Path) -> None:
+    text = sbatch_script(
+        home, ["recipe=tiny", "name=a b"], nodes=2, ranks_per_node=8, time="04:00:00", account="me", retries=20
+    )
+    flags = {line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH ")}
+    asked = {"nodes=2", "ntasks-per-node=1", "gpus-per-node=8", "time=04:00:00", "account=me", "exclusive", "mem=0"}
+    assert flags >= asked
+    assert "TORCHX_MAX_RETRIES=20" in text and "scontrol requeue" in text
+    (step,) = (line for line in text.splitlines() if line.startswith("srun "))
+    assert "--rdzv-endpoint $head_node_ip:29500" in step
+    assert "--nnodes 2 --nproc-per-node 8" in step and "--kill-on-bad-exit=1" in step
+    # The script that ranks run is where the nodes look for it once NeMo-Run has copied the experiment.
+    (script,) = home.glob("experiments/ibtpo/*/train/scripts/train.sh")
+    assert f"--no-python {home}/shared/ibtpo/{script.parents[2].name}/train/scripts/train.sh" in step
+    line = script.read_text().splitlines()[-1]
+    assert line == f"cd {Path.cwd()} && exec python3 -m nemo_ibtpo.cli train recipe=tiny 'name=a b'"
+
+
+def test_slurm_executor_in_a_container_sees_checkout_and_directory(home: Path) -> None:
+    text = sbatch_script(
+        home,
+        ["recipe=tiny"],
+        nodes=1,
+        ranks_per_node=4,
+        time="01:00:00",
+        gpus=False,
+        container_image="/images/x.sqsh",
+    )
+    (step,) = (line for line in text.splitlines() if line.startswith("srun "))
+    checkout = Path(nemo_ibtpo.__file__).parents[1]
+    assert (
+        f"--container-image /images/x.sqsh --container-mounts {checkout}:{checkout},{Path.cwd()}:{Path.cwd()},"
+        in step
+    )
+    assert f"export PYTHONPATH={checkout}" in text and "gpus" not in text
+
+
+@pytest.mark.parametrize(
+    ("time", "words", "expected"),
+    [
+        ("04:00:00", [], "trainer.max_time='03:50:00'"),
+        ("2-00:00:30", [], "trainer.max_time='47:50:30'"),
+        ("04:00:00", ["trainer.max_time='03:00:00'"], "trainer.max_time='03:00:00'"),
+        ("04:00:00", ["trainer.max_time='04:00:00'"], "which is not ahead of --time 04:00:00"),
+        ("00:10:00", [], "leaves no 10 minutes to save in"),
+        ("240", [], "--time 240: write it as HH:MM:SS"),
+    ],
+)
+def test_the_run_stops_ahead_of_its_jobs_limit(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    time: str,
+    words: list[str],
+    expected: str,
+) -> None:
+    given: list[list[str]] = []
+    monkeypatch.setattr(
+        jobs, "training_script", lambda words, python: given.append(words) or run.Script(inline="true")
+    )
+    recipe = write_tiny_job(tmp_path / "job")
+    status = launch.main([f"recipe={recipe}", *words, "--executor=slurm", f"--time={time}", "--dry-run"])
+    if status:
+        assert expected in capsys.readouterr().err and not given
+    else:
+        assert [word for word in given[0] if "max_time" in word] == [expected]
+
+
+def test_options_of_slurm_are_refused_for_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_tiny_job(tmp_path / "job")
+    assert launch.main([f"recipe={recipe}", "--executor=local", "--account=me"]) == 2
+    assert "--account has no meaning for --executor local" in capsys.readouterr().err

@@ -50,7 +50,6 @@ def slurm_executor(
     gpus: bool = True,
     account: str | None = None,
     partition: str | None = None,
-    job_dir: str = "",
     container_image: str | None = None,
     container_mounts: Sequence[str] = (),
     venv: str | None = None,
@@ -63,7 +62,6 @@ def slurm_executor(
         time: limit of the job.
         gpus: one for each rank.
         account, partition: of the cluster, None for its defaults.
-        job_dir: for scripts and logs, seen by all nodes; empty for NeMo-Run's own (``NEMORUN_HOME``).
         container_image: run in it (pyxis); this checkout and the current directory are mounted.
         container_mounts: ``from:to``, further ones.
         venv: virtual environment to run in, without a container.
@@ -88,7 +86,7 @@ def slurm_executor(
         setup_lines=f"source {shlex.quote(str(Path(venv, 'bin', 'activate')))}" if venv else None,
         env_vars=_environment(),
         packager=run.Packager(),  # the checkout is where it is
-        tunnel=run.LocalTunnel(job_dir=job_dir),
+        tunnel=run.LocalTunnel(job_dir=""),  # submitted here; scripts and logs are in NEMORUN_HOME, seen by all nodes
         retries=retries,
     )
 
@@ -98,5 +96,6 @@ def _environment() -> dict[str, str]:
     environment = {"PYTHONUNBUFFERED": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
     if (_CHECKOUT / "pyproject.toml").is_file():
         # The checkout that was submitted is what runs.
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_CHECKOUT), os.environ.get("PYTHONPATH")]))
+        paths = [str(_CHECKOUT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in dict.fromkeys(paths) if path)
     return environment

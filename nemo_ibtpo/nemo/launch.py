@@ -10,11 +10,9 @@ Everything that training would refuse at its start is refused here, before anyth
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from nemo_ibtpo.config.errors import UserError
@@ -24,7 +22,7 @@ from nemo_ibtpo.config.loader import composition_of_words
 from nemo_ibtpo.config.plan import batch_plan
 from nemo_ibtpo.config.validation import fewest_ranks, max_seconds, validate
 
-_SLURM_ONLY = ("account", "partition", "job_dir", "container_image", "venv", "time")
+_SLURM_ONLY = ("account", "partition", "container_image", "venv", "time")
 _TO_SAVE_S = 600  # as slurm/train_ibtpo.sh leaves
 
 
@@ -53,7 +51,6 @@ def _parser() -> argparse.ArgumentParser:
     slurm.add_argument("--time", metavar="[D-]HH:MM:SS", help="limit of the job; the run stops and saves ahead of it")
     slurm.add_argument("--account", metavar="NAME")
     slurm.add_argument("--partition", metavar="NAME")
-    slurm.add_argument("--job-dir", metavar="DIR", help="for scripts and logs, seen by all nodes")
     slurm.add_argument("--container-image", metavar="IMAGE")
     slurm.add_argument("--container-mounts", metavar="FROM:TO,...", help="further ones than checkout and directory")
     slurm.add_argument("--venv", metavar="DIR", help="virtual environment, without a container")
@@ -62,8 +59,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _launch(arguments: argparse.Namespace) -> int:
-    if importlib.util.find_spec("nemo_run") is None:
-        raise UserError("nemo_run is not installed: pip install 'nemo-ibtpo[nemo]'")
     slurm = arguments.executor == "slurm"
     _check_options(arguments)
     words = words_with_recipe(arguments.config_path, arguments.config_name, arguments.words)
@@ -121,9 +116,12 @@ def _stop_ahead(limit: str, max_time: str | None) -> list[str]:
 
 
 def _run(arguments: argparse.Namespace, name: str, words: Sequence[str], per_node: int) -> int:
-    import nemo_run as run
+    try:
+        import nemo_run as run
 
-    from nemo_ibtpo.nemo.jobs import local_executor, slurm_executor, training_script
+        from nemo_ibtpo.nemo.jobs import local_executor, slurm_executor, training_script
+    except ImportError as error:
+        raise UserError(f"nemo_run cannot be imported ({error}): pip install 'nemo-ibtpo[nemo]'") from error
 
     executor: Any
     if arguments.executor == "local":
@@ -137,7 +135,6 @@ def _run(arguments: argparse.Namespace, name: str, words: Sequence[str], per_nod
             time=arguments.time,
             account=arguments.account,
             partition=arguments.partition,
-            job_dir=str(Path(arguments.job_dir).absolute()) if arguments.job_dir else "",
             container_image=arguments.container_image,
             container_mounts=arguments.container_mounts.split(",") if arguments.container_mounts else (),
             venv=arguments.venv,

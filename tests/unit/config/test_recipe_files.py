@@ -91,7 +91,7 @@ def test_twin_differs_in_sampler_and_advantage_only(name: str) -> None:
     assert twin.sampler.trajectories_per_prompt == 8
 
     def rest(config: RunConfig) -> dict[str, Any]:
-        method = ("name", "output_dir", "sampler", "advantage")
+        method = ("name", "output_dir", "logger", "sampler", "advantage")  # MLflow's data base is below output_dir
         return {key: value for key, value in dataclasses.asdict(config).items() if key not in method}
 
     assert rest(twin) == rest(original)

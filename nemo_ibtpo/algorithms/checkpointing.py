@@ -24,6 +24,7 @@ from nemo_ibtpo.checkpoints import MEGATRON, MODEL, manifest
 from nemo_ibtpo.checkpoints.comparison import differences
 from nemo_ibtpo.checkpoints.directory import CheckpointDirectory, check_quickly, read_run, write_run
 from nemo_ibtpo.checkpoints.manifest import DamagedError
+from nemo_ibtpo.checkpoints.status import is_done
 from nemo_ibtpo.checkpoints.stopping import StopRequest, reason
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.loader import to_yaml
@@ -57,6 +58,7 @@ class _EndOfStep:
     Attributes:
         metrics: of the step, if they could not be logged because its evaluation was still to come; else None.
         accuracy: of the step's evaluation, None without one.
+        sampled_tokens: drawn for training from the start of the run.
     """
 
     step: int
@@ -64,6 +66,7 @@ class _EndOfStep:
     random: random_state.RandomState
     metrics: dict[str, float] | None
     accuracy: float | None
+    sampled_tokens: int
 
 
 class Checkpointer:
@@ -125,27 +128,40 @@ class Checkpointer:
         return 0 if self._end is None else self._end.step
 
     @property
+    def sampled_tokens(self) -> int:
+        """Tokens that engines have drawn for training up to the end of that step."""
+        return 0 if self._end is None else self._end.sampled_tokens
+
+    @property
+    def is_done(self) -> bool:
+        """Whether that was the last step of the run."""
+        return is_done(self._config.trainer, self.step, self.sampled_tokens)
+
+    @property
     def unlogged(self) -> dict[str, float] | None:
         """The metrics of that step if its evaluation is still to come."""
         return None if self._end is None else self._end.metrics
 
-    def end_of_step(self, step: int, metrics: dict[str, float] | None, accuracy: float | None) -> None:
+    def end_of_step(
+        self, step: int, metrics: dict[str, float] | None, accuracy: float | None, sampled_tokens: int
+    ) -> None:
         """Note the state that is saved from now on.
 
         Args:
             step: has been trained.
             metrics: of the step, if its evaluation is still to come.
             accuracy: of its evaluation.
+            sampled_tokens: drawn for training up to its end.
         """
         with self._context.scope():
             random = random_state.capture()
-        self._end = _EndOfStep(step, self._prompts.state_dict(), random, metrics, accuracy)
+        self._end = _EndOfStep(step, self._prompts.state_dict(), random, metrics, accuracy, sampled_tokens)
 
     def save_if_due(self) -> None:
         """Save at the end of a step if it is one of those that are saved."""
         assert self._end is not None
-        step, period = self._end.step, self._config.checkpoint.save_period
-        if step == self._config.trainer.max_steps or (period and step % period == 0):
+        period = self._config.checkpoint.save_period
+        if self.is_done or (period and self._end.step % period == 0):
             self.save()
 
     def save(self) -> None:
@@ -253,7 +269,7 @@ class Checkpointer:
                 "(rollouts draw from seeds of their own)"
             )
         step: int = saved["step"]
-        self.end_of_step(step, saved["metrics"], saved["accuracy"])
+        self.end_of_step(step, saved["metrics"], saved["accuracy"], saved["sampled_tokens"])
         if path.parent.resolve() == self._directory.root.resolve():
             self._saved_step = step
         self._console.say(
@@ -279,6 +295,7 @@ class Checkpointer:
         run = {
             "step": end.step,
             "accuracy": end.accuracy,
+            "sampled_tokens": end.sampled_tokens,
             "metrics": end.metrics,
             "cursor": end.cursor,
             "world_size": self._world_size,

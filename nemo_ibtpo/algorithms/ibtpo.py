@@ -34,6 +34,7 @@ from nemo_ibtpo.algorithms.metrics import (
     update_metrics,
 )
 from nemo_ibtpo.algorithms.mismatch import Mismatch, importance_weights, measure, refuse_mismatch, total
+from nemo_ibtpo.algorithms.probe import probe_metrics, probe_strategy
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.data.loader import PromptLoader
 from nemo_ibtpo.data.problems import Problem
@@ -79,6 +80,7 @@ class IBTPOTrainer:
         engines: deals prompts over the ranks that own an engine; on the others ``engine`` is a stand-in.
         weights: the actor's, on their way to the engines; a collective over all ranks.
         sampling: of training rollouts; evaluation changes the temperature only.
+        splitter, probe_splitter: cut responses into the steps of training trees and of probe trees.
         checkpoints: saves, restores and hears of requests to stop.
         writer: on rank 0 alone.
         keeper: of trees, on rank 0 alone.
@@ -93,6 +95,7 @@ class IBTPOTrainer:
     sampling: SamplingParams
     strategy: BranchingStrategy
     splitter: Splitter
+    probe_splitter: Splitter
     rewards: VerifierPool
     prompts: PromptLoader
     validation: Sequence[Problem]
@@ -106,7 +109,7 @@ class IBTPOTrainer:
     def fit(self) -> None:
         """Run the steps after the checkpoint's and export the model.
 
-        Evaluates before the first step, every ``val_period`` steps and after the last.
+        Measures the policy before the first step, every ``val_period`` steps and after the last.
 
         Raises:
             StoppedError: the run was asked to stop; what has been trained is saved.
@@ -116,10 +119,11 @@ class IBTPOTrainer:
             if done:
                 self._refit()
             else:
-                self._log(0, self.validate(0))
+                self._log(0, self.measure(0))
             if unlogged is not None:
                 self._close_step(done, unlogged)
-            for step in range(done + 1, self.config.trainer.max_steps + 1):
+            while not self.checkpoints.is_done:
+                step = self.checkpoints.step + 1
                 self._close_step(step, self.step(step))
                 self.checkpoints.save_if_due()
         except StoppedError:
@@ -148,8 +152,11 @@ class IBTPOTrainer:
             metrics |= total(update.mismatch for update in updates).metrics()
         metrics |= mean_over_updates([self.update(update) for update in updates])
         self._refit()
-        metrics |= self._timing(trees, time.perf_counter() - started)
-        self.checkpoints.end_of_step(step, metrics, None)
+        sampled = sum(tree.sampled_tokens for tree in trees)
+        metrics |= self._timing(sampled, time.perf_counter() - started)
+        total_sampled = self.checkpoints.sampled_tokens + sampled
+        metrics["train/sampled_tokens"] = float(total_sampled)
+        self.checkpoints.end_of_step(step, metrics, None, total_sampled)
         return metrics
 
     def sample(self, step: int) -> tuple[list[Tree], dict[str, float]]:
@@ -158,22 +165,9 @@ class IBTPOTrainer:
         The engine sleeps afterwards, until it gets new weights.
         """
         problems = self.prompts.next(self.config.trainer.num_prompts_per_step)
-        mine = self.engines.mine(problems)
-        self.rewards.set_problems(mine)
         before = replace(self.engine.stats)
-        with self._phase("rollout", len(mine), "trees") as phase:
-            with self._all_or_none():
-                trees = grow(
-                    [GrowthTask(problem.problem_id, problem.prompt_tokens) for problem in mine],
-                    source=self.checkpoints.interruptible(self.engine),
-                    rewards=self.rewards,
-                    strategy=self.strategy,
-                    splitter=self.splitter,
-                    max_new_tokens=self.config.rollout.max_new_tokens,
-                    seed=_step_seed(self.config.seed, step),
-                    max_in_flight=self.config.sampler.max_trees_in_flight,
-                    on_progress=_advance(phase),
-                )
+        with self._phase("rollout", len(self.engines.mine(problems)), "trees") as phase:
+            trees = self._grow(problems, self.strategy, self.splitter, _step_seed(self.config.seed, step), phase)
             self.engine.sleep()
             stats = self.engine.stats
             own = self.rewards.take_counts() | {
@@ -257,6 +251,44 @@ class IBTPOTrainer:
             result.to_jsonl(Path(self.config.output_dir) / "validation" / f"step_{step}.jsonl")
         return {f"val/{name}": value for name, value in result.metrics().items()}
 
+    def measure(self, step: int) -> dict[str, float]:
+        """Accuracy on the held-out problems, and what probe trees show, both under the current weights."""
+        metrics = self.validate(step)
+        metrics["time/validation_s"] = self._seconds["validation"]
+        if self.config.probe.num_prompts:
+            metrics |= self.probe()
+        return metrics
+
+    def probe(self) -> dict[str, float]:
+        """Statistics of trees that are grown alike for every policy, from the same seeds each time."""
+        config = self.config
+        problems = self.validation[: config.probe.num_prompts]
+        strategy = probe_strategy(config.probe, config.sampler, config.rollout.max_new_tokens)
+        with self._phase("probe", len(self.engines.mine(problems)), "trees") as phase:
+            trees = self._grow(problems, strategy, self.probe_splitter, config.seed, phase)
+            trees = self.engines.gather(trees, len(problems))
+        self.rewards.take_counts()
+        return probe_metrics(trees, config.probe.ib_score)
+
+    def _grow(
+        self, problems: Sequence[Problem], strategy: BranchingStrategy, splitter: Splitter, seed: int, phase: Phase
+    ) -> list[Tree]:
+        """Trees of this rank's share of the problems."""
+        mine = self.engines.mine(problems)
+        self.rewards.set_problems(mine)
+        with self._all_or_none():
+            return grow(
+                [GrowthTask(problem.problem_id, problem.prompt_tokens) for problem in mine],
+                source=self.checkpoints.interruptible(self.engine),
+                rewards=self.rewards,
+                strategy=strategy,
+                splitter=splitter,
+                max_new_tokens=self.config.rollout.max_new_tokens,
+                seed=seed,
+                max_in_flight=self.config.sampler.max_trees_in_flight,
+                on_progress=_advance(phase),
+            )
+
     def _with_logprobs(self, batches: Sequence[MicroBatch]) -> list[MicroBatch]:
         """The micro-batches with the log-probabilities of the policies that the loss compares with."""
         self.actor.prepare_for_inference()
@@ -284,8 +316,7 @@ class IBTPOTrainer:
             yield phase
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
 
-    def _timing(self, trees: Sequence[Tree], seconds: float) -> dict[str, float]:
-        sampled = sum(tree.unique_tokens for tree in trees)
+    def _timing(self, sampled: int, seconds: float) -> dict[str, float]:
         memory = gather_from_all(peak_memory())
         return {f"time/{name}_s": value for name, value in self._seconds.items()} | {
             "perf/step_s": seconds,
@@ -311,11 +342,10 @@ class IBTPOTrainer:
     def _close_step(self, step: int, metrics: dict[str, float]) -> None:
         """Evaluate if it is time to, then log and export."""
         trainer = self.config.trainer
-        if step == trainer.max_steps or (trainer.val_period and step % trainer.val_period == 0):
-            metrics |= self.validate(step)
-            metrics["time/validation_s"] = self._seconds["validation"]
+        if self.checkpoints.is_done or (trainer.val_period and step % trainer.val_period == 0):
+            metrics |= self.measure(step)
         self._log(step, metrics)
-        self.checkpoints.end_of_step(step, None, metrics.get(ACCURACY))
+        self.checkpoints.end_of_step(step, None, metrics.get(ACCURACY), self.checkpoints.sampled_tokens)
         if trainer.export_period and step % trainer.export_period == 0:
             self.export(f"hf_step_{step}")
 

@@ -153,6 +153,7 @@ def run_training(config: RunConfig) -> str | None:
             sampling=engine.sampling,
             strategy=make_strategy(config.sampler, config.ib_score, config.rollout.max_new_tokens),
             splitter=make_splitter(config.sampler.segment_tokens, tokenizer),
+            probe_splitter=make_splitter(None, tokenizer),
             rewards=rewards,
             prompts=prompts,
             validation=problems["validation"],
@@ -172,7 +173,7 @@ def run_training(config: RunConfig) -> str | None:
             writer.close()
     if rank == 0:
         state: State = "complete" if stopped is None else "requeue"
-        write_status(output, state, step=checkpoints.step, max_steps=trainer.max_steps, reason=stopped)
+        write_status(output, state, step=checkpoints.step, sampled_tokens=checkpoints.sampled_tokens, reason=stopped)
     parallel.shutdown()
     return stopped
 

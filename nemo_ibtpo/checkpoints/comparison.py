@@ -21,10 +21,12 @@ _FREE = {
     "model.path",  # by digest
     "name",
     "output_dir",
+    "probe",
     "reward.num_workers",
     "rollout",
     "sampler.max_trees_in_flight",
     "trainer.export_period",
+    "trainer.max_sampled_tokens",
     "trainer.max_steps",  # matters to a decay over the whole run, below
     "trainer.max_time",
     "trainer.val_period",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemo_ibtpo.checkpoints.manifest import write_durably
+from nemo_ibtpo.config.schema import TrainerConfig
 
 FILE_NAME = "status.json"
 EXIT_REQUEUE = 85
@@ -66,9 +67,22 @@ def read_status(output_dir: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def finished_steps(output_dir: Path) -> int | None:
-    """Steps of a run that is complete, None if it is not."""
+def finished_steps(output_dir: Path, trainer: TrainerConfig) -> int | None:
+    """Steps of a run that is complete and has nothing to do under this configuration, None of any other."""
     status = read_status(output_dir)
     if status is None or status.get("state") != "complete":
         return None
-    return int(status["step"])
+    done = is_done(trainer, int(status["step"]), int(status["sampled_tokens"]))
+    return int(status["step"]) if done else None
+
+
+def is_done(trainer: TrainerConfig, step: int, sampled_tokens: int) -> bool:
+    """Whether a run has made its last step.
+
+    Args:
+        trainer: says when a run ends.
+        step: the last step that was made.
+        sampled_tokens: tokens that engines have drawn for training so far.
+    """
+    budget = trainer.max_sampled_tokens
+    return step >= trainer.max_steps or (budget is not None and sampled_tokens >= budget)

@@ -86,12 +86,12 @@ def _start(asked: Asked) -> int:
 def _train(config: RunConfig, ranks: int, experiment: Experiment | None) -> int:
     validate(config, ranks)
     speaks = int(os.environ.get("RANK", "0")) == 0
-    finished = finished_steps(Path(config.output_dir))
-    if finished is not None and finished >= config.trainer.max_steps:
+    finished = finished_steps(Path(config.output_dir), config.trainer)
+    if finished is not None:
         if speaks:
             print(
                 f"this run is complete: {finished} steps, model in {config.output_dir}/hf. "
-                "Raise trainer.max_steps to train on, or choose another output_dir to begin anew"
+                "Raise trainer.max_steps (or max_sampled_tokens) to train on, or choose another output_dir"
             )
         return 0
     if experiment is not None:

@@ -118,6 +118,8 @@ class SamplerConfig:
             ``full``, which branches all of a level.
         rollouts_per_branch: continuations sampled from each of them (B).
         segment_tokens: a step is a segment of so many tokens; null ends steps at blank lines.
+        branch_root: whether ``ib`` and ``random`` may continue the prompt itself; the other samplers have rules of
+            their own.
         min_new_tokens: a node is a candidate only with so many tokens left under the length limit.
         max_trees_in_flight: trees grown at once on one engine.
     """
@@ -128,6 +130,7 @@ class SamplerConfig:
     branch_points: int
     rollouts_per_branch: int
     segment_tokens: int | None
+    branch_root: bool
     min_new_tokens: int
     max_trees_in_flight: int
 
@@ -320,6 +323,8 @@ class TrainerConfig:
 
     Attributes:
         max_steps: steps of the run.
+        max_sampled_tokens: the run ends with the step in which engines have drawn so many tokens for training, over
+            all ranks, evaluations apart; null sets no limit but max_steps.
         num_prompts_per_step: prompts sampled in a step, over all ranks.
         num_prompts_per_update: prompts of one optimizer step; divides ``num_prompts_per_step``.
         val_period: steps between evaluations; 0 evaluates only before and after.
@@ -331,6 +336,7 @@ class TrainerConfig:
     """
 
     max_steps: int
+    max_sampled_tokens: int | None
     num_prompts_per_step: int
     num_prompts_per_update: int
     val_period: int
@@ -338,6 +344,28 @@ class TrainerConfig:
     val_temperature: float
     export_period: int
     max_time: str | None
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Trees grown at every evaluation that measure all policies alike, whatever sampler trains them.
+
+    ``initial_rollouts`` trajectories from the prompt, then ``rollouts_per_branch`` continuations from each of
+    ``branch_points`` random steps. Nothing is learned from them.
+
+    Attributes:
+        num_prompts: trees, one for each of the first validation problems; 0 grows none.
+        initial_rollouts: trajectories from the prompt.
+        branch_points: random steps that are continued, the prompt among the candidates.
+        rollouts_per_branch: continuations of each of them.
+        ib_score: constants that IB-Scores are computed with, apart from those of training.
+    """
+
+    num_prompts: int
+    initial_rollouts: int
+    branch_points: int
+    rollouts_per_branch: int
+    ib_score: IBScoreConfig
 
 
 @dataclass(frozen=True)
@@ -451,6 +479,7 @@ class RunConfig:
     data: DataConfig
     reward: RewardConfig
     trainer: TrainerConfig
+    probe: ProbeConfig
     checkpoint: CheckpointConfig
     logger: LoggerConfig
 

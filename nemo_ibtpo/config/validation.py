@@ -39,6 +39,7 @@ def validate(config: RunConfig, world_size: int) -> None:
     check_logger(config)
     check_sampling(config)
     check_advantage(config)
+    check_probe(config)
     check_data(config)
     check_world_size(config, world_size)
     check_model(config, read_model_directory(config.model.path))
@@ -141,6 +142,8 @@ def check_optimization(config: RunConfig) -> None:
 
     for name in ("max_steps", "num_prompts_per_step", "num_prompts_per_update", "val_samples_per_prompt"):
         _positive(f"trainer.{name}", getattr(trainer, name))
+    if trainer.max_sampled_tokens is not None:
+        _positive("trainer.max_sampled_tokens", trainer.max_sampled_tokens)
     _not_negative("trainer.val_period", trainer.val_period)
     _not_negative("trainer.export_period", trainer.export_period)
     _positive("trainer.val_temperature", trainer.val_temperature)
@@ -309,9 +312,26 @@ def _check_shape(sampler: SamplerConfig, max_new_tokens: int) -> None:
         "segment of a level; set it to 1",
     )
     _refuse_if(
+        not sampler.branch_root and sampler.name not in ("ib", "random"),
+        f"sampler.branch_root=false has no meaning for sampler.name={sampler.name}; set it to true",
+    )
+    _refuse_if(
         sampler.name == "entropy" and sampler.branch_points % sampler.initial_rollouts != 0,
         f"sampler.branch_points={sampler.branch_points} is no multiple of sampler.initial_rollouts="
         f"{sampler.initial_rollouts}: sampler.name=entropy forks equally many tokens of every chain",
+    )
+
+
+def check_probe(config: RunConfig) -> None:
+    """The trees that policies are measured with."""
+    probe, size = config.probe, config.data.validation.size
+    _not_negative("probe.num_prompts", probe.num_prompts)
+    for name in ("initial_rollouts", "branch_points", "rollouts_per_branch"):
+        _positive(f"probe.{name}", getattr(probe, name))
+    _positive("probe.ib_score.beta", probe.ib_score.beta)
+    _refuse_if(
+        size is not None and probe.num_prompts > size,
+        f"probe.num_prompts={probe.num_prompts}: there are data.validation.size={size} problems to grow trees for",
     )
 
 

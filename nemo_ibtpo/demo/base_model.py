@@ -45,7 +45,7 @@ class BaseModelSettings:
         seed: of the weights and of the solver's habits.
         num_solutions: solutions to imitate, each once.
         corpus_seed: seed of the problems that are solved in them.
-        shortcut_rate, shortcut_error_rate: the solver's habits (``solutions.Habits``).
+        shortcut_rate, shortcut_error_rate, sign_slip_rate: the solver's habits (``solutions.Habits``).
         batch_size: solutions in an optimizer step.
         lr: peak learning rate; it falls linearly to 0.
         warmup_batches: optimizer steps until the peak.
@@ -66,6 +66,7 @@ class BaseModelSettings:
     corpus_seed: int
     shortcut_rate: float
     shortcut_error_rate: float
+    sign_slip_rate: float
     batch_size: int
     lr: float
     warmup_batches: int
@@ -138,9 +139,9 @@ def solve_problems(settings: BaseModelSettings, data: DataConfig) -> list[tuple[
     """(question, solution) pairs, none of them a validation problem of ``data``.
 
     Raises:
-        UserError: reasoning-gym does not know the task or its options, or it has no sums to solve.
+        UserError: reasoning-gym does not know the task or its options, or the solver cannot solve it.
     """
-    habits = Habits(settings.shortcut_rate, settings.shortcut_error_rate)
+    habits = Habits(settings.shortcut_rate, settings.shortcut_error_rate, settings.sign_slip_rate)
     rng = random.Random(settings.seed)
     pairs = []
     for row in _rows(data, seed=settings.corpus_seed, size=settings.num_solutions):
@@ -148,8 +149,8 @@ def solve_problems(settings: BaseModelSettings, data: DataConfig) -> list[tuple[
             solution = write_solution(row["metadata"]["entry"]["metadata"]["expression"], habits, rng)
         except (KeyError, ValueError):
             raise UserError(
-                f"data.train.path={data.train.path}: the demo's solver only knows sums of numbers without sign "
-                f"(basic_arithmetic with operators ['+']), not {row['question']!r}"
+                f"data.train.path={data.train.path}: the solver only knows sums and differences of numbers without "
+                f"sign (basic_arithmetic with operators ['+', '-'], chain_sum), not {row['question']!r}"
             ) from None
         pairs.append((row["question"], solution))
     held_out = {row["question"] for row in _rows(data, seed=data.validation.seed, size=data.validation.size)}

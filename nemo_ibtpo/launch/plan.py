@@ -44,8 +44,7 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         print(f"nemo-ibtpo: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    finished = finished_steps(Path(config.output_dir))
-    complete = finished is not None and finished >= config.trainer.max_steps
+    complete = finished_steps(Path(config.output_dir), config.trainer) is not None
     print(batch_plan(config, arguments.world_size))
     print(config.output_dir, config.actor.device, "complete" if complete else "open", sep="\n")
     return 0

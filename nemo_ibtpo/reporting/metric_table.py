@@ -61,7 +61,9 @@ SECTIONS: tuple[Section, ...] = (
             Metric("train/ib_score", "1", "mean IB-Score of the nodes that have a continuation"),
             Metric("train/cov", "1", "mean of Cov(eta1, eta2) over the nodes drawn from twice or more"),
             Metric("train/trajectories_per_prompt", "trajectories", "G, merged ones counted once a draw"),
-            Metric("train/unique_tokens_per_prompt", "tokens", "sampled tokens of a tree, a shared one once"),
+            Metric("train/sampled_tokens", "tokens", "drawn by engines for training from the start of the run"),
+            Metric("train/sampled_tokens_per_prompt", "tokens", "drawn by engines for a tree"),
+            Metric("train/unique_tokens_per_prompt", "tokens", "tokens of a tree, a shared one once"),
             Metric("train/duplicated_tokens_per_prompt", "tokens", "the same summed over the trajectories"),
             Metric("train/steps_per_trajectory", "steps", "mean number of steps of a trajectory"),
             Metric("train/tokens_per_step", "tokens", "mean length of a step, each step of a tree once"),
@@ -140,6 +142,17 @@ SECTIONS: tuple[Section, ...] = (
             Metric("val/unanswered_share", "share", "responses without a boxed answer", "lower"),
             Metric("val/unparsable_share", "share", "the same, or with one that the verifier cannot read", "lower"),
             Metric("val/verifier_limit_share", "share", "verifications that ran into time or memory limits", "lower"),
+        ),
+    ),
+    Section(
+        "Probe trees",
+        "Grown with each evaluation on the first `probe.num_prompts` of its problems, alike for every arm.",
+        (
+            Metric("probe/avg_rate", "reward", "mean reward of a trajectory", "higher"),
+            Metric("probe/eff_rate", "share", "prompts whose trajectories differ in reward"),
+            Metric("probe/ib_score", "1", "mean IB-Score of the nodes that have a continuation"),
+            Metric("probe/cov", "1", "mean of Cov(eta1, eta2) over the nodes drawn from twice or more"),
+            Metric("probe/entropy", "nats", "mean surprisal of a drawn token"),
         ),
     ),
     Section(

@@ -117,7 +117,7 @@ def _sample(
                         sampler=label,
                         prompt_id=problems[index].problem_id,
                         rewards=tuple(tree.rewards().tolist()),
-                        sampled_tokens=sum(node.draws * len(node.tokens) for node in tree.nodes),
+                        sampled_tokens=tree.sampled_tokens,
                         unique_tokens=tree.unique_tokens,
                         duplicated_tokens=tree.duplicated_tokens,
                         seconds=now - last,

@@ -84,7 +84,8 @@ class TreeStatistics:
         mixed_trees: trees whose rewards differ.
         trajectories: trajectories.
         reward: rewards of the trajectories.
-        unique_tokens, duplicated_tokens: sampled tokens, a shared one counted once or for every trajectory.
+        sampled_tokens: tokens that the engine drew.
+        unique_tokens, duplicated_tokens: tokens of the trees, a shared one counted once or for every trajectory.
         scored_nodes, ib_score: nodes with an IB-Score; their scores.
         cov_nodes, cov: nodes with at least two draws; Cov(eta1, eta2) over the draws of each.
     """
@@ -93,6 +94,7 @@ class TreeStatistics:
     mixed_trees: int = 0
     trajectories: int = 0
     reward: float = 0.0
+    sampled_tokens: int = 0
     unique_tokens: int = 0
     duplicated_tokens: int = 0
     scored_nodes: int = 0
@@ -115,6 +117,7 @@ class TreeStatistics:
             "ib_score": _ratio(self.ib_score, self.scored_nodes),
             "cov": _ratio(self.cov, self.cov_nodes),
             "trajectories_per_prompt": _ratio(self.trajectories, self.trees),
+            "sampled_tokens_per_prompt": _ratio(self.sampled_tokens, self.trees),
             "unique_tokens_per_prompt": _ratio(self.unique_tokens, self.trees),
             "duplicated_tokens_per_prompt": _ratio(self.duplicated_tokens, self.trees),
         }
@@ -141,6 +144,7 @@ def _statistics(tree: Tree, config: IBScoreConfig) -> TreeStatistics:
         mixed_trees=int(rewards_G.min() < rewards_G.max()),
         trajectories=len(rewards_G),
         reward=float(rewards_G.sum()),
+        sampled_tokens=tree.sampled_tokens,
         unique_tokens=tree.unique_tokens,
         duplicated_tokens=tree.duplicated_tokens,
         scored_nodes=int(scored_N.sum()),

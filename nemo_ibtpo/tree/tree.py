@@ -287,6 +287,11 @@ class Tree:
         return sum(len(node.tokens) for node in self.nodes[1:])
 
     @property
+    def sampled_tokens(self) -> int:
+        """Tokens that the engine drew: a step that was drawn twice cost twice."""
+        return sum(node.draws * len(node.tokens) for node in self.nodes[1:])
+
+    @property
     def duplicated_tokens(self) -> int:
         """Sampled tokens summed over the trajectories: what separate sequences would hold."""
         return sum(leaf.draws * self.depth_tokens(leaf.index) for leaf in self.leaves())

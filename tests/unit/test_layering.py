@@ -34,9 +34,16 @@ ALLOWED: dict[str, set[str]] = {
     "demo": {"inspection", "reporting", "data"},
     "planning": set(),
     "nemo": {"checkpoints"},
+    "studies": {"tree", "evaluation", "reporting", "checkpoints", "demo"},
 }
 # The modules that join everything: the loop, and what builds its parts.
-JOINS = {"algorithms/ibtpo.py", "algorithms/run.py", "algorithms/checkpointing.py", "evaluation/run.py"}
+JOINS = {
+    "algorithms/ibtpo.py",
+    "algorithms/run.py",
+    "algorithms/checkpointing.py",
+    "evaluation/run.py",
+    "studies/run.py",
+}
 # Start what the user asks for, and may therefore import anything; heavy libraries only where they are used.
 COMMANDS = "commands"
 

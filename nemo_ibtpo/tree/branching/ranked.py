@@ -4,7 +4,8 @@
 ranked first and sample ``rollouts_per_branch`` continuations from each (B): G = B0 + (L - 1) * K * B (paper).
 
 Candidates (paper: nodes that are not leaves) are the root and every step that is not the last of its trajectory.
-Declared: the room that a candidate needs, and that too few candidates share the round.
+Declared: the room that a candidate needs, and that too few candidates share the round. With ``branch_root: false``,
+an ablation, the root is continued only where there is nothing else to continue.
 """
 
 from __future__ import annotations
@@ -43,5 +44,7 @@ class RankedBranching:
         if round >= sampler.rounds:
             return []
         candidates = open_steps(tree, self.max_new_tokens - sampler.min_new_tokens)
+        if not sampler.branch_root:
+            candidates = [node for node in candidates if node != ROOT] or [ROOT]
         chosen = self.ranking.rank(tree, candidates, rng)[: sampler.branch_points]
         return share([BranchPoint(node, 0) for node in chosen], sampler.branch_points * sampler.rollouts_per_branch)

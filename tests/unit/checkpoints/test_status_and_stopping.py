@@ -10,12 +10,15 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nemo_ibtpo.checkpoints.status import failure_is_told, finished_steps, read_status, write_status
+from nemo_ibtpo.checkpoints.status import failure_is_told, finished_steps, is_done, read_status, write_status
 from nemo_ibtpo.checkpoints.stopping import StopRequest, reason
+from nemo_ibtpo.config.loader import compose
+from nemo_ibtpo.config.schema import TrainerConfig
 
 
 @pytest.fixture
@@ -26,16 +29,30 @@ def handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+def trainer(max_steps: int, max_sampled_tokens: int | None = None) -> TrainerConfig:
+    config = compose("tiny", []).trainer
+    return replace(config, max_steps=max_steps, max_sampled_tokens=max_sampled_tokens)
+
+
 def test_only_a_complete_run_is_finished(tmp_path: Path) -> None:
-    output = tmp_path / "made" / "on" / "demand"
-    assert finished_steps(output) is None
+    output, three, four = tmp_path / "made" / "on" / "demand", trainer(3), trainer(4)
+    assert finished_steps(output, three) is None
     for state in ("running", "requeue", "failed"):
-        write_status(output, state, step=3)
-        assert finished_steps(output) is None
-    write_status(output, "complete", step=3)
-    assert finished_steps(output) == 3
+        write_status(output, state, step=3, sampled_tokens=100)
+        assert finished_steps(output, three) is None
+    write_status(output, "complete", step=3, sampled_tokens=100)
+    assert finished_steps(output, three) == 3
+    assert finished_steps(output, four) is None, "a complete run that is to train on is not finished"
+    assert finished_steps(output, trainer(4, 100)) == 3, "its budget of tokens is spent"
     (output / "status.json").write_text("{")
-    assert read_status(output) is None and finished_steps(output) is None
+    assert read_status(output) is None and finished_steps(output, three) is None
+
+
+def test_a_run_ends_with_its_steps_or_with_its_tokens() -> None:
+    assert not is_done(trainer(4), 3, 10**9)
+    assert is_done(trainer(4), 4, 0)
+    assert not is_done(trainer(4, 100), 3, 99)
+    assert is_done(trainer(4, 100), 3, 100)
 
 
 def test_an_error_of_its_own_is_a_failure(tmp_path: Path) -> None:

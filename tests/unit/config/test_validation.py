@@ -77,6 +77,9 @@ INDEPENDENT = {"sampler__name": "independent", "sampler__rounds": 1, "advantage_
         ({"loss__clip_eps_high": 0.0}, "loss.clip_eps_high=0.0 must be above 0"),
         ({"loss__kl_coef": -0.1}, "loss.kl_coef=-0.1 must not be negative"),
         ({"trainer__max_steps": 0}, "trainer.max_steps=0 must be above 0"),
+        ({"trainer__max_sampled_tokens": 0}, "trainer.max_sampled_tokens=0 must be above 0"),
+        ({"probe__num_prompts": -1}, "probe.num_prompts=-1 must not be negative"),
+        ({"probe__branch_points": 0}, "probe.branch_points=0 must be above 0"),
         ({"trainer__num_prompts_per_step": 0}, "trainer.num_prompts_per_step=0 must be above 0"),
         ({"trainer__num_prompts_per_update": 0}, "trainer.num_prompts_per_update=0 must be above 0"),
         (
@@ -133,6 +136,10 @@ INDEPENDENT = {"sampler__name": "independent", "sampler__rounds": 1, "advantage_
                 "sampler__branch_points": 2,
             },
             "sampler.branch_points=2 has no meaning for sampler.name=full",
+        ),
+        (
+            {**INDEPENDENT, "sampler__branch_root": False},
+            "sampler.branch_root=false has no meaning for sampler.name=independent",
         ),
         ({"sampler__name": "entropy"}, "sampler.branch_points=1 is no multiple of sampler.initial_rollouts=4"),
         ({"sampler__initial_rollouts": 0}, "sampler.initial_rollouts=0 must be above 0"),

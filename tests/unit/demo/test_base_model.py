@@ -148,11 +148,11 @@ def test_held_out_problems_are_not_solved_for_it(settings: BaseModelSettings) ->
     assert len(solved) > 50
 
 
-def test_a_task_without_sums_is_refused(settings: BaseModelSettings) -> None:
-    differences = problems(options=SUMS | {"operators": ["-"]})
-    with pytest.raises(UserError, match=r"data\.train\.path=basic_arithmetic: the demo's solver only knows sums"):
-        solve_problems(settings, differences)
-    with pytest.raises(UserError, match=r"path=letter_counting: the demo's solver only knows sums"):
+def test_a_task_without_sums_or_differences_is_refused(settings: BaseModelSettings) -> None:
+    products = problems(options=SUMS | {"operators": ["*"]})
+    with pytest.raises(UserError, match=r"data\.train\.path=basic_arithmetic: the solver only knows sums"):
+        solve_problems(settings, products)
+    with pytest.raises(UserError, match=r"path=letter_counting: the solver only knows sums"):
         solve_problems(settings, problems(path="letter_counting", options={}))
 
 

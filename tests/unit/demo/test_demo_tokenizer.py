@@ -23,7 +23,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     texts = []
     for _ in range(400):
         expression = " + ".join(str(rng.randint(0, 10)) for _ in range(rng.randint(3, 6)))
-        texts += [f"Calculate {expression}.", write_solution(expression, Habits(0.4, 0.5), rng)]
+        texts += [f"Calculate {expression}.", write_solution(expression, Habits(0.4, 0.5, 0.0), rng)]
     return make_tokenizer(texts)
 
 

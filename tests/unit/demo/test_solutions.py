@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from nemo_ibtpo.demo.solutions import STEP_END, Habits, write_solution
 
-CAREFUL = Habits(shortcut_rate=0.0, shortcut_error_rate=0.0)
+CAREFUL = Habits(shortcut_rate=0.0, shortcut_error_rate=0.0, sign_slip_rate=0.0)
 TERMS = st.lists(st.integers(0, 99), min_size=2, max_size=8)
 
 
@@ -46,7 +46,7 @@ def test_careful_steps_add_one_number_each_and_are_right(terms: list[int], seed:
 def test_every_term_is_added_once_and_only_shortcuts_are_wrong(
     terms: list[int], shortcut_rate: float, error_rate: float, seed: int
 ) -> None:
-    habits = Habits(shortcut_rate, error_rate)
+    habits = Habits(shortcut_rate, error_rate, 0.0)
     steps = steps_of(write_solution(" + ".join(map(str, terms)), habits, random.Random(seed)))
     assert [terms[0], *(term for summands, _ in steps for term in summands[1:])] == [*steps[0][0][:1], *terms[1:]]
     total = terms[0]
@@ -61,13 +61,13 @@ def test_every_term_is_added_once_and_only_shortcuts_are_wrong(
 
 @given(TERMS)
 def test_rates_of_one_take_and_spoil_every_shortcut(terms: list[int]) -> None:
-    steps = steps_of(write_solution(" + ".join(map(str, terms)), Habits(1.0, 1.0), random.Random(0)))
+    steps = steps_of(write_solution(" + ".join(map(str, terms)), Habits(1.0, 1.0, 1.0), random.Random(0)))
     assert [len(summands) for summands, _ in steps[:-1]] == [3] * (len(steps) - 1)
     assert all(result > sum(summands) for summands, result in steps if len(summands) == 3)
 
 
 def test_the_rates_are_what_they_say() -> None:
-    rng, habits = random.Random(1), Habits(shortcut_rate=0.4, shortcut_error_rate=0.5)
+    rng, habits = random.Random(1), Habits(shortcut_rate=0.4, shortcut_error_rate=0.5, sign_slip_rate=0.0)
     # With three terms the first step is the only one that may be a shortcut.
     first = [steps_of(write_solution("1 + 2 + 3", habits, rng))[0] for _ in range(4000)]
     shortcuts = [result for summands, result in first if len(summands) == 3]
@@ -76,7 +76,13 @@ def test_the_rates_are_what_they_say() -> None:
     assert sum(result != 6 for result in shortcuts) / len(shortcuts) == pytest.approx(0.5, abs=0.05)
 
 
-@pytest.mark.parametrize("expression", ["", "7", "3 - 4", "3 + -4", "3+4", "3 * 4 + 1", "x + 1"])
-def test_what_is_no_sum_is_refused(expression: str) -> None:
+def test_a_slip_reads_minus_as_plus_and_goes_on_from_there() -> None:
+    slips = Habits(shortcut_rate=0.0, shortcut_error_rate=0.0, sign_slip_rate=1.0)
+    assert write_solution("3 - 10 + 2", CAREFUL, random.Random(0)) == "3 - 10 = -7\n\n-7 + 2 = -5\n\n\\boxed{-5}"
+    assert write_solution("3 - 10 + 2", slips, random.Random(0)) == "3 + 10 = 13\n\n13 + 2 = 15\n\n\\boxed{15}"
+
+
+@pytest.mark.parametrize("expression", ["", "7", "-3 + 4", "3 + -4", "3+4", "3 * 4 + 1", "x + 1"])
+def test_what_is_no_chain_is_refused(expression: str) -> None:
     with pytest.raises(ValueError, match=re.escape(repr(expression))):
         write_solution(expression, CAREFUL, random.Random(0))

@@ -300,6 +300,7 @@ def grow_trees(
         rollouts_per_branch=1,
         min_new_tokens=1,
         segment_tokens=None,
+        branch_root=True,
         max_trees_in_flight=max_in_flight,
     )
     return grow(

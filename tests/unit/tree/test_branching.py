@@ -19,7 +19,7 @@ from nemo_ibtpo.tree.tree import ROOT, Tree
 
 def sampler(name: str = "ib", **changes: int | None) -> SamplerConfig:
     sizes = {"initial_rollouts": 4, "rounds": 9, "branch_points": 1, "rollouts_per_branch": 1}
-    rest = {"segment_tokens": None, "min_new_tokens": 1, "max_trees_in_flight": 8}
+    rest = {"segment_tokens": None, "branch_root": True, "min_new_tokens": 1, "max_trees_in_flight": 8}
     return SamplerConfig(name=name, **{**sizes, **rest, **changes})
 
 
@@ -83,6 +83,15 @@ def test_too_few_candidates_share_the_round() -> None:
     single = Tree("p", (1,))
     add(single, ROOT, [step([2], 0.5)], 1.0)
     assert choose(single, sampler(branch_points=3)) == [(ROOT, 3)]
+
+
+@pytest.mark.parametrize("name", ["ib", "random"])
+def test_the_root_can_be_left_out_while_there_is_another_candidate(name: str) -> None:
+    config = sampler(name, branch_points=10, branch_root=False)
+    assert {node for node, _ in choose(chains(), config)} == {1, 2, 4, 5}
+    single = Tree("p", (1,))
+    add(single, ROOT, [step([2], 0.5)], 1.0)
+    assert choose(single, config) == [(ROOT, 10)]
 
 
 def test_random_is_even_over_candidates_and_repeats_with_its_generator() -> None:

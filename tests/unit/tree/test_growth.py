@@ -34,6 +34,7 @@ SAMPLER = SamplerConfig(
     branch_points=1,
     rollouts_per_branch=1,
     segment_tokens=None,
+    branch_root=True,
     min_new_tokens=1,
     max_trees_in_flight=8,
 )

@@ -50,6 +50,7 @@ def test_statistics_by_hand() -> None:
         "ib_score": (-0.2 - 0.9 - 0.6) / 3,
         "cov": sum(cov) / 2,
         "trajectories_per_prompt": (5 + 1) / 2,
+        "sampled_tokens_per_prompt": (10 + 1) / 2,  # a (2 tokens) and d (1) were drawn twice
         "unique_tokens_per_prompt": (7 + 1) / 2,
         "duplicated_tokens_per_prompt": (12 + 1) / 2,
     }

@@ -1,0 +1,86 @@
+"""``nemo-ibtpo study run | report <study.yaml>``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.studies.settings import Study, read_study
+
+if TYPE_CHECKING:
+    from nemo_ibtpo.commands import Subparsers
+
+_EPILOG = """\
+examples:
+  nemo-ibtpo study run studies/tiny.yaml --dry-run
+  nemo-ibtpo study run studies/tiny.yaml --jobs 2       # goes on where it was interrupted
+  nemo-ibtpo study report studies/tiny.yaml             # of the runs that are complete, into the study's output_dir
+  nemo-ibtpo study report studies/tiny.yaml --results docs/results/tiny.jsonl --docs docs   # redraws docs/results.md
+"""
+
+
+def add_parser(commands: Subparsers, argv: Sequence[str]) -> None:
+    """Add the parser of ``study``."""
+    study = commands.add_parser(
+        "study",
+        allow_abbrev=False,
+        help="train arms with several seeds on the same tasks and compare them",
+        description="Train every arm of a study with every seed on every task, and report with intervals.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = study.add_subparsers(dest="action", metavar="run | report", required=True)
+    run = actions.add_parser("run", allow_abbrev=False, help="train what is missing")
+    run.add_argument("study", type=Path, metavar="STUDY", help="path of the study's YAML")
+    run.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that train at once (default: 1)")
+    run.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    report = actions.add_parser("report", allow_abbrev=False, help="write tables and figures")
+    report.add_argument("study", type=Path, metavar="STUDY", help="path of the study's YAML")
+    report.add_argument("--results", type=Path, metavar="FILE", help="gathered results, in the place of the runs")
+    report.add_argument("--docs", type=Path, metavar="DIR", help="also put everything into DIR/results.md")
+
+
+def run(arguments: argparse.Namespace) -> int | None:
+    """Train, or report."""
+    study = read_study(arguments.study)
+    if arguments.action == "report":
+        from nemo_ibtpo.studies.report import report
+
+        for path in report(study, arguments.results, arguments.docs):
+            print(f"wrote {path}")
+        return None
+    if arguments.jobs < 1:
+        raise UserError(f"--jobs {arguments.jobs}: at least one process trains")
+    if arguments.dry_run:
+        print(_plan(study))
+        print("dry run: nothing was started")
+        return None
+    return _train(study, arguments)
+
+
+def _train(study: Study, arguments: argparse.Namespace) -> int | None:
+    from nemo_ibtpo.checkpoints.status import EXIT_REQUEUE
+    from nemo_ibtpo.reporting.progress import RunConsole
+    from nemo_ibtpo.studies.run import helpers, run_study  # imports torch and Megatron
+
+    console = RunConsole(0)
+    with helpers(arguments.study, arguments.jobs - 1):
+        stopped = run_study(study, console)
+    if stopped is None:
+        return None
+    console.say(f"stopped: {stopped}; the same command goes on")
+    return EXIT_REQUEUE
+
+
+def _plan(study: Study) -> str:
+    arms = {group.name: ", ".join(group.arms) for group in study.groups}
+    lines = {
+        "tasks": ", ".join(task.name for task in study.tasks),
+        "seeds": ", ".join(map(str, study.seeds)),
+        **arms,
+        "in all": f"{len(study.runs)}, written to {study.output_dir}",
+    }
+    return "\n".join([f"study '{study.name}'", *(f"  {name:<16}{text}" for name, text in lines.items())])

@@ -1,0 +1,164 @@
+"""Tables and figures of a study, as files beside its runs and as marked sections of ``results.md``.
+
+In ``results.md`` the generator owns what stands between ``<!-- study <name>: begin -->`` and ``<!-- study <name>: end
+-->`` and leaves the rest, which people write, as it is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.studies.estimates import ArmEstimate, Estimate, equal_tokens, estimate_arm
+from nemo_ibtpo.studies.figures import ACCURACY, BALANCE, draw
+from nemo_ibtpo.studies.results import RunResult, gather, is_complete, read_results, write_results
+from nemo_ibtpo.studies.settings import Group, Study
+
+PAGE = "results.md"
+_DPI = 90
+
+
+def report(study: Study, results: Path | None, docs: Path | None) -> list[Path]:
+    """Write the report and return the paths of its files.
+
+    Args:
+        study: which one.
+        results: gathered results in the place of the study's runs.
+        docs: directory with ``results.md``, to put results, figures and tables into as well.
+
+    Raises:
+        UserError: there is nothing to report, or ``results.md`` has no place for it.
+    """
+    runs = read_results(results) if results else _gathered(study)
+    if not runs:
+        raise UserError(f"study {study.name}: no run is complete; `nemo-ibtpo study run` makes them")
+    directory = study.output_dir / "report"
+    written = _write(study, runs, directory / "results.jsonl", directory / "report.md", directory, "")
+    if docs is None:
+        return written
+    page = docs / PAGE
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    section = docs / "results" / f"{study.name}.md"
+    written += _write(study, runs, docs / "results" / f"{study.name}.jsonl", section, docs / "images", "images/")
+    page.write_text(replace_section(text, study.name, section.read_text(encoding="utf-8"), page), encoding="utf-8")
+    section.unlink()
+    return [*(path for path in written if path != section), page]
+
+
+def replace_section(text: str, name: str, content: str, page: Path) -> str:
+    """The text with the marked section of a study replaced.
+
+    Raises:
+        UserError: the marks are not there, each once and in order.
+    """
+    begin, end = f"<!-- study {name}: begin -->", f"<!-- study {name}: end -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise UserError(f"{page} needs one line '{begin}' and below it one line '{end}', where the report goes")
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}\n{content.strip()}\n{end}{rest.partition(end)[2]}"
+
+
+def as_markdown(study: Study, runs: Sequence[RunResult], images: Sequence[str]) -> str:
+    """All tables and figures.
+
+    Args:
+        study: which one.
+        runs: complete ones.
+        images: paths of the figures, from where the text will be.
+    """
+    tasks = [task.name for task in study.tasks]
+    done = Counter(run.task for run in runs)
+    parts = [
+        f"{len(runs)} of {len(study.runs)} runs are complete ({', '.join(f'{done[t]} on {t}' for t in tasks)}), "
+        f"compared at {equal_tokens(runs):,} sampled tokens. "
+        "Brackets: 95 % intervals over seeds and held-out problems. `*`: the interval of a difference leaves out "
+        "zero; nothing is corrected for the number of comparisons."
+    ]
+    for group in study.groups:
+        together = [("all tasks", tasks)] if len(tasks) > 1 else []
+        for title, chosen in [*((task, [task]) for task in tasks), *together]:
+            rows = _rows(group, runs, chosen)
+            if rows:
+                parts.append(f"**{group.name.capitalize()}, {title}**\n\n{_table(group, rows)}")
+    parts += [f"![{Path(image).stem.replace('_', ' ')}]({image})" for image in images]
+    return "\n\n".join(parts) + "\n"
+
+
+def _write(
+    study: Study, runs: Sequence[RunResult], results: Path, text: Path, figures: Path, link: str
+) -> list[Path]:
+    figures.mkdir(parents=True, exist_ok=True)
+    write_results(runs, results)
+    names = []
+    for group in study.groups:
+        arms = list(dict.fromkeys([group.compared_with, *group.arms]))
+        present = [arm for arm in arms if any(run.arm == arm for run in runs)]
+        tasks = [task.name for task in study.tasks if any(run.task == task.name for run in runs)]
+        for kind, panels in (("accuracy", ACCURACY), ("balance", BALANCE)):
+            name = f"study_{study.name}_{group.name.replace(' ', '_')}_{kind}.png"
+            draw(runs, tasks, present, panels).savefig(figures / name, dpi=_DPI)
+            names.append(name)
+    text.write_text(as_markdown(study, runs, [f"{link}{name}" for name in names]), encoding="utf-8")
+    return [results, text, *(figures / name for name in names)]
+
+
+def _gathered(study: Study) -> list[RunResult]:
+    return [gather(run) for run in study.runs if is_complete(run)]
+
+
+def _rows(group: Group, runs: Sequence[RunResult], tasks: Sequence[str]) -> list[ArmEstimate]:
+    arms = list(dict.fromkeys([group.compared_with, *group.arms]))
+    rows = [estimate_arm(arm, group.compared_with, runs, tasks) for arm in arms]
+    return [row for row in rows if row is not None]
+
+
+def _table(group: Group, rows: Sequence[ArmEstimate]) -> str:
+    columns = (
+        "arm",
+        "seeds",
+        "accuracy before %",
+        "after %",
+        f"after, minus {group.compared_with}",
+        "mean over the budget %",
+        f"mean, minus {group.compared_with}",
+        "Eff-Rate %",
+        "IB-Score",
+        "Cov",
+        "entropy",
+        "tokens a prompt: sampled",
+        "unique",
+        "steps",
+        "seconds",
+    )
+    lines = [columns, ("---",) * len(columns), *(_cells(row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cells(row: ArmEstimate) -> tuple[str, ...]:
+    return (
+        row.arm,
+        str(min(row.seeds.values())),
+        f"{100 * row.base.mean:.1f}",
+        _percent(row.final),
+        "-" if row.difference is None else _percent(row.difference, sign="+"),
+        _percent(row.along),
+        "-" if row.difference_along is None else _percent(row.difference_along, sign="+"),
+        f"{100 * row.probe['eff_rate']:.0f}",
+        f"{row.probe['ib_score']:.3f}",
+        f"{row.probe['cov']:+.4f}",
+        f"{row.probe['entropy']:.3f}",
+        f"{row.tokens_per_prompt:.0f}",
+        f"{row.unique_per_prompt:.0f}",
+        f"{row.steps:.1f}",
+        f"{row.seconds:.0f}",
+    )
+
+
+def _percent(value: Estimate, sign: str = "") -> str:
+    if value.interval is None:
+        return f"{100 * value.mean:{sign}.1f}"
+    low, high = value.interval
+    mark = " *" if sign and value.is_significant else ""
+    return f"{100 * value.mean:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]{mark}"

@@ -1,0 +1,215 @@
+"""A study as its YAML describes it: arms x seeds x tasks, and what they are compared with.
+
+    output_dir: runs/studies/tiny
+    seeds: [1, 2, 3]
+    words: [...]            # of every run, as `nemo-ibtpo train` takes them
+    tasks:
+      <task>: {recipe: <path from the study's file>, base_model: {...}}
+    groups:
+      <group>: {compared_with: <arm>, arms: {<arm>: [words of this arm alone]}}
+
+``base_model`` is what differs from ``conf/demo_base_model.yaml``, or the word ``smollm2``. Every run is composed and
+checked before the first one starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.loader import compose
+from nemo_ibtpo.config.schema import RunConfig
+from nemo_ibtpo.config.validation import (
+    check_advantage,
+    check_checkpoints,
+    check_data,
+    check_optimization,
+    check_output_dir,
+    check_probe,
+    check_sampling,
+    check_world_size,
+)
+
+SMOLLM2: Literal["smollm2"] = "smollm2"
+_KEYS = {"output_dir", "seeds", "words", "tasks", "groups"}
+# What the study decides itself.
+_RESERVED = ("output_dir", "model.path", "seed", "name")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Problems and the model that starts on them.
+
+    Attributes:
+        name: of the task.
+        recipe: path of its recipe.
+        base_model: settings that differ from the demo's base model, or ``smollm2``.
+        model: directory of the base model, made if it is not there.
+    """
+
+    name: str
+    recipe: Path
+    base_model: Mapping[str, Any] | Literal["smollm2"]
+    model: Path
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Attributes:
+        task, arm, seed: which one.
+        config: of the run.
+    """
+
+    task: Task
+    arm: str
+    seed: int
+    config: RunConfig
+
+    @property
+    def name(self) -> str:
+        """Unique in the study."""
+        return f"{self.task.name}/{self.arm}/seed_{self.seed}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Arms that one table compares.
+
+    Attributes:
+        name: of the group.
+        compared_with: the arm, perhaps of another group, that the differences are taken from.
+        arms: what is special about each, as words of the command line.
+    """
+
+    name: str
+    compared_with: str
+    arms: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study; ``runs`` are in the order in which they are made.
+
+    Attributes:
+        name: of its file.
+        output_dir: everything it writes lies below it.
+        seeds: of every arm.
+        tasks, groups: by the YAML.
+        runs: group by group, in each seed by seed, in each arm by arm, in each task by task: whatever has been done
+            when a study is interrupted is balanced.
+    """
+
+    name: str
+    output_dir: Path
+    seeds: tuple[int, ...]
+    tasks: tuple[Task, ...]
+    groups: tuple[Group, ...]
+    runs: tuple[Run, ...]
+
+
+def read_study(path: Path) -> Study:
+    """The study of a YAML file, every run checked as far as is possible without its model.
+
+    Raises:
+        UserError: something in it is not as it should be.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {error}") from None
+    _check_keys(content, _KEYS, str(path))
+    output_dir = Path(_typed(content["output_dir"], str, f"{path}: output_dir"))
+    seeds = tuple(_typed(seed, int, f"{path}: seeds") for seed in _typed(content["seeds"], list, f"{path}: seeds"))
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"{path}: seeds={list(seeds)}: a study needs seeds, each once")
+    common = _words(content["words"], f"{path}: words")
+    tasks = tuple(
+        _task(path, name, entry, output_dir)
+        for name, entry in _typed(content["tasks"], dict, f"{path}: tasks").items()
+    )
+    groups = tuple(
+        _group(path, name, entry) for name, entry in _typed(content["groups"], dict, f"{path}: groups").items()
+    )
+    arms = [arm for group in groups for arm in group.arms]
+    if not tasks or not arms or len(set(arms)) < len(arms):
+        raise UserError(f"{path}: a study needs tasks and arms, every arm under one name")
+    for group in groups:
+        if group.compared_with not in arms:
+            raise UserError(f"{path}: groups.{group.name}.compared_with={group.compared_with} is no arm")
+    runs = tuple(_runs(output_dir, seeds, tasks, groups, common))
+    check_output_dir(str(output_dir))
+    return Study(path.stem, output_dir, seeds, tasks, groups, runs)
+
+
+def _runs(
+    output_dir: Path, seeds: Sequence[int], tasks: Sequence[Task], groups: Sequence[Group], common: Sequence[str]
+) -> Iterator[Run]:
+    for group in groups:
+        for seed in seeds:
+            for arm, words in group.arms.items():
+                for task in tasks:
+                    directory = output_dir / task.name / arm / f"seed_{seed}"
+                    own = [f"output_dir='{directory}'", f"model.path='{task.model}'", f"seed={seed}"]
+                    try:
+                        config = compose(str(task.recipe), [*common, *words, *own])
+                        _check(config)
+                    except UserError as error:
+                        raise UserError(f"arm {arm} on task {task.name}: {error}") from None
+                    yield Run(task, arm, seed, config)
+
+
+def _check(config: RunConfig) -> None:
+    for check in (check_optimization, check_checkpoints, check_sampling, check_advantage, check_probe, check_data):
+        check(config)
+    check_world_size(config, 1)  # a study trains in its own process
+
+
+def _task(path: Path, name: str, entry: Any, output_dir: Path) -> Task:
+    where = f"{path}: tasks.{name}"
+    _check_keys(entry, {"recipe", "base_model"}, where)
+    base_model = entry["base_model"]
+    if base_model != SMOLLM2 and not isinstance(base_model, dict):
+        raise UserError(f"{where}.base_model={base_model}: write settings of a base model, or {SMOLLM2}")
+    recipe = (path.parent / _typed(entry["recipe"], str, f"{where}.recipe")).resolve()
+    return Task(name, recipe, base_model, output_dir / name / "base_model")
+
+
+def _group(path: Path, name: str, entry: Any) -> Group:
+    where = f"{path}: groups.{name}"
+    _check_keys(entry, {field.name for field in fields(Group)} - {"name"}, where)
+    arms = _typed(entry["arms"], dict, f"{where}.arms")
+    return Group(
+        name,
+        _typed(entry["compared_with"], str, f"{where}.compared_with"),
+        {arm: _words(words, f"{where}.arms.{arm}") for arm, words in arms.items()},
+    )
+
+
+def _words(value: Any, where: str) -> list[str]:
+    words = [_typed(word, str, where) for word in _typed(value, list, where)]
+    for word in words:
+        if word.partition("=")[0] in _RESERVED:
+            raise UserError(f"{where}: '{word}': the study itself decides {', '.join(_RESERVED)}")
+    return words
+
+
+def _check_keys(value: Any, known: set[str], where: str) -> None:
+    keys = set(_typed(value, dict, where))
+    if keys != known:
+        wrong = ", ".join(sorted(map(str, keys ^ known)))
+        raise UserError(f"{where}: it has the keys {', '.join(sorted(known))}; unknown or missing: {wrong}")
+
+
+def _typed(value: Any, kind: type, where: str) -> Any:
+    if type(value) is not kind:
+        raise UserError(f"{where}: expected {kind.__name__}, not {value!r}")
+    return value

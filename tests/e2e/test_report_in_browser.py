@@ -123,9 +123,8 @@ def look_all(page: Any, css: str) -> list[Any]:
 
 def open_tree(page: Any, run: Path, step: int, number: int) -> TreeRecord:
     page.execute_script(f"location.hash = 'tree/0/{step}/{number}'")
-    kept = TreeArchive(run).read(step).trees[number]
-    look(page, f'.canvas [data-node="{len(kept.nodes) - 1}"]')
-    return kept
+    look(page, f'.canvas[data-tree="0/{step}/{number}"] .node')
+    return TreeArchive(run).read(step).trees[number]
 
 
 def shown_fields(page: Any) -> dict[str, str]:
@@ -174,11 +173,13 @@ def test_keys_move_and_search_finds(page: Any, run: Path) -> None:
     look(page, "#search").send_keys("onerror")
     matching = [i for i, node in enumerate(tree.nodes) if "onerror" in node.text]
     assert [int(e.get_attribute("data-node")) for e in look_all(page, ".node.found")] == matching
-    look(page, "#search").clear()
+    look(page, "#search").send_keys(Keys.CONTROL + "a", Keys.BACKSPACE)
+    assert page.find_elements("css selector", ".node.found") == []
     assert canvas.get_attribute("role") == "tree"
     press("j")
-    look(page, '.canvas [data-node="5"]')
-    assert page.current_url.rpartition("#")[2].startswith("tree/0/1/1")
+    look(page, '[data-tree="0/1/1"] .node')
+    page.switch_to.active_element.send_keys("j")  # the new tree has the focus
+    look(page, '[data-tree="0/2/0"] .node')
 
 
 def test_other_constants_give_other_scores_and_come_back(page: Any, run: Path) -> None:

@@ -156,7 +156,7 @@ function runTable() {
   const interval = (run) => `[${accuracy(run, "val/accuracy_low")}, ${accuracy(run, "val/accuracy_high")}]`;
   const firstAccuracy = (run) => percent((run.columns["val/accuracy"] ?? []).find((value) => value !== undefined));
   const rows = [
-    ["steps", (run) => `${run.steps.at(-1)} of ${run.max_steps ?? "?"}`],
+    ["steps", (run) => `${run.steps.at(-1) ?? 0} of ${run.max_steps ?? "?"}`],
     ["accuracy, first", firstAccuracy],
     ["accuracy, last", (run) => `${accuracy(run, "val/accuracy")} ${interval(run)}`],
     ["Avg-Rate", (run) => percent(meanOf(run, "train/avg_rate"))],

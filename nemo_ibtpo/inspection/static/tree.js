@@ -253,6 +253,7 @@ function details(nodes) {
 
 const tried = () => tree.beta !== null || tree.coef !== null;
 let redraw = () => {};
+let byKey = false; // the next tree was asked for by a key, and takes further keys
 
 function select(node, focus = true) {
   shown.node = node;
@@ -310,6 +311,7 @@ function press(event) {
     event.preventDefault();
     select(moves[event.key]());
   } else if (event.key === "j" || event.key === "k") {
+    byKey = true;
     turnTree(event.key === "j" ? 1 : -1);
   } else if (event.key === "c") {
     const names = Object.keys(COLOURS);
@@ -392,7 +394,8 @@ function drawView(main) {
   const {record, settings, kept} = shown;
   const rounds = Math.max(...kept.round);
   const canvas = element("div", {
-    class: "canvas", role: "tree", "aria-label": "tree of reasoning steps", onkeydown: press,
+    class: "canvas", role: "tree", "aria-label": "tree of reasoning steps",
+    "data-tree": `${shown.run}/${shown.step}/${shown.number}`, onkeydown: press,
     onclick: (event) => {
       const box = event.target.closest(".node");
       if (box) select(Number(box.dataset.node));
@@ -467,6 +470,8 @@ function drawView(main) {
     tip,
   );
   redraw();
+  if (byKey) document.getElementById(`node-${shown.node}`)?.focus();
+  byKey = false;
 }
 
 addEventListener("resize", () => { if (document.querySelector(".canvas")) redraw(); });

@@ -18,8 +18,10 @@ from strategies import IB, hand_tree
 from nemo_ibtpo.algorithms.advantages import per_node
 from nemo_ibtpo.algorithms.advantages.ibtpo import ibtpo
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.schema import TreesConfig
 from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.inspection.archive import StepTrees, TreeArchive
+from nemo_ibtpo.inspection.keeping import TreeKeeper
 from nemo_ibtpo.inspection.records import TreeRecord, record_tree
 from nemo_ibtpo.tree.ib_score import ib_scores
 from nemo_ibtpo.tree.tree import Tree
@@ -67,6 +69,18 @@ def test_a_tree_that_is_not_trained_on_has_no_advantage() -> None:
     kept = record_tree(hand_tree(), PROBLEM, nothing, IB, spell)
     assert {node.advantage for node in kept.nodes} == {None}
     assert TreeRecord.from_dict(json.loads(json.dumps(kept.to_dict()))) == kept
+
+
+def test_the_keeper_takes_the_smallest_problem_ids(tmp_path: Path) -> None:
+    config = TreesConfig(period=1, trees_per_step=2, max_gib=1.0)
+    problems = {name: replace(PROBLEM, problem_id=name) for name in ("c", "a", "b")}
+    keeper = TreeKeeper(TreeArchive(tmp_path), config, IB, {}, problems, spell)
+    trees = []
+    for name in problems:
+        trees.append(hand_tree())
+        trees[-1].prompt_id = name
+    keeper.keep(4, trees, [per_node(tree, ibtpo(tree, 0.5, IB)) for tree in trees])
+    assert [tree.prompt_id for tree in TreeArchive(tmp_path).read(4).trees] == ["a", "b"]
 
 
 def test_room_is_bounded_and_what_is_left_covers_the_run(tmp_path: Path) -> None:

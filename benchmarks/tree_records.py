@@ -31,7 +31,7 @@ from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.inspection.archive import TreeArchive
 from nemo_ibtpo.inspection.keeping import TreeKeeper
 
-_VOCAB = 32_000
+VOCAB = 32_000
 _PROMPTS = 512
 
 
@@ -39,7 +39,7 @@ def make_tokenizer(rng: np.random.Generator) -> PreTrainedTokenizerFast:
     """Made-up words of 2 to 8 letters, most of them with a space in front."""
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
     words: dict[str, int] = {}
-    while len(words) < _VOCAB:
+    while len(words) < VOCAB:
         word = "".join(rng.choice(letters, size=rng.integers(2, 9)))
         words.setdefault(word if len(words) % 4 == 0 else f"Ġ{word}", len(words))
     core = Tokenizer(models.BPE(words, []))
@@ -58,7 +58,7 @@ def main() -> None:
     config = TreesConfig(**defaults("logger")["trees"])
     count = config.trees_per_step or _PROMPTS
     strategy = shape.strategy("ib")
-    trees = [grow_tree(shape, strategy, rng, prompt_id=f"{i:03}", vocab_size=_VOCAB) for i in range(count)]
+    trees = [grow_tree(shape, strategy, rng, prompt_id=f"{i:03}", vocab_size=VOCAB) for i in range(count)]
     advantages = [
         per_node(tree, advantage)
         for tree, advantage in zip(trees, compute_advantages(trees, ADVANTAGE, IB_SCORE), strict=True)

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -98,7 +98,6 @@ def write_report(runs: Sequence[RunData], path: Path, most_tree_bytes: int) -> W
 
 def _describe(run: RunData, content: Sequence[StepTrees], omitted: int) -> dict[str, Any]:
     names = dict.fromkeys(name for row in run.rows for name in row if name not in _NOT_METRICS)
-    validation = run.validation
     return {
         "label": run.label,
         "config": run.config,
@@ -123,13 +122,7 @@ def _describe(run: RunData, content: Sequence[StepTrees], omitted: int) -> dict[
             for one in content
         ],
         "omitted": omitted,
-        "validation": {
-            "steps": validation.steps,
-            "problems": {
-                name: {"rewards": rewards, "mixed": validation.mixed[name]}
-                for name, rewards in validation.rewards.items()
-            },
-        },
+        "held_out": {name: asdict(problem) for name, problem in run.held_out.items()},
     }
 
 

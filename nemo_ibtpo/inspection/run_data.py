@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,19 @@ from nemo_ibtpo.reporting.metrics import FILE_NAME, read_metrics
 PROBLEMS = Path("validation") / "problems.jsonl"
 
 
-@dataclass(frozen=True)
-class Validation:
-    """The held-out problems over the evaluations of a run.
+@dataclass
+class HeldOut:
+    """One held-out problem over the evaluations that it took part in; one entry each.
 
     Attributes:
         steps: of the evaluations, in order.
-        rewards: of each problem by its id, the mean over samples at each step.
-        mixed: likewise, whether the samples differed in reward.
+        rewards: means over the samples.
+        mixed: whether the samples differed in reward.
     """
 
     steps: list[int]
-    rewards: dict[str, list[float]]
-    mixed: dict[str, list[bool]]
+    rewards: list[float]
+    mixed: list[bool]
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class RunData:
         config: its settings by dotted key; empty if it left none.
         rows: of ``metrics.jsonl``.
         archive: its trees.
-        validation: its evaluations.
+        held_out: the problems of its evaluations by their id.
         questions: question and gold answer of the held-out problems by their id.
     """
 
@@ -54,7 +53,7 @@ class RunData:
     config: dict[str, Any]
     rows: list[dict[str, Any]]
     archive: TreeArchive
-    validation: Validation
+    held_out: dict[str, HeldOut]
     questions: dict[str, tuple[str, str]]
 
 
@@ -73,7 +72,7 @@ def read_runs(directories: Sequence[Path]) -> list[RunData]:
             config=_read_config(directory / "config.yaml"),
             rows=read_metrics(directory / FILE_NAME),
             archive=TreeArchive(directory),
-            validation=_read_validation(directory / "validation"),
+            held_out=_read_validation(directory / "validation"),
             questions=_read_questions(directory / PROBLEMS),
         )
         for directory, label in zip(directories, _labels(directories), strict=True)
@@ -126,19 +125,18 @@ def _flat(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return flat
 
 
-def _read_validation(directory: Path) -> Validation:
+def _read_validation(directory: Path) -> dict[str, HeldOut]:
     numbers = (path.stem.removeprefix("step_") for path in directory.glob("step_*.jsonl"))
-    steps = sorted(int(number) for number in numbers if number.isdecimal())
-    samples = [EvaluationResult.from_jsonl(directory / f"step_{step}.jsonl").by_problem() for step in steps]
-    if any(one.keys() != other.keys() for one, other in pairwise(samples)):
-        raise UserError(f"{directory}: the evaluations are of different problems")
-    names = samples[0] if samples else ()
-    rewards = {name: [[sample.reward for sample in one[name]] for one in samples] for name in names}
-    return Validation(
-        steps,
-        {name: [sum(own) / len(own) for own in of_step] for name, of_step in rewards.items()},
-        {name: [min(own) < max(own) for own in of_step] for name, of_step in rewards.items()},
-    )
+    problems: dict[str, HeldOut] = {}
+    for step in sorted(int(number) for number in numbers if number.isdecimal()):
+        result = EvaluationResult.from_jsonl(directory / f"step_{step}.jsonl")
+        for prompt_id, samples in result.by_problem().items():
+            rewards = [sample.reward for sample in samples]
+            problem = problems.setdefault(prompt_id, HeldOut([], [], []))
+            problem.steps.append(step)
+            problem.rewards.append(sum(rewards) / len(rewards))
+            problem.mixed.append(min(rewards) < max(rewards))
+    return problems
 
 
 def _read_questions(path: Path) -> dict[str, tuple[str, str]]:

@@ -22,6 +22,7 @@ from nemo_ibtpo.algorithms.advantages import per_node
 from nemo_ibtpo.algorithms.advantages.ibtpo import ibtpo
 from nemo_ibtpo.cli import main
 from nemo_ibtpo.data.problems import Problem
+from nemo_ibtpo.evaluation.result import EvaluationResult, Sample
 from nemo_ibtpo.inspection.archive import StepTrees, TreeArchive
 from nemo_ibtpo.inspection.records import NodeRecord, TreeRecord, record_tree
 from nemo_ibtpo.inspection.run_data import write_questions
@@ -60,7 +61,13 @@ def make_run(directory: Path) -> Path:
             writer.write(step, {"train/avg_rate": step / 7, "train/cov": np.nan, "val/accuracy": 0.5})
     (directory / "config.yaml").write_text(json.dumps({"name": ATTACKS[0], "ib_score": {"beta": IB.beta}}))
     (directory / "validation").mkdir()
-    write_questions(directory, [problem])
+    write_questions(directory, [replace(problem, problem_id="held out")])
+    for step, rewards in ((0, (0.0, 1.0)), (4, (1.0, 1.0))):
+        samples = [
+            Sample("held out", i, (1,), ATTACKS[0], None, "correct" if reward else "wrong", reward, "eos")
+            for i, reward in enumerate(rewards)
+        ]
+        EvaluationResult(tuple(samples), 2, {}).to_jsonl(directory / "validation" / f"step_{step}.jsonl")
     return directory
 
 
@@ -208,6 +215,10 @@ def test_curves_and_the_prompt_table(page: Any, run: Path) -> None:
     look(page, "table.prompts th:nth-child(2) button").click()
     counts = [int(e.text) for e in look_all(page, "table.prompts td:nth-child(2)")]
     assert counts == sorted(counts, reverse=True) == [3, 1, 1, 1]
+    look(page, ".bar option[value=validation]").click()
+    cells = [e.text for e in look_all(page, "table.prompts tbody td")]
+    assert cells[1:] == ["2", "4", "50.0 %", "100.0 %", "+50 pts", "50.0 %"]
+    look(page, ".bar option[value=trees]").click()
     look(page, "td.question a").click()
     look(page, '.canvas [data-node="5"]')
 

@@ -27,12 +27,11 @@ function treeRows() {
 }
 
 function validationRows() {
-  return RUNS.flatMap((run, index) => Object.entries(run.validation.problems).map(([prompt, {rewards, mixed}]) => ({
+  return RUNS.flatMap((run, index) => Object.entries(run.held_out).map(([prompt, {steps, rewards, mixed}]) => ({
     run: index,
     prompt,
-    rewards,
     count: rewards.length,
-    step: run.validation.steps.at(-1),
+    step: steps.at(-1),
     first: rewards[0],
     last: rewards.at(-1),
     change: rewards.length > 1 ? rewards.at(-1) - rewards[0] : null,

@@ -171,7 +171,7 @@ def processes_of_jobs(directory: Path) -> list[psutil.Process]:
     return found
 
 
-def wait_for(condition: Callable[[], bool], what: Callable[[], str], timeout_s: float = 600) -> None:
+def wait_for(condition: Callable[[], bool], what: Callable[[], str], timeout_s: float = 1500) -> None:
     """Wait until a condition holds.
 
     Raises:

@@ -76,10 +76,9 @@ def _train(study: Study, arguments: argparse.Namespace) -> int | None:
 
 
 def _plan(study: Study) -> str:
-    arms = {group.name: ", ".join(group.arms) for group in study.groups}
+    arms = {group.name: f"{', '.join(group.arms)}; seeds {list(group.seeds)}" for group in study.groups}
     lines = {
         "tasks": ", ".join(task.name for task in study.tasks),
-        "seeds": ", ".join(map(str, study.seeds)),
         **arms,
         "in all": f"{len(study.runs)}, written to {study.output_dir}",
     }

@@ -1,12 +1,11 @@
 """A study as its YAML describes it: arms x seeds x tasks, and what they are compared with.
 
     output_dir: runs/studies/tiny
-    seeds: [1, 2, 3]
     words: [...]            # of every run, as `nemo-ibtpo train` takes them
     tasks:
       <task>: {recipe: <path from the study's file>, base_model: {...}}
     groups:
-      <group>: {compared_with: <arm>, arms: {<arm>: [words of this arm alone]}}
+      <group>: {seeds: [1, 2, 3], compared_with: <arm>, arms: {<arm>: [words of this arm alone]}}
 
 ``base_model`` is what differs from ``conf/demo_base_model.yaml``, or the word ``smollm2``. Every run is composed and
 checked before the first one starts.
@@ -36,7 +35,7 @@ from nemo_ibtpo.config.validation import (
 )
 
 SMOLLM2: Literal["smollm2"] = "smollm2"
-_KEYS = {"output_dir", "seeds", "words", "tasks", "groups"}
+_KEYS = {"output_dir", "words", "tasks", "groups"}
 # What the study decides itself.
 _RESERVED = ("output_dir", "model.path", "seed", "name")
 
@@ -84,11 +83,13 @@ class Group:
 
     Attributes:
         name: of the group.
+        seeds: of every arm of the group.
         compared_with: the arm, perhaps of another group, that the differences are taken from.
         arms: what is special about each, as words of the command line.
     """
 
     name: str
+    seeds: tuple[int, ...]
     compared_with: str
     arms: Mapping[str, Sequence[str]]
 
@@ -100,7 +101,6 @@ class Study:
     Attributes:
         name: of its file.
         output_dir: everything it writes lies below it.
-        seeds: of every arm.
         tasks, groups: by the YAML.
         runs: group by group, in each seed by seed, in each arm by arm, in each task by task: whatever has been done
             when a study is interrupted is balanced.
@@ -108,7 +108,6 @@ class Study:
 
     name: str
     output_dir: Path
-    seeds: tuple[int, ...]
     tasks: tuple[Task, ...]
     groups: tuple[Group, ...]
     runs: tuple[Run, ...]
@@ -128,9 +127,6 @@ def read_study(path: Path) -> Study:
         raise UserError(f"{path} is not YAML: {error}") from None
     _check_keys(content, _KEYS, str(path))
     output_dir = Path(_typed(content["output_dir"], str, f"{path}: output_dir"))
-    seeds = tuple(_typed(seed, int, f"{path}: seeds") for seed in _typed(content["seeds"], list, f"{path}: seeds"))
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"{path}: seeds={list(seeds)}: a study needs seeds, each once")
     common = _words(content["words"], f"{path}: words")
     tasks = tuple(
         _task(path, name, entry, output_dir)
@@ -145,16 +141,14 @@ def read_study(path: Path) -> Study:
     for group in groups:
         if group.compared_with not in arms:
             raise UserError(f"{path}: groups.{group.name}.compared_with={group.compared_with} is no arm")
-    runs = tuple(_runs(output_dir, seeds, tasks, groups, common))
+    runs = tuple(_runs(output_dir, tasks, groups, common))
     check_output_dir(str(output_dir))
-    return Study(path.stem, output_dir, seeds, tasks, groups, runs)
+    return Study(path.stem, output_dir, tasks, groups, runs)
 
 
-def _runs(
-    output_dir: Path, seeds: Sequence[int], tasks: Sequence[Task], groups: Sequence[Group], common: Sequence[str]
-) -> Iterator[Run]:
+def _runs(output_dir: Path, tasks: Sequence[Task], groups: Sequence[Group], common: Sequence[str]) -> Iterator[Run]:
     for group in groups:
-        for seed in seeds:
+        for seed in group.seeds:
             for arm, words in group.arms.items():
                 for task in tasks:
                     directory = output_dir / task.name / arm / f"seed_{seed}"
@@ -187,8 +181,12 @@ def _group(path: Path, name: str, entry: Any) -> Group:
     where = f"{path}: groups.{name}"
     _check_keys(entry, {field.name for field in fields(Group)} - {"name"}, where)
     arms = _typed(entry["arms"], dict, f"{where}.arms")
+    seeds = tuple(_typed(seed, int, f"{where}.seeds") for seed in _typed(entry["seeds"], list, f"{where}.seeds"))
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"{where}.seeds={list(seeds)}: arms need seeds, each once")
     return Group(
         name,
+        seeds,
         _typed(entry["compared_with"], str, f"{where}.compared_with"),
         {arm: _words(words, f"{where}.arms.{arm}") for arm, words in arms.items()},
     )

@@ -20,8 +20,8 @@ PAGE = Path("results.md")
 
 def study(directory: Path) -> Study:
     tasks = (Task("t", Path("t.yaml"), {}, Path("model")), Task("u", Path("u.yaml"), {}, Path("model")))
-    groups = (Group("arms", "a", {"a": [], "b": []}), Group("ablations", "b", {"c": []}))
-    return Study("tiny", directory / "runs", (1, 2), tasks, groups, ())
+    groups = (Group("arms", (1, 2), "a", {"a": [], "b": []}), Group("ablations", (1,), "b", {"c": []}))
+    return Study("tiny", directory / "runs", tasks, groups, ())
 
 
 def test_results_survive_their_file(tmp_path: Path) -> None:

@@ -18,14 +18,15 @@ from nemo_ibtpo.studies.settings import read_study
 STUDIES = Path(__file__).resolve().parents[3] / "studies"
 WORDS = ["rollout=transformers", "actor.tensor_model_parallel_size=1", "actor.pipeline_model_parallel_size=1"]
 
+ARMS = {"seeds": [1, 2], "compared_with": "a", "arms": {"a": [], "b": []}}
+
 
 def written(directory: Path, **changes: Any) -> Path:
     content = {
         "output_dir": str(directory / "out"),
-        "seeds": [1, 2],
         "words": [*WORDS, "actor.sequence_parallel=false"],
         "tasks": {"sums": {"recipe": str(recipes_dir() / "tiny.yaml"), "base_model": {}}},
-        "groups": {"arms": {"compared_with": "a", "arms": {"a": ["advantage=grpo"], "b": []}}},
+        "groups": {"arms": ARMS | {"arms": {"a": ["advantage=grpo"], "b": []}}},
     }
     path = directory / "mine.yaml"
     path.write_text(yaml.safe_dump(content | changes))
@@ -51,7 +52,7 @@ def test_whatever_is_done_at_an_interruption_is_balanced(tmp_path: Path) -> None
 
 
 def test_words_of_an_arm_come_after_those_of_all(tmp_path: Path) -> None:
-    groups = {"arms": {"compared_with": "a", "arms": {"a": ["optimizer.lr=3e-4"], "b": []}}}
+    groups = {"arms": ARMS | {"arms": {"a": ["optimizer.lr=3e-4"], "b": []}}}
     words = [*WORDS, "actor.sequence_parallel=false", "optimizer.lr=1e-4"]
     study = read_study(written(tmp_path, groups=groups, words=words))
     assert {run.arm: run.config.optimizer.lr for run in study.runs} == {"a": 3e-4, "b": 1e-4}
@@ -61,15 +62,15 @@ def test_words_of_an_arm_come_after_those_of_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seeds": [1, 1]}, r"seeds=\[1, 1\]: a study needs seeds, each once"),
-        ({"seeds": ["1"]}, "seeds: expected int, not '1'"),
+        ({"groups": {"g": ARMS | {"seeds": [1, 1]}}}, r"seeds=\[1, 1\]: arms need seeds, each once"),
+        ({"groups": {"g": ARMS | {"seeds": ["1"]}}}, "seeds: expected int, not '1'"),
         ({"words": ["seed=3"]}, "'seed=3': the study itself decides"),
         ({"arms": {}}, "unknown or missing: arms"),
         ({"tasks": {"sums": {"recipe": "nowhere.yaml", "base_model": {}}}}, "arm a on task sums: .*no such file"),
         ({"tasks": {"sums": {"recipe": "x.yaml", "base_model": "gpt"}}}, "base_model=gpt: write settings"),
-        ({"groups": {"g": {"compared_with": "c", "arms": {"a": []}}}}, "compared_with=c is no arm"),
+        ({"groups": {"g": ARMS | {"compared_with": "c"}}}, "compared_with=c is no arm"),
         (
-            {"groups": {"g": {"compared_with": "a", "arms": {"a": ["advantage=treepo", "sampler=independent"]}}}},
+            {"groups": {"g": ARMS | {"arms": {"a": ["advantage=treepo", "sampler=independent"]}}}},
             "arm a on task sums: advantage.name=treepo compares",
         ),
     ],

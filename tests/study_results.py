@@ -9,6 +9,8 @@ from nemo_ibtpo.studies.results import Measurement, RunResult
 PROBE = {"eff_rate": 0.5, "avg_rate": 0.3, "ib_score": -1.0, "cov": 0.01, "entropy": 0.2}
 TRAINING = {
     "eff_rate": [0.5, None],
+    "avg_rate": [0.3, 0.4],
+    "entropy": [0.2, 0.1],
     "sampled_tokens_per_prompt": [80.0, 90.0],
     "unique_tokens_per_prompt": [60.0, 70.0],
 }

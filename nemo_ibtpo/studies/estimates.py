@@ -23,7 +23,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from nemo_ibtpo.evaluation.metrics import CONFIDENCE, Interval
-from nemo_ibtpo.studies.results import RunResult
+from nemo_ibtpo.studies.results import PROBE, TRAINING, Measurement, RunResult
 from nemo_ibtpo.tree.tree import FloatArray
 
 GRID_POINTS = 21  # of curves over a budget
@@ -54,9 +54,8 @@ class ArmEstimate:
         difference, difference_along: ``final`` and ``along`` minus those of the arm it is compared with, on the seeds
             that both have; None for that arm itself.
         steps, seconds: mean number and mean wall time of the training steps of a run.
-        tokens_per_prompt, unique_per_prompt: sampled for a prompt, and trained on.
-        training_eff_rate: mean over the run of the share of prompts whose rewards differ.
-        probe: mean over the run of what the probe trees show.
+        training: means over the steps of a run, of the trees that it trained on.
+        probe_before, probe_after: what the probe trees show before and after training; intervals over seeds.
     """
 
     arm: str
@@ -68,10 +67,9 @@ class ArmEstimate:
     difference_along: Estimate | None
     steps: float
     seconds: float
-    tokens_per_prompt: float
-    unique_per_prompt: float
-    training_eff_rate: float
-    probe: Mapping[str, float]
+    training: Mapping[str, float]
+    probe_before: Mapping[str, Estimate]
+    probe_after: Mapping[str, Estimate]
 
 
 def estimate(scores_SP: FloatArray) -> Estimate:
@@ -158,10 +156,9 @@ def estimate_arm(arm: str, baseline: str, runs: Sequence[RunResult], tasks: Sequ
         difference_along=differences["along"],
         steps=float(np.mean([run.measurements[-1].step for run in mine])),
         seconds=float(np.mean([run.measurements[-1].seconds for run in mine])),
-        tokens_per_prompt=_mean_training(mine, "sampled_tokens_per_prompt"),
-        unique_per_prompt=_mean_training(mine, "unique_tokens_per_prompt"),
-        training_eff_rate=_mean_training(mine, "eff_rate"),
-        probe={name: _mean_probe(mine, name) for name in mine[0].measurements[0].probe},
+        training={name: _mean_training(mine, name) for name in TRAINING},
+        probe_before={name: _probe([[by_place[t, arm, s] for t in tasks] for s in own], name, 0) for name in PROBE},
+        probe_after={name: _probe([[by_place[t, arm, s] for t in tasks] for s in own], name, -1) for name in PROBE},
     )
 
 
@@ -199,9 +196,8 @@ def curve(runs: Sequence[RunResult], value: str, over: str) -> Curve:
     return Curve(grid, values_SG.mean(axis=0), values_SG.min(axis=0), values_SG.max(axis=0))
 
 
-def _value(one: object, value: str) -> float | None:
-    scores, probe = one.scores, one.probe  # type: ignore[attr-defined]
-    return float(np.mean(scores)) if value == "accuracy" else probe[value]
+def _value(one: Measurement, value: str) -> float | None:
+    return float(np.mean(one.scores)) if value == "accuracy" else one.probe[value]
 
 
 def _measured(run: RunResult) -> tuple[FloatArray, FloatArray]:
@@ -220,7 +216,12 @@ def _mean_training(runs: Sequence[RunResult], name: str) -> float:
     return float(np.mean([value for run in runs for value in run.training[name] if value is not None]))
 
 
-def _mean_probe(runs: Sequence[RunResult], name: str) -> float:
-    values = [one.probe[name] for run in runs for one in run.measurements[1:]]
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else float("nan")
+def _probe(runs_ST: Sequence[Sequence[RunResult]], name: str, place: int) -> Estimate:
+    """A figure of the first (0) or last (-1) probe trees: mean over seeds [S] and tasks [T], interval over seeds."""
+    values = [[run.measurements[place].probe[name] for run in runs_T] for runs_T in runs_ST]
+    means_S = np.array([np.mean([np.nan if value is None else value for value in values_T]) for values_T in values])
+    mean, seeds = float(means_S.mean()), len(means_S)
+    if seeds < 2:
+        return Estimate(mean, None)
+    reach = student.ppf((1 + CONFIDENCE) / 2, seeds - 1) * means_S.std(ddof=1) / np.sqrt(seeds)
+    return Estimate(mean, Interval(float(mean - reach), float(mean + reach)))

@@ -7,7 +7,7 @@ In ``results.md`` the generator owns what stands between ``<!-- study <name>: be
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nemo_ibtpo.config.errors import UserError
@@ -81,7 +81,10 @@ def as_markdown(study: Study, runs: Sequence[RunResult], images: Sequence[str]) 
         for title, chosen in [*((task, [task]) for task in tasks), *together]:
             rows = _rows(group, runs, chosen)
             if rows:
-                parts.append(f"**{group.name.capitalize()}, {title}**\n\n{_table(group, rows)}")
+                parts.append(f"**{group.name.capitalize()}, {title}**\n\n{_accuracy(group, rows)}")
+        if rows := _rows(group, runs, tasks):
+            title = f"{group.name.capitalize()}, what they sampled and how the policies look to probe trees"
+            parts.append(f"**{title}**\n\n{_balance(rows)}")
     parts += [f"![{Path(image).stem.replace('_', ' ')}]({image})" for image in images]
     return "\n\n".join(parts) + "\n"
 
@@ -114,7 +117,12 @@ def _rows(group: Group, runs: Sequence[RunResult], tasks: Sequence[str]) -> list
     return [row for row in rows if row is not None]
 
 
-def _table(group: Group, rows: Sequence[ArmEstimate]) -> str:
+def _table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ("---",) * len(columns), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _accuracy(group: Group, rows: Sequence[ArmEstimate]) -> str:
     columns = (
         "arm",
         "seeds",
@@ -123,42 +131,68 @@ def _table(group: Group, rows: Sequence[ArmEstimate]) -> str:
         f"after, minus {group.compared_with}",
         "mean over the budget %",
         f"mean, minus {group.compared_with}",
-        "Eff-Rate %",
-        "IB-Score",
-        "Cov",
-        "entropy",
-        "tokens a prompt: sampled",
-        "unique",
         "steps",
         "seconds",
     )
-    lines = [columns, ("---",) * len(columns), *(_cells(row) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    cells = [
+        (
+            row.arm,
+            str(min(row.seeds.values())),
+            f"{100 * row.base.mean:.1f}",
+            _shown(row.final, ".1f", 100),
+            _difference(row.difference),
+            _shown(row.along, ".1f", 100),
+            _difference(row.difference_along),
+            f"{row.steps:.1f}",
+            f"{row.seconds:.0f}",
+        )
+        for row in rows
+    ]
+    return _table(columns, cells)
 
 
-def _cells(row: ArmEstimate) -> tuple[str, ...]:
+def _balance(rows: Sequence[ArmEstimate]) -> str:
+    columns = (
+        "arm",
+        "training trees: Eff-Rate %",
+        "Avg-Rate %",
+        "tokens a prompt, sampled",
+        "unique",
+        "probe trees at the end: Eff-Rate %",
+        "entropy",
+        "IB-Score",
+        "Cov",
+    )
+    before = rows[0].probe_before
+    cells = [
+        (
+            row.arm,
+            f"{100 * row.training['eff_rate']:.1f}",
+            f"{100 * row.training['avg_rate']:.1f}",
+            f"{row.training['sampled_tokens_per_prompt']:.0f}",
+            f"{row.training['unique_tokens_per_prompt']:.0f}",
+            *_probe_cells(row.probe_after),
+        )
+        for row in rows
+    ]
+    return _table(columns, [("(base model)", "-", "-", "-", "-", *_probe_cells(before)), *cells])
+
+
+def _probe_cells(probe: Mapping[str, Estimate]) -> tuple[str, ...]:
     return (
-        row.arm,
-        str(min(row.seeds.values())),
-        f"{100 * row.base.mean:.1f}",
-        _percent(row.final),
-        "-" if row.difference is None else _percent(row.difference, sign="+"),
-        _percent(row.along),
-        "-" if row.difference_along is None else _percent(row.difference_along, sign="+"),
-        f"{100 * row.probe['eff_rate']:.0f}",
-        f"{row.probe['ib_score']:.3f}",
-        f"{row.probe['cov']:+.4f}",
-        f"{row.probe['entropy']:.3f}",
-        f"{row.tokens_per_prompt:.0f}",
-        f"{row.unique_per_prompt:.0f}",
-        f"{row.steps:.1f}",
-        f"{row.seconds:.0f}",
+        _shown(probe["eff_rate"], ".0f", 100),
+        _shown(probe["entropy"], ".3f"),
+        _shown(probe["ib_score"], ".2f"),
+        _shown(probe["cov"], "+.3f"),
     )
 
 
-def _percent(value: Estimate, sign: str = "") -> str:
+def _difference(value: Estimate | None) -> str:
+    return "-" if value is None else f"{_shown(value, '+.1f', 100)}{' *' * value.is_significant}"
+
+
+def _shown(value: Estimate, form: str, times: float = 1) -> str:
     if value.interval is None:
-        return f"{100 * value.mean:{sign}.1f}"
+        return f"{times * value.mean:{form}}"
     low, high = value.interval
-    mark = " *" if sign and value.is_significant else ""
-    return f"{100 * value.mean:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]{mark}"
+    return f"{times * value.mean:{form}} [{times * low:{form}}, {times * high:{form}}]"

@@ -56,6 +56,7 @@ class ArmEstimate:
         steps, seconds: mean number and mean wall time of the training steps of a run.
         training: means over the steps of a run, of the trees that it trained on.
         probe_before, probe_after: what the probe trees show before and after training; intervals over seeds.
+        cov_difference: Cov after training minus that of the arm it is compared with, on the seeds that both have.
     """
 
     arm: str
@@ -70,6 +71,7 @@ class ArmEstimate:
     training: Mapping[str, float]
     probe_before: Mapping[str, Estimate]
     probe_after: Mapping[str, Estimate]
+    cov_difference: Estimate | None
 
 
 def estimate(scores_SP: FloatArray) -> Estimate:
@@ -137,6 +139,11 @@ def estimate_arm(arm: str, baseline: str, runs: Sequence[RunResult], tasks: Sequ
     def stack(name: str, seeds: Sequence[int], kind: str) -> FloatArray:
         return np.array([np.concatenate([_scores(by_place[t, name, s], kind, tokens) for t in tasks]) for s in seeds])
 
+    def probed(name: str, seeds: Sequence[int], figure: str, place: int) -> FloatArray:
+        """A figure of the first (0) or last (-1) probe trees of each seed, mean over tasks; [S]."""
+        values_ST = [[by_place[t, name, s].measurements[place].probe[figure] for t in tasks] for s in seeds]
+        return np.array(values_ST, dtype=np.float64).mean(axis=1)  # None becomes nan
+
     own = seeds_of(arm)
     if not own:
         return None
@@ -157,8 +164,11 @@ def estimate_arm(arm: str, baseline: str, runs: Sequence[RunResult], tasks: Sequ
         steps=float(np.mean([run.measurements[-1].step for run in mine])),
         seconds=float(np.mean([run.measurements[-1].seconds for run in mine])),
         training={name: _mean_training(mine, name) for name in TRAINING},
-        probe_before={name: _probe([[by_place[t, arm, s] for t in tasks] for s in own], name, 0) for name in PROBE},
-        probe_after={name: _probe([[by_place[t, arm, s] for t in tasks] for s in own], name, -1) for name in PROBE},
+        probe_before={name: _over_seeds(probed(arm, own, name, 0)) for name in PROBE},
+        probe_after={name: _over_seeds(probed(arm, own, name, -1)) for name in PROBE},
+        cov_difference=(
+            _over_seeds(probed(arm, shared, "cov", -1) - probed(baseline, shared, "cov", -1)) if shared else None
+        ),
     )
 
 
@@ -216,12 +226,10 @@ def _mean_training(runs: Sequence[RunResult], name: str) -> float:
     return float(np.mean([value for run in runs for value in run.training[name] if value is not None]))
 
 
-def _probe(runs_ST: Sequence[Sequence[RunResult]], name: str, place: int) -> Estimate:
-    """A figure of the first (0) or last (-1) probe trees: mean over seeds [S] and tasks [T], interval over seeds."""
-    values = [[run.measurements[place].probe[name] for run in runs_T] for runs_T in runs_ST]
-    means_S = np.array([np.mean([np.nan if value is None else value for value in values_T]) for values_T in values])
-    mean, seeds = float(means_S.mean()), len(means_S)
+def _over_seeds(values_S: FloatArray) -> Estimate:
+    """A mean with its interval over seeds alone."""
+    mean, seeds = float(values_S.mean()), len(values_S)
     if seeds < 2:
         return Estimate(mean, None)
-    reach = student.ppf((1 + CONFIDENCE) / 2, seeds - 1) * means_S.std(ddof=1) / np.sqrt(seeds)
+    reach = student.ppf((1 + CONFIDENCE) / 2, seeds - 1) * values_S.std(ddof=1) / np.sqrt(seeds)
     return Estimate(mean, Interval(float(mean - reach), float(mean + reach)))

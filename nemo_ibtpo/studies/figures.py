@@ -69,5 +69,5 @@ def draw(runs: Sequence[RunResult], tasks: Sequence[str], arms: Sequence[str], p
             axes.tick_params(labelsize=8)
             axes.grid(alpha=0.3)
             handles |= lines
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(arms), fontsize=8)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3 * len(panels), fontsize=8)
     return figure

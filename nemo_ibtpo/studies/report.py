@@ -17,7 +17,7 @@ from nemo_ibtpo.studies.results import RunResult, gather, is_complete, read_resu
 from nemo_ibtpo.studies.settings import Group, Study
 
 PAGE = "results.md"
-_DPI = 90
+_DPI = 80
 
 
 def report(study: Study, results: Path | None, docs: Path | None) -> list[Path]:
@@ -84,7 +84,7 @@ def as_markdown(study: Study, runs: Sequence[RunResult], images: Sequence[str]) 
                 parts.append(f"**{group.name.capitalize()}, {title}**\n\n{_accuracy(group, rows)}")
         if rows := _rows(group, runs, tasks):
             title = f"{group.name.capitalize()}, what they sampled and how the policies look to probe trees"
-            parts.append(f"**{title}**\n\n{_balance(rows)}")
+            parts.append(f"**{title}**\n\n{_balance(group, rows)}")
     parts += [f"![{Path(image).stem.replace('_', ' ')}]({image})" for image in images]
     return "\n\n".join(parts) + "\n"
 
@@ -151,7 +151,7 @@ def _accuracy(group: Group, rows: Sequence[ArmEstimate]) -> str:
     return _table(columns, cells)
 
 
-def _balance(rows: Sequence[ArmEstimate]) -> str:
+def _balance(group: Group, rows: Sequence[ArmEstimate]) -> str:
     columns = (
         "arm",
         "training trees: Eff-Rate %",
@@ -162,6 +162,7 @@ def _balance(rows: Sequence[ArmEstimate]) -> str:
         "entropy",
         "IB-Score",
         "Cov",
+        f"Cov, minus {group.compared_with}",
     )
     before = rows[0].probe_before
     cells = [
@@ -172,10 +173,11 @@ def _balance(rows: Sequence[ArmEstimate]) -> str:
             f"{row.training['sampled_tokens_per_prompt']:.0f}",
             f"{row.training['unique_tokens_per_prompt']:.0f}",
             *_probe_cells(row.probe_after),
+            "-" if row.cov_difference is None else _marked(row.cov_difference, "+.3f"),
         )
         for row in rows
     ]
-    return _table(columns, [("(base model)", "-", "-", "-", "-", *_probe_cells(before)), *cells])
+    return _table(columns, [("(base model)", "-", "-", "-", "-", *_probe_cells(before), "-"), *cells])
 
 
 def _probe_cells(probe: Mapping[str, Estimate]) -> tuple[str, ...]:
@@ -188,7 +190,11 @@ def _probe_cells(probe: Mapping[str, Estimate]) -> tuple[str, ...]:
 
 
 def _difference(value: Estimate | None) -> str:
-    return "-" if value is None else f"{_shown(value, '+.1f', 100)}{' *' * value.is_significant}"
+    return "-" if value is None else _marked(value, "+.1f", 100)
+
+
+def _marked(value: Estimate, form: str, times: float = 1) -> str:
+    return f"{_shown(value, form, times)}{' *' * value.is_significant}"
 
 
 def _shown(value: Estimate, form: str, times: float = 1) -> str:

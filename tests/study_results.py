@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nemo_ibtpo.studies.results import Measurement, RunResult
+from nemo_ibtpo.studies.shapes import NAMES
 
 PROBE = {"eff_rate": 0.5, "avg_rate": 0.3, "ib_score": -1.0, "cov": 0.01, "entropy": 0.2}
 TRAINING = {
@@ -20,4 +21,5 @@ def run(arm: str, seed: int, final: list[float], task: str = "t", **changes: obj
     """A run of two steps; its problems end with the scores given."""
     base = Measurement(0, 0, 0.0, (0.0,) * len(final), PROBE)
     last = Measurement(2, 100, 5.0, tuple(final), PROBE | {"cov": None})
-    return replace(RunResult(task, arm, seed, (base, last), TRAINING), **changes)
+    trees = dict.fromkeys(NAMES, 1.0) | {"informative": None}
+    return replace(RunResult(task, arm, seed, (base, last), TRAINING, trees), **changes)

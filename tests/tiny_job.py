@@ -37,6 +37,7 @@ trainer:
   val_samples_per_prompt: 2
   val_period: 2
   export_period: 0
+probe: {{num_prompts: 2, initial_rollouts: 2, branch_points: 1, rollouts_per_branch: 1}}
 checkpoint: {{save_period: 2}}
 logger: {{tensorboard: false}}
 """

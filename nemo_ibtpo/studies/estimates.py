@@ -24,6 +24,7 @@ from scipy.stats import t as student
 
 from nemo_ibtpo.evaluation.metrics import CONFIDENCE, Interval
 from nemo_ibtpo.studies.results import PROBE, TRAINING, Measurement, RunResult
+from nemo_ibtpo.studies.shapes import NAMES
 from nemo_ibtpo.tree.tree import FloatArray
 
 GRID_POINTS = 21  # of curves over a budget
@@ -54,7 +55,8 @@ class ArmEstimate:
         difference, difference_along: ``final`` and ``along`` minus those of the arm it is compared with, on the seeds
             that both have; None for that arm itself.
         steps, seconds: mean number and mean wall time of the training steps of a run.
-        training: means over the steps of a run, of the trees that it trained on.
+        training: means over the steps of a run, of the trees that it trained on; intervals over seeds.
+        trees: means over runs of the shape of the trees that they kept (``shapes``); a share without steps is nan.
         probe_before, probe_after: what the probe trees show before and after training; intervals over seeds.
         cov_difference: Cov after training minus that of the arm it is compared with, on the seeds that both have.
     """
@@ -68,7 +70,8 @@ class ArmEstimate:
     difference_along: Estimate | None
     steps: float
     seconds: float
-    training: Mapping[str, float]
+    training: Mapping[str, Estimate]
+    trees: Mapping[str, float]
     probe_before: Mapping[str, Estimate]
     probe_after: Mapping[str, Estimate]
     cov_difference: Estimate | None
@@ -144,6 +147,10 @@ def estimate_arm(arm: str, baseline: str, runs: Sequence[RunResult], tasks: Sequ
         values_ST = [[by_place[t, name, s].measurements[place].probe[figure] for t in tasks] for s in seeds]
         return np.array(values_ST, dtype=np.float64).mean(axis=1)  # None becomes nan
 
+    def trained(seeds: Sequence[int], name: str) -> FloatArray:
+        """A figure of the training trees, mean over the steps of each seed's runs and over tasks; [S]."""
+        return np.array([np.mean([_mean_known(by_place[t, arm, s].training[name]) for t in tasks]) for s in seeds])
+
     own = seeds_of(arm)
     if not own:
         return None
@@ -163,7 +170,8 @@ def estimate_arm(arm: str, baseline: str, runs: Sequence[RunResult], tasks: Sequ
         difference_along=differences["along"],
         steps=float(np.mean([run.measurements[-1].step for run in mine])),
         seconds=float(np.mean([run.measurements[-1].seconds for run in mine])),
-        training={name: _mean_training(mine, name) for name in TRAINING},
+        training={name: _over_seeds(trained(own, name)) for name in TRAINING},
+        trees={name: _mean_known([run.trees.get(name) for run in mine]) for name in NAMES},
         probe_before={name: _over_seeds(probed(arm, own, name, 0)) for name in PROBE},
         probe_after={name: _over_seeds(probed(arm, own, name, -1)) for name in PROBE},
         cov_difference=(
@@ -222,8 +230,9 @@ def _scores(run: RunResult, kind: str, tokens: int) -> FloatArray:
     return scores_at(run, 0 if kind == "base" else tokens)
 
 
-def _mean_training(runs: Sequence[RunResult], name: str) -> float:
-    return float(np.mean([value for run in runs for value in run.training[name] if value is not None]))
+def _mean_known(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def _over_seeds(values_S: FloatArray) -> Estimate:

@@ -6,6 +6,7 @@ In ``results.md`` the generator owns what stands between ``<!-- study <name>: be
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -85,6 +86,7 @@ def as_markdown(study: Study, runs: Sequence[RunResult], images: Sequence[str]) 
         if rows := _rows(group, runs, tasks):
             title = f"{group.name.capitalize()}, what they sampled and how the policies look to probe trees"
             parts.append(f"**{title}**\n\n{_balance(group, rows)}")
+            parts.append(f"**{group.name.capitalize()}, shape of the training trees**\n\n{_shapes(rows)}")
     parts += [f"![{Path(image).stem.replace('_', ' ')}]({image})" for image in images]
     return "\n\n".join(parts) + "\n"
 
@@ -168,16 +170,36 @@ def _balance(group: Group, rows: Sequence[ArmEstimate]) -> str:
     cells = [
         (
             row.arm,
-            f"{100 * row.training['eff_rate']:.1f}",
-            f"{100 * row.training['avg_rate']:.1f}",
-            f"{row.training['sampled_tokens_per_prompt']:.0f}",
-            f"{row.training['unique_tokens_per_prompt']:.0f}",
+            _shown(row.training["eff_rate"], ".1f", 100),
+            _shown(row.training["avg_rate"], ".1f", 100),
+            f"{row.training['sampled_tokens_per_prompt'].mean:.0f}",
+            f"{row.training['unique_tokens_per_prompt'].mean:.0f}",
             *_probe_cells(row.probe_after),
             "-" if row.cov_difference is None else _marked(row.cov_difference, "+.3f"),
         )
         for row in rows
     ]
     return _table(columns, [("(base model)", "-", "-", "-", "-", *_probe_cells(before), "-"), *cells])
+
+
+def _shapes(rows: Sequence[ArmEstimate]) -> str:
+    columns = (
+        "arm",
+        "trajectories",
+        "distinct",
+        "from the prompt",
+        "continuations of other steps",
+        "of how many steps",
+        "of these with several children %",
+        "with children of different value %",
+    )
+    cells = []
+    for row in rows:
+        shape = row.trees
+        counts = ("trajectories", "distinct", "from_prompt", "continuations", "continued_steps")
+        shares = ["-" if math.isnan(shape[n]) else f"{100 * shape[n]:.0f}" for n in ("forked", "informative")]
+        cells.append((row.arm, *(f"{shape[name]:.1f}" for name in counts), *shares))
+    return _table(columns, cells)
 
 
 def _probe_cells(probe: Mapping[str, Estimate]) -> tuple[str, ...]:

@@ -14,8 +14,10 @@ from typing import Any
 from nemo_ibtpo.checkpoints.status import finished_steps
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.evaluation.result import EvaluationResult
+from nemo_ibtpo.inspection.archive import TreeArchive
 from nemo_ibtpo.reporting.metrics import FILE_NAME, read_metrics
 from nemo_ibtpo.studies.settings import Run
+from nemo_ibtpo.studies.shapes import mean_shape
 
 PROBE = ("eff_rate", "avg_rate", "ib_score", "cov", "entropy")
 # Of the training trees; of the arm's own shape, so that they are no measure that arms share.
@@ -49,6 +51,7 @@ class RunResult:
         task, arm, seed: which one.
         measurements: in the order of the steps; the first is of the base model.
         training: of each step, by name, ``tokens`` (sampled until then) among them.
+        trees: shape of the trees that the run kept (``shapes``), by name; empty if it kept none.
     """
 
     task: str
@@ -56,6 +59,7 @@ class RunResult:
     seed: int
     measurements: tuple[Measurement, ...]
     training: Mapping[str, Sequence[float | None]]
+    trees: Mapping[str, float | None]
 
 
 def is_complete(run: Run) -> bool:
@@ -89,7 +93,10 @@ def gather(run: Run) -> RunResult:
     steps = rows[1:]
     training = {name: [_rounded(row.get(f"train/{name}")) for row in steps] for name in TRAINING}
     training["tokens"] = [row["train/sampled_tokens"] for row in steps]
-    return RunResult(run.task.name, run.arm, run.seed, tuple(measurements), training)
+    archive = TreeArchive(directory)
+    kept = [tree for step in archive.steps() for tree in archive.read(step).trees]
+    trees = {name: _rounded(value) for name, value in mean_shape(kept).items()} if kept else {}
+    return RunResult(run.task.name, run.arm, run.seed, tuple(measurements), training, trees)
 
 
 def write_results(results: Sequence[RunResult], path: Path) -> None:

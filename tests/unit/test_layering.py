@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "demo": {"inspection", "reporting", "data"},
     "planning": set(),
     "nemo": {"checkpoints"},
-    "studies": {"tree", "evaluation", "reporting", "checkpoints", "demo"},
+    "studies": {"tree", "evaluation", "reporting", "checkpoints", "demo", "inspection"},
 }
 # The modules that join everything: the loop, and what builds its parts.
 JOINS = {

@@ -33,8 +33,9 @@ function makeScale(kind, numbers) {
   if (kind === "round") {
     return {colour: (round) => channels(ROUNDS[round % ROUNDS.length]), rounds: [...new Set(known)].sort((a, b) => a - b)};
   }
+  if (!known.length) return {empty: true};
   let [low, high] = [0, 1];
-  if (kind === "range" && known.length) [low, high] = [Math.min(...known), Math.max(...known)];
+  if (kind === "range") [low, high] = [Math.min(...known), Math.max(...known)];
   if (kind === "signed") {
     high = Math.max(...known.map(Math.abs), 1e-9);
     low = -high;

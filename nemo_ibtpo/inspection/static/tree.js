@@ -154,7 +154,7 @@ function drawTree(canvas) {
     });
     if (tree.size === "text") {
       box.append(element("b", {}, i === 0 ? "prompt" : label(kind, number)), " ", nodes.text[i].trim());
-    } else if (place.widths[i] >= 80) {
+    } else if (place.widths[i] >= 110) {
       const excerpt = nodes.text[i].trim().slice(0, 60);
       box.append(element("span", {class: "line"}, element("b", {}, i === 0 ? "prompt" : label(kind, number)), ` ${excerpt}`));
     } else if (i === 0) {
@@ -191,6 +191,7 @@ function pathTo(nodes, i) {
 
 function legend(scale) {
   const {label: name, kind} = COLOURS[tree.colour];
+  if (scale.empty) return element("span", {class: "legend"}, `no step of this tree has this: ${name}`);
   if (kind === "round") {
     return element("span", {class: "legend"}, "round ", scale.rounds.map((round) => (
       element("i", {class: "swatch", style: {background: css(scale.colour(round))}}, String(round))
@@ -458,7 +459,7 @@ function drawView(main) {
         tree.size = chosen;
         redraw();
       }),
-      element("label", {}, "rounds ", slider, " ", roundsNote),
+      rounds ? element("label", {}, "rounds ", slider, " ", roundsNote) : null,
       search, matches,
       constant("beta", "\u03b2", settings.beta),
       settings.advantage === "ibtpo" ? constant("coef", "\u03bb", settings.ib_coef) : null,
@@ -466,7 +467,7 @@ function drawView(main) {
     ),
     element("div", {class: "bar slim"}, legendPlace, element("span", {class: "note"}, facts.join(" \u00b7 "))),
     element("div", {class: "split"}, element("div", {class: "frame"}, canvas), panel),
-    element("p", {class: "note keys"}, "keys in the tree: arrows, Home, End \u00b7 j k next and previous tree \u00b7 c next colour \u00b7 / find, n N next and previous match. A number on a corner is the round in which the branch was grown; unnumbered steps come from the first trajectories."),
+    element("p", {class: "note keys"}, "keys in the tree: arrows, Home, End \u00b7 j k next and previous tree \u00b7 c next colour \u00b7 / find, n N next and previous match. A number before a box is the round in which the branch was grown; what has none comes from the first trajectories."),
     tip,
   );
   redraw();

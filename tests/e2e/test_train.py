@@ -73,7 +73,7 @@ def test_metrics_of_every_step(run: Path) -> None:
         assert row["mismatch/token_mult_prob_error"] < 1.001  # engine and actor agree on every sampled token
         assert row["train/grad_norm"] > 0
         assert "non_finite" not in row
-        assert 0 < row["perf/prefix_hit_rate"] < 1
+        assert 0 <= row["perf/prefix_hit_rate"] < 1  # vLLM re-uses whole blocks, longer than these prompts
         assert row["train/branches_per_tree"] <= 8
         assert undocumented(list(row)) == []
     # Two updates a step: in the second the policy has moved away from the one that sampled.

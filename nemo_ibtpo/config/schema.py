@@ -536,7 +536,7 @@ class ExpManagerConfig:
         name: of the experiment; null means default.
         version: of the experiment; null takes NEMO_EXPM_VERSION from the environment, none with resume_if_exists, and
             else a new one.
-        use_datetime_version: a new version is the time of the start; otherwise version_0, version_1, ...
+        use_datetime_version: a new version is the time of the start; otherwise the next version_<n>.
         resume_if_exists: go on from the newest checkpoint in the run's directory.
         resume_ignore_no_checkpoint: begin where there is none; otherwise that is refused.
         resume_from_checkpoint: checkpoint to begin from.

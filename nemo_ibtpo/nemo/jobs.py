@@ -21,6 +21,8 @@ from pathlib import Path
 
 import nemo_run as run
 
+from nemo_ibtpo.config.errors import UserError
+
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -66,7 +68,15 @@ def slurm_executor(
         container_mounts: ``from:to``, further ones.
         venv: virtual environment to run in, without a container.
         retries: how often a job that ends with an error, which a stop ahead of the limit also is, is queued again.
+
+    Raises:
+        UserError: NeMo-Run would take a path apart.
     """
+    if container_image is None:
+        # NeMo-Run puts the job's directory in the place of a container's mount, wherever that text stands.
+        for path in (run.config.get_nemorun_home(), str(Path.cwd())):
+            if (mount := f"/{run.config.RUNDIR_NAME}") in path:
+                raise UserError(f"{path}: without a container NeMo-Run replaces {mount} in paths; use another")
     here = [str(path) for path in dict.fromkeys((_CHECKOUT, Path.cwd()))]
     return run.SlurmExecutor(
         account=account,

@@ -28,15 +28,15 @@ import nemo_run as run
 from nemo_ibtpo.nemo import jobs
 from nemo_ibtpo.nemo.jobs import slurm_executor, training_script
 
-pytestmark = pytest.mark.usefixtures("home")
+pytestmark = [pytest.mark.usefixtures("home"), pytest.mark.timeout(1800)]
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("nemo_run.config._NEMORUN_HOME", str(tmp_path / "nemo_run"))  # read at its import
+    monkeypatch.setattr("nemo_run.config._NEMORUN_HOME", str(tmp_path / "home"))  # read at its import
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", io.StringIO())  # NeMo-Run's commands read it
-    return tmp_path / "nemo_run"
+    return tmp_path / "home"
 
 
 def test_local_executor_trains(tmp_path: Path, home: Path) -> None:
@@ -46,7 +46,7 @@ def test_local_executor_trains(tmp_path: Path, home: Path) -> None:
     words.append("""data.prompt_format="{question} $HOME; 'x' (y)\"""")
     command = [sys.executable, "-m", "nemo_ibtpo.nemo.launch", *words, "--executor", "local"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "NEMORUN_HOME": str(home)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=850, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     assert "2 ranks = 1 tensor x 2 pipeline" in done.stdout
     output = tmp_path / "job" / "out"

@@ -58,7 +58,7 @@ test-nemo: $(VENVNEMO)/.installed ## training under NeMo's hydra_runner, exp_man
 	$(VENVNEMO)/bin/python -m pytest tests/with_nemo
 
 test-slurm: $(STAMP) ## the Slurm launchers on a real Slurm of two nodes here (minutes); root gets it by apt-get
-	tests/slurm/install.sh
+	tests/debian_packages.sh slurm
 	NEMO_IBTPO_SLURM=full $(PY) -m pytest tests/slurm
 
 $(VENV312)/.installed: pyproject.toml

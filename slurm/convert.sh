@@ -13,9 +13,9 @@
 #SBATCH --ntasks=1
 
 set -euo pipefail
-# Slurm runs a copy of this file; what belongs to it lies beside the original.
+# Slurm runs a copy of this file; what belongs to it lies beside the original, which all tasks of an array name.
 here=$(dirname -- "${BASH_SOURCE[0]}")
-[ -d "$here/lib" ] || here=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/convert\.sh.*|\1|p')
+[ -d "$here/lib" ] || here=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/convert\.sh.*|\1|p' | uniq)
 # shellcheck source=lib/common.sh
 source "$here/lib/common.sh"
 help_or_go "$here/convert.sh" "$@"

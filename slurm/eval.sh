@@ -16,9 +16,9 @@
 #SBATCH --signal=B:USR1@600
 
 set -euo pipefail
-# Slurm runs a copy of this file; what belongs to it lies beside the original.
+# Slurm runs a copy of this file; what belongs to it lies beside the original, which all tasks of an array name.
 here=$(dirname -- "${BASH_SOURCE[0]}")
-[ -d "$here/lib" ] || here=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/eval\.sh.*|\1|p')
+[ -d "$here/lib" ] || here=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/eval\.sh.*|\1|p' | uniq)
 # shellcheck source=lib/common.sh
 source "$here/lib/common.sh"
 help_or_go "$here/eval.sh" "$@"
@@ -33,6 +33,8 @@ for word in "$@"; do
     fi
     words+=("$word")
 done
-trap 'say "queued again, to go on with the next sample" && scontrol requeue "$SLURM_JOB_ID"' USR1
+# The number of one task may stand for its whole array.
+task=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+trap 'say "queued again, to go on with the next sample" && scontrol requeue "${task:-$SLURM_JOB_ID}"' USR1
 on_nodes 1 -- python nemo_ibtpo.cli eval "${words[@]}" &
 wait "$!"

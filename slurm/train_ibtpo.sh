@@ -22,7 +22,7 @@
 set -euo pipefail
 # Slurm runs a copy of this file; what belongs to it lies beside the original.
 here=$(dirname -- "${BASH_SOURCE[0]}")
-[ -d "$here/lib" ] || here=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/train_ibtpo\.sh.*|\1|p')
+[ -d "$here/lib" ] || here=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/train_ibtpo\.sh.*|\1|p' | uniq)
 # shellcheck source=lib/common.sh
 source "$here/lib/common.sh"
 # shellcheck source=lib/attempts.sh

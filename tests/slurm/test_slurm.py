@@ -124,8 +124,8 @@ def undisturbed(cluster: Cluster, train: Callable[..., Job], tmp_path_factory: p
 def logged_steps(output: Path) -> int:
     """The newest step in the metrics."""
     path = output / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return json.loads(lines[-1])["step"] if lines else -1
+    whole, _, _ = path.read_text().rpartition("\n") if path.exists() else ("", "", "")
+    return json.loads(whole.splitlines()[-1])["step"] if whole else -1
 
 
 def attempts(output: Path, job: Job) -> list[int]:
@@ -278,6 +278,7 @@ def test_an_evaluation_that_is_warned_goes_on(cluster: Cluster, undisturbed: Pat
         "rollout.max_new_tokens=64",
         "benchmark=jsonl",
         f"benchmark.data.path={problems}",
+        "benchmark.max_prompt_tokens=64",
         "reward.num_workers=1",
     ]
     array = submit(cluster, "eval.sh", *words, options=("--array=0-1",))

@@ -279,6 +279,7 @@ def test_an_evaluation_that_is_warned_goes_on(cluster: Cluster, undisturbed: Pat
         "benchmark=jsonl",
         f"benchmark.data.path={problems}",
         "benchmark.max_prompt_tokens=64",
+        "benchmark.template=plain",
         "reward.num_workers=1",
     ]
     array = submit(cluster, "eval.sh", *words, options=("--array=0-1",))

@@ -6,12 +6,18 @@ Four sides in turn in one run, on the same engine, model, prompts and limits, ea
 - ``ib_barrier_free``: 12 trajectories a prompt grown by the IB-Score, as training does it;
 - ``ib_rounds``: the same with a barrier: a round begins when the round before is sampled and scored for all prompts.
 
-Rewards come from the real verifier processes. Ratios are to ``independent_8``, medians over the repetitions.
+Model, problems, lengths and real verifier processes are a recipe's, or ``--long``: a random model of 5 million
+parameters, prompts of 64 tokens, responses of exactly so many tokens in steps of 16, rewards by the parity of their
+tokens. There prefixes are many blocks of the cache long, as in training on reasoning; the demo's fill none.
 
-    make demo                      # makes the model
+    make demo                                          # makes the model
     python benchmarks/sampling.py
+    python benchmarks/sampling.py --long 128 --prompts 24 --batch 12
+    python benchmarks/sampling.py --recipe smollm2-135m --prompts 16 --batch 8
 
-The last line is JSON: for each side ``wall_ratio``, ``token_ratio``, ``wall_per_token_ratio``, ``trajectories`` (a
+Ratios are to ``independent_8``, medians over the repetitions. The last line is JSON: for each side ``wall_ratio``,
+``token_ratio``, ``wall_per_token_ratio``, ``cpu_per_token_ratio`` (CPU seconds of vLLM's process, which other work on
+the machine moves less), ``prefill_per_token`` (prefix tokens computed for a token sampled), ``trajectories`` (a
 prompt), ``eff_rate`` (share of prompts whose rewards differ) and ``avg_rate`` (mean reward).
 """
 
@@ -21,19 +27,22 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import psutil
 import torch
 from measure import describe, in_turn
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
 from workloads import IB_SCORE, defaults, rollout_config
 
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.config.schema import RewardConfig, SamplerConfig
 from nemo_ibtpo.data.loading import load_problems
 from nemo_ibtpo.demo.base_model import load_settings, make_base_model
+from nemo_ibtpo.demo.tokenizer import make_tokenizer
 from nemo_ibtpo.megatron.safetensors_io import SafetensorsDirectory
 from nemo_ibtpo.reporting.progress import RunConsole
 from nemo_ibtpo.rewards.pool import VerifierPool
@@ -43,10 +52,20 @@ from nemo_ibtpo.rollout.vllm_engine import VLLMEngine
 from nemo_ibtpo.tree.branching import make_strategy
 from nemo_ibtpo.tree.growth import GrowthTask, grow
 from nemo_ibtpo.tree.rollouts import RewardSource, Rollout, RolloutRequest, RolloutSource
-from nemo_ibtpo.tree.steps import StepSplitter
+from nemo_ibtpo.tree.steps import FixedWidthSplitter, Splitter, StepSplitter
 from nemo_ibtpo.tree.tree import Tree
 
-ROOT = Path(__file__).resolve().parent.parent
+LONG_MODEL = Qwen3Config(
+    vocab_size=2048,
+    hidden_size=256,
+    intermediate_size=704,
+    num_hidden_layers=6,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=32,
+    max_position_embeddings=4096,
+    tie_word_embeddings=True,
+)
 
 
 class Barrier:
@@ -88,9 +107,89 @@ class Barrier:
             return scores
 
 
-def sampler_config(name: Literal["ib", "independent"], trajectories: int, in_flight: int) -> SamplerConfig:
+class Parity:
+    """Rewards of responses that mean nothing."""
+
+    def __init__(self) -> None:
+        self.scores: list[tuple[Hashable, float]] = []
+
+    def submit(self, key: Hashable, prompt_id: str, response_tokens: tuple[int, ...]) -> None:
+        """See ``RewardSource``."""
+        self.scores.append((key, float(sum(response_tokens) % 2)))
+
+    def poll(self) -> list[tuple[Hashable, float]]:
+        """See ``RewardSource``."""
+        scores, self.scores = self.scores, []
+        return scores
+
+
+@dataclass
+class Workload:
+    """What is sampled; ``close`` ends the verifiers."""
+
+    model: Path
+    tasks: list[GrowthTask]
+    rewards: RewardSource
+    splitter: Splitter
+    eos_token_ids: tuple[int, ...]
+    max_prompt_tokens: int
+    max_new_tokens: int
+    kv_cache_gib: float
+    min_new_tokens: int
+    close: Callable[[], None]
+
+
+def of_recipe(recipe: str, prompts: int, scratch: Path | None) -> Workload:
+    """A recipe's model, problems, verifiers and lengths; with ``scratch`` a model that is made there in seconds."""
+    words = [f"model.path={scratch}/model"] if scratch else []
+    config = compose(recipe, [*words, f"data.train.size={prompts}"])
+    directory = Path(config.model.path)
+    if scratch:
+        settings = replace(load_settings(), num_solutions=240)
+        make_base_model(directory, settings, config.data, RunConsole(1))
+    tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+    problems = load_problems(config.data.train, config.data, tokenizer)[0]
+    rewards = VerifierPool(tokenizer, RewardConfig(num_workers=1, timeout_s=5.0))
+    rewards.set_problems(problems)
+    return Workload(
+        directory,
+        [GrowthTask(problem.problem_id, problem.prompt_tokens) for problem in problems],
+        rewards,
+        StepSplitter(tokenizer),
+        find_eos_token_ids(directory, tokenizer),
+        config.data.max_prompt_tokens,
+        config.rollout.max_new_tokens,
+        config.rollout.vllm.kv_cache_gib,
+        config.sampler.min_new_tokens,
+        rewards.close,
+    )
+
+
+def of_length(response_tokens: int, prompts: int, scratch: Path) -> Workload:
+    """A random model and responses of that length."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(LONG_MODEL).save_pretrained(scratch / "model")
+    make_tokenizer(["1 + 2"]).save_pretrained(scratch / "model")
+    rng = np.random.default_rng(0)
+    return Workload(
+        scratch / "model",
+        [GrowthTask(str(i), tuple(rng.integers(LONG_MODEL.vocab_size, size=64).tolist())) for i in range(prompts)],
+        Parity(),
+        FixedWidthSplitter(16),
+        eos_token_ids=(),
+        max_prompt_tokens=64,
+        max_new_tokens=response_tokens,
+        kv_cache_gib=1.0,
+        min_new_tokens=16,
+        close=lambda: None,
+    )
+
+
+def sampler_config(
+    name: Literal["ib", "independent"], trajectories: int, in_flight: int, min_new_tokens: int
+) -> SamplerConfig:
     """The defaults of a sampler with so many trajectories, in ``independent``'s only round."""
-    values = defaults(f"sampler/{name}") | {"max_trees_in_flight": in_flight, "min_new_tokens": 8}
+    values = defaults(f"sampler/{name}") | {"max_trees_in_flight": in_flight, "min_new_tokens": min_new_tokens}
     if name == "independent":
         values["initial_rollouts"] = trajectories
     config = SamplerConfig(**values)
@@ -101,88 +200,91 @@ def sampler_config(name: Literal["ib", "independent"], trajectories: int, in_fli
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="tiny", help="says model, problems and lengths")
+    parser.add_argument("--long", type=int, metavar="TOKENS", help="random responses of this length instead")
     parser.add_argument("--prompts", type=int, default=96, help="all of them grow at once")
     parser.add_argument("--batch", type=int, default=32, help="sequences that the engine decodes at once")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--tiny", action="store_true", help="seconds on any machine; its figures mean nothing")
     options = parser.parse_args()
+    if options.tiny:
+        options.prompts = 4
     with tempfile.TemporaryDirectory() as scratch:
-        words = [f"model.path={scratch}/model", "data.train.size=8"] if options.tiny else []
-        config = compose(options.recipe, words)
-        directory = Path(config.model.path)
-        if options.tiny:
-            settings = load_settings()
-            make_base_model(
-                directory, type(settings)(**vars(settings) | {"num_solutions": 240}), config.data, RunConsole(1)
-            )
-            options.prompts = 4
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
-        problems = load_problems(config.data.train, config.data, tokenizer)[0][: options.prompts]
-        rewards = VerifierPool(tokenizer, RewardConfig(num_workers=1, timeout_s=5.0))
-        rewards.set_problems(problems)
+        if options.long:
+            work = of_length(options.long, options.prompts, Path(scratch))
+        else:
+            work = of_recipe(options.recipe, options.prompts, Path(scratch) if options.tiny else None)
         engine = VLLMEngine(
-            directory,
-            rollout_config(kv_cache_gib=config.rollout.vllm.kv_cache_gib, max_batch_size=options.batch),
-            sampling=SamplingParams(eos_token_ids=find_eos_token_ids(directory, tokenizer)),
+            work.model,
+            rollout_config(kv_cache_gib=work.kv_cache_gib, max_batch_size=options.batch),
+            sampling=SamplingParams(eos_token_ids=work.eos_token_ids),
             dtype=torch.float32,
             device=torch.device("cpu"),
-            max_model_len=config.data.max_prompt_tokens + config.rollout.max_new_tokens,
+            max_model_len=work.max_prompt_tokens + work.max_new_tokens,
             log_path=Path(scratch) / "vllm.log",
         )
-        weights = dict(SafetensorsDirectory(directory).items())
-        splitter = StepSplitter(tokenizer)
+        weights = dict(SafetensorsDirectory(work.model).items())
+        process = psutil.Process(engine.pid)
         seeds: dict[str, int] = {}
         grown: dict[str, list[list[Tree]]] = {}
-        tokens: dict[str, list[int]] = {}
+        counts: dict[str, list[tuple[float, int, int]]] = {}
+
+        def counters() -> tuple[float, int, int]:
+            """CPU seconds of vLLM, tokens sampled, prefix tokens computed."""
+            times = process.cpu_times()
+            return times.user + times.system, engine.stats.sampled_tokens, engine.stats.prefill_tokens
 
         def side(name: str, sampler: SamplerConfig, barrier: bool) -> Callable[[], None]:
             def run() -> None:
                 engine.update_weights(weights.items())  # milliseconds; empties the prefix cache
-                before = engine.stats.sampled_tokens
+                before = counters()
                 seeds[name] = seeds.get(name, 0) + 1
-                wait = Barrier(engine, rewards)
+                wait = Barrier(engine, work.rewards)
                 trees = grow(
-                    [GrowthTask(problem.problem_id, problem.prompt_tokens) for problem in problems],
+                    work.tasks,
                     source=wait if barrier else engine,
-                    rewards=Barrier.Rewards(wait) if barrier else rewards,
-                    strategy=make_strategy(sampler, IB_SCORE, config.rollout.max_new_tokens),
-                    splitter=splitter,
-                    max_new_tokens=config.rollout.max_new_tokens,
+                    rewards=Barrier.Rewards(wait) if barrier else work.rewards,
+                    strategy=make_strategy(sampler, IB_SCORE, work.max_new_tokens),
+                    splitter=work.splitter,
+                    max_new_tokens=work.max_new_tokens,
                     seed=seeds[name],
                     max_in_flight=sampler.max_trees_in_flight,
                 )
                 grown.setdefault(name, []).append(trees)
-                tokens.setdefault(name, []).append(engine.stats.sampled_tokens - before)
+                cpu, sampled, prefill = (now - then for now, then in zip(counters(), before, strict=True))
+                counts.setdefault(name, []).append((cpu, int(sampled), int(prefill)))
 
             return run
 
+        size = (len(work.tasks), work.min_new_tokens)
         sides = {
-            "independent_8": side("independent_8", sampler_config("independent", 8, options.prompts), False),
-            "independent_12": side("independent_12", sampler_config("independent", 12, options.prompts), False),
-            "ib_rounds": side("ib_rounds", sampler_config("ib", 12, options.prompts), True),
-            "ib_barrier_free": side("ib_barrier_free", sampler_config("ib", 12, options.prompts), False),
+            "independent_8": side("independent_8", sampler_config("independent", 8, *size), False),
+            "independent_12": side("independent_12", sampler_config("independent", 12, *size), False),
+            "ib_rounds": side("ib_rounds", sampler_config("ib", 12, *size), True),
+            "ib_barrier_free": side("ib_barrier_free", sampler_config("ib", 12, *size), False),
         }
         times = dict(zip(sides, in_turn(list(sides.values()), options.repetitions, torch.device("cpu")), strict=True))
         engine.close()
-        rewards.close()
+        work.close()
 
     # The first run of each side is not timed.
-    sampled = {name: np.array(counts[1:], dtype=float) for name, counts in tokens.items()}
+    cpu, sampled, prefill = np.moveaxis(np.array([runs[1:] for runs in counts.values()], dtype=float), -1, 0)
     result: dict[str, object] = {}
-    for name, trees_of_runs in grown.items():
+    for i, (name, trees_of_runs) in enumerate(grown.items()):
         trees = [tree for trees in trees_of_runs[1:] for tree in trees]
         wall = times[name].wall / times["independent_8"].wall
-        token = sampled[name] / sampled["independent_8"]
+        token = sampled[i] / sampled[0]
         figures = {
             "wall_ratio": float(np.median(wall)),
             "token_ratio": float(np.median(token)),
             "wall_per_token_ratio": float(np.median(wall / token)),
+            "cpu_per_token_ratio": float(np.median(cpu[i] / cpu[0] / token)),
+            "prefill_per_token": float(np.median(prefill[i] / sampled[i])),
             "trajectories": float(np.mean([tree.num_trajectories for tree in trees])),
             "eff_rate": float(np.mean([len(set(tree.rewards().tolist())) > 1 for tree in trees])),
             "avg_rate": float(np.mean([tree.rewards().mean() for tree in trees])),
         }
         result[name] = {key: float(f"{value:.4g}") for key, value in figures.items()}
-        print(f"{name:16} {times[name]}, {sampled[name].mean():.0f} tokens, {result[name]}")
+        print(f"{name:16} {times[name]}, {sampled[i].mean():.0f} tokens, {result[name]}", flush=True)
     result |= {"prompts": options.prompts, "batch": options.batch, "device": describe(torch.device("cpu"))}
     print(json.dumps(result), flush=True)
 

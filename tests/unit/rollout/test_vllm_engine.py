@@ -49,7 +49,7 @@ CONFIG = RolloutConfig(
         gpu_memory_utilization=0.5,
         kv_cache_gib=0.05,
         enforce_eager=True,
-        start_timeout_s=120.0,
+        start_timeout_s=600.0,
         hang_timeout_s=60.0,
         max_restarts=3,
     ),

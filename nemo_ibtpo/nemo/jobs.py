@@ -14,12 +14,14 @@ executors are plain ones of NeMo-Run, to be changed as such: an SSH tunnel, anot
 from __future__ import annotations
 
 import os
+import random
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import nemo_run as run
+from nemo_run.core.execution.launcher import Torchrun
 
 from nemo_ibtpo.config.errors import UserError
 
@@ -88,7 +90,8 @@ def slurm_executor(
         time=time,
         mem="0",
         exclusive=True,
-        launcher="torchrun",
+        # A port of its own: at NeMo-Run's own one, ranks may meet those of another job on the first node.
+        launcher=Torchrun(rdzv_port=random.randrange(20000, 30000)),
         container_image=container_image,
         container_mounts=[*(f"{path}:{path}" for path in here), *container_mounts] if container_image else [],
         # As in slurm/lib/common.sh: the task has all CPUs, since the ranks are its children.

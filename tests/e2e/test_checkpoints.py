@@ -104,5 +104,5 @@ def test_without_a_whole_checkpoint_the_run_begins_again(root: Path, told: dict[
     assert status == 0, text
     assert "no whole checkpoint is left; the run begins again" in text
     assert [row["step"] for row in logged(root / "out")] == list(range(9))
-    evaluated = sorted(path.name for path in (root / "out" / "validation").iterdir())
+    evaluated = sorted(path.name for path in (root / "out" / "validation").glob("step_*"))
     assert evaluated == [f"step_{step}.jsonl" for step in (0, 2, 4, 6, 8)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -69,14 +70,22 @@ def wandb_records(file: Path) -> Iterator[bytes]:
 
 def test_wandb_offline(config: RunConfig, tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="wandb is not installed")
-    from wandb.proto.wandb_internal_pb2 import Record
-
     config = replace(config, logger=replace(config.logger, wandb=replace(config.logger.wandb, enabled=True)))
     run_id = json.loads(log(config, 1, 2, anew=True))["wandb"]
     (file,) = tmp_path.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb")
-    history = []
-    for message in wandb_records(file):
-        record = Record.FromString(message)
-        if record.WhichOneof("record_type") == "history":
-            history.append({"".join(item.nested_key) or item.key: item.value_json for item in record.history.item})
+    deadline = time.monotonic() + 60  # its own process writes the file, a moment after the run has finished
+    while not (history := wandb_history(file)) and time.monotonic() < deadline:
+        time.sleep(0.2)
     assert [(row["step"], row["train/avg_rate"]) for row in history] == [("1", "0.1"), ("2", "0.2")]
+
+
+def wandb_history(file: Path) -> list[dict[str, str]]:
+    """What was logged, a mapping from name to JSON for each call."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    records = [Record.FromString(message) for message in wandb_records(file)]
+    return [
+        {"".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+        for record in records
+        if record.WhichOneof("record_type") == "history"
+    ]

@@ -1,6 +1,7 @@
-"""Training as a job of NeMo-Run: really run by LocalExecutor, and as the batch script that SlurmExecutor writes.
+"""Training as a job of NeMo-Run: really run by LocalExecutor and, on a Slurm of two nodes here, by SlurmExecutor.
 
-Not exercised: that script on a Slurm.
+Why this matters: NeMo-Run quotes, packs and starts a command in ways of its own, which only a run shows. On Slurm the
+job is stopped in the middle, is queued again by NeMo-Run's batch script and goes on. Not exercised: GPUs, containers.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from slurm_cluster import Cluster, wait_for, why_not
 from tiny_job import write_tiny_job
 
 import nemo_ibtpo
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.nemo import launch, toolkit
+from nemo_ibtpo.reporting.metrics import read_metrics
 
 if not toolkit.is_installed():
     pytest.skip("nemo_toolkit is not installed: make test-nemo", allow_module_level=True)
@@ -54,6 +58,34 @@ def test_local_executor_trains(tmp_path: Path, home: Path) -> None:
     assert json.loads((output / "status.json").read_text())["state"] == "complete"
     assert (output / "hf" / "model.safetensors").is_file()
     assert compose(str(output / "config.yaml"), []).data.prompt_format == "{question} $HOME; 'x' (y)"
+
+
+@pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
+def test_a_job_on_slurm_that_stops_is_queued_again_and_goes_on(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, home: Path
+) -> None:
+    recipe, output = write_tiny_job(tmp_path / "job"), tmp_path / "job" / "out"
+    words = [f"recipe={recipe}", "actor.pipeline_model_parallel_size=2", "checkpoint.save_period=1"]
+    options = ["--executor=slurm", "--no-gpus", "--nodes=2", "--ranks-per-node=1", "--time=01:00:00", "--retries=3"]
+    command = [sys.executable, "-m", "nemo_ibtpo.nemo.launch", *words, "trainer.max_steps=10", *options]
+    with Cluster(tmp_path_factory.mktemp("slurm")) as cluster:
+        environment = cluster.environment | {"OMP_NUM_THREADS": "1", "NEMORUN_HOME": str(home)}
+        subprocess.run([*command, f"--venv={sys.prefix}"], env=environment, check=True, timeout=850)
+        job = cluster.call("squeue", "--noheader", "--format=%i").strip()
+
+        def logs() -> str:
+            return "".join(path.read_text(errors="replace") for path in home.rglob("*.out"))
+
+        # Once a step is saved, a rank is asked to stop, as slurm/train_ibtpo.sh asks ahead of the limit.
+        wait_for((output / "checkpoints" / "latest").exists, logs)
+        _, _, rank = json.loads((output / "status.json").read_text())["processes"][1].partition(":")
+        os.kill(int(rank), signal.SIGUSR1)
+        wait_for(lambda: cluster.job(job)["JobState"] in {"COMPLETED", "FAILED"}, logs)
+        assert cluster.job(job)["JobState"] == "COMPLETED", logs()[-6000:]
+        assert cluster.job(job)["Restarts"] == "1"
+    assert [row["step"] for row in read_metrics(output / "metrics.jsonl")] == list(range(11))
+    assert (output / "hf" / "model.safetensors").is_file()
+    assert "resuming after step" in logs()
 
 
 def sbatch_script(home: Path, words: list[str], **options: Any) -> str:

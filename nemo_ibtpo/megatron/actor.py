@@ -27,6 +27,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
 from nemo_ibtpo.config.errors import UserError
@@ -44,6 +45,9 @@ from nemo_ibtpo.megatron.tree_attention import attention_kernel
 from nemo_ibtpo.megatron.weights import WeightExporter, load_weights
 from nemo_ibtpo.tree.microbatches import MicroBatch
 from nemo_ibtpo.tree.packing import FloatArray
+
+# Which of the two Megatron does, read off what it calls: no version number says it.
+_AUX_LOSS_COUNTS_GROUP = "tp_cp_group" in TopKRouter.attach_and_log_load_balancing_loss.__code__.co_names
 
 REFERENCE = "reference"
 
@@ -295,15 +299,17 @@ class MegatronActor:
         """Set the coefficient of the experts' load-balancing loss for one optimizer step.
 
         Under ``calculate_per_token_loss`` Megatron multiplies the loss of a micro-batch by the tokens that a rank
-        routes and counts on a later division, which we do not make. Divided here by those of the step, the loss is
-        the mean over micro-batches, weighted by their tokens.
+        routes (0.16) or that its tensor-parallel group routes (0.19), and counts on a later division, which we do not
+        make. Divided here by those of the step, the loss is the mean over micro-batches, weighted by their tokens.
         """
         experts = self._architecture.experts
         if experts is None:
             return
         coefficient = self._actor.moe_aux_loss_coef
         coefficient = experts.aux_loss_coef if coefficient is None else coefficient
-        routed = sum(map(self._padded_length, batches)) / self._actor.tensor_model_parallel_size
+        routed = float(sum(map(self._padded_length, batches)))
+        if not _AUX_LOSS_COUNTS_GROUP:
+            routed /= self._actor.tensor_model_parallel_size
         tokens = torch.tensor(routed, device=self._context.device)
         dist.all_reduce(tokens, group=parallel_state.get_data_parallel_group())
         self._config.moe_aux_loss_coeff = coefficient / float(tokens)

@@ -278,7 +278,7 @@ def test_an_evaluation_that_is_warned_goes_on(cluster: Cluster, undisturbed: Pat
         "rollout.max_new_tokens=64",
         "benchmark=jsonl",
         f"benchmark.data.path={problems}",
-        "benchmark.max_prompt_tokens=64",
+        "benchmark.max_prompt_tokens=128",
         "benchmark.template=plain",
         "reward.num_workers=1",
     ]

@@ -56,6 +56,7 @@ SchedulerType=sched/builtin
 SchedulerParameters=sched_interval=1,batch_sched_delay=1
 ReturnToService=2
 KillWait=10
+MinJobAge=86400
 InactiveLimit=0
 MessageTimeout=60
 {nodes}
@@ -123,13 +124,14 @@ class Cluster:
             AssertionError: it failed, ``tries`` times.
         """
         for _ in range(tries):
-            done = subprocess.run(
-                command, env=self.environment, capture_output=True, text=True, timeout=120, check=False
-            )
-            if done.returncode == 0:
-                return done.stdout
+            try:
+                return subprocess.run(
+                    command, env=self.environment, capture_output=True, text=True, timeout=120, check=True
+                ).stdout
+            except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+                failure = f"{error} {error.stdout or ''} {error.stderr or ''}"
             time.sleep(1)
-        raise AssertionError(f"{' '.join(command)}: status {done.returncode}: {done.stdout}{done.stderr}")
+        raise AssertionError(failure)
 
     def job(self, job: str) -> dict[str, str]:
         """What ``scontrol show job`` says of a job, or of a task of an array (``12_0``)."""

@@ -119,7 +119,7 @@ class IBTPOTrainer:
             if done:
                 self._refit()
             else:
-                self._log(0, self.measure(0))
+                self._log(0, self.measure_policy(0))
             if unlogged is not None:
                 self._close_step(done, unlogged)
             while not self.checkpoints.is_done:
@@ -251,7 +251,7 @@ class IBTPOTrainer:
             result.to_jsonl(Path(self.config.output_dir) / "validation" / f"step_{step}.jsonl")
         return {f"val/{name}": value for name, value in result.metrics().items()}
 
-    def measure(self, step: int) -> dict[str, float]:
+    def measure_policy(self, step: int) -> dict[str, float]:
         """Accuracy on the held-out problems, and what probe trees show, both under the current weights."""
         metrics = self.validate(step)
         metrics["time/validation_s"] = self._seconds["validation"]
@@ -343,7 +343,7 @@ class IBTPOTrainer:
         """Evaluate if it is time to, then log and export."""
         trainer = self.config.trainer
         if self.checkpoints.is_done or (trainer.val_period and step % trainer.val_period == 0):
-            metrics |= self.measure(step)
+            metrics |= self.measure_policy(step)
         self._log(step, metrics)
         self.checkpoints.end_of_step(step, None, metrics.get(ACCURACY), self.checkpoints.sampled_tokens)
         if trainer.export_period and step % trainer.export_period == 0:

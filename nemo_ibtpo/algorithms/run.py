@@ -19,9 +19,10 @@ from nemo_ibtpo.algorithms.ibtpo import IBTPOTrainer
 from nemo_ibtpo.checkpoints.status import State, write_status
 from nemo_ibtpo.checkpoints.stopping import StopRequest
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.layout import engine_ranks, trajectory_tokens
 from nemo_ibtpo.config.loader import to_yaml
 from nemo_ibtpo.config.schema import DataConfig, DatasetConfig, RunConfig
-from nemo_ibtpo.config.validation import engine_ranks, max_seconds, trajectory_tokens
+from nemo_ibtpo.config.validation import max_seconds
 from nemo_ibtpo.data.loader import PromptLoader
 from nemo_ibtpo.data.loading import leave_out, load_problems
 from nemo_ibtpo.data.problems import Problem, problems_digest

@@ -13,10 +13,11 @@ from nemo_ibtpo.commands import asks_help
 from nemo_ibtpo.config import help_text
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.hydra_flags import add_hydra_flags, words_with_recipe
+from nemo_ibtpo.config.layout import fewest_ranks
 from nemo_ibtpo.config.loader import Asked, composition_of_words
 from nemo_ibtpo.config.plan import batch_plan
 from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.config.validation import fewest_ranks, validate
+from nemo_ibtpo.config.validation import validate
 from nemo_ibtpo.nemo import toolkit
 from nemo_ibtpo.nemo.experiment import Experiment
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.exp_manager_schema import ExpManagerConfig
 from nemo_ibtpo.config.paths import did_you_mean
 from nemo_ibtpo.config.reference import keys
-from nemo_ibtpo.config.schema import ExpManagerConfig
 
 BLOCK = "exp_manager"
 VERSION_VARIABLE = "NEMO_EXPM_VERSION"

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nemo_ibtpo.config.exp_manager import BLOCK
+from nemo_ibtpo.config.exp_manager_schema import ExpManagerConfig
 from nemo_ibtpo.config.loader import default_values
 from nemo_ibtpo.config.paths import conf_dir, recipes_dir
 from nemo_ibtpo.config.reference import Key, keys, sections
-from nemo_ibtpo.config.schema import EvalConfig, ExpManagerConfig, RunConfig
+from nemo_ibtpo.config.schema import EvalConfig, RunConfig
 
 _EXAMPLES = """\
 examples:

@@ -33,9 +33,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nemo_ibtpo.config import exp_manager
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.exp_manager_schema import ExpManagerConfig
 from nemo_ibtpo.config.paths import conf_dir, did_you_mean, find_recipe, recipes_dir
 from nemo_ibtpo.config.reference import field_types, keys, sections
-from nemo_ibtpo.config.schema import EvalConfig, ExpManagerConfig, RunConfig
+from nemo_ibtpo.config.schema import EvalConfig, RunConfig
 
 _MISSING = "???"  # OmegaConf's mark of a value that must be given
 _NO_CHOICE = re.compile(

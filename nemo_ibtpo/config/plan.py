@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from nemo_ibtpo.config.layout import engine_ranks, model_parallel_ranks, trajectory_tokens
 from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.config.validation import engine_ranks, model_parallel_ranks, trajectory_tokens
 
 
 def batch_plan(config: RunConfig, world_size: int) -> str:

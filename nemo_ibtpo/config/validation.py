@@ -6,16 +6,16 @@ torch; the same on every rank.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.layout import check_model, check_world_size, trajectory_tokens
 from nemo_ibtpo.config.model_directory import read_model_directory
+from nemo_ibtpo.config.refusals import divisors, not_negative, positive, refuse_if
 from nemo_ibtpo.config.schema import (
     BenchmarkConfig,
     DataConfig,
@@ -53,35 +53,35 @@ def validate_evaluation(config: EvalConfig) -> None:
         UserError: for the first thing that is wrong.
     """
     benchmark, rollout = config.benchmark, config.rollout
-    _refuse_if(
+    refuse_if(
         not re.fullmatch(r"[\w.-]*\w[\w.-]*", benchmark.name),
         f"benchmark.name={benchmark.name}: it names a directory; use letters, digits, _, - and .",
     )
     _check_dataset("benchmark.data", benchmark.data)
     needed = {"choice": "choice", "instructions": "ifeval"}.get(benchmark.kind)
     verifier = benchmark.data.verifier
-    _refuse_if(
+    refuse_if(
         needed is not None and verifier != needed,
         f"benchmark.data.verifier={verifier} with benchmark.kind={benchmark.kind}: use {needed}",
     )
-    _refuse_if(
+    refuse_if(
         benchmark.kind == "open" and verifier in ("choice", "ifeval"),
         f"benchmark.data.verifier={verifier} with benchmark.kind=open: use math, exact or reasoning_gym",
     )
-    _refuse_if(
+    refuse_if(
         (benchmark.kind == "choice") != bool(benchmark.choice_keys),
         f"benchmark.choice_keys={benchmark.choice_keys} with benchmark.kind={benchmark.kind}: the options' columns "
         "go with kind=choice and with no other",
     )
-    _refuse_if(
+    refuse_if(
         benchmark.kind == "choice" and not 2 <= len(benchmark.choice_keys) <= 26,
         f"benchmark.choice_keys has {len(benchmark.choice_keys)} columns; a choice has 2 to 26",
     )
-    _positive("benchmark.samples_per_problem", benchmark.samples_per_problem)
+    positive("benchmark.samples_per_problem", benchmark.samples_per_problem)
     _check_prompts("benchmark", benchmark)
-    _not_negative("seed", config.seed)
+    not_negative("seed", config.seed)
     _check_rollout(rollout, config.reward)
-    _refuse_if(
+    refuse_if(
         rollout.tensor_parallel_size != 1 or rollout.num_replicas not in (1, None),
         f"rollout.tensor_parallel_size={rollout.tensor_parallel_size}, rollout.num_replicas={rollout.num_replicas}: "
         "an evaluation is one process with one engine; set both to 1",
@@ -89,13 +89,13 @@ def validate_evaluation(config: EvalConfig) -> None:
     longest = benchmark.max_prompt_tokens + rollout.max_new_tokens
     _check_cache(rollout, longest)
     directory = Path(config.model.path)
-    _refuse_if(
+    refuse_if(
         any((directory / name).is_file() for name in (".metadata", "megatron/.metadata")),
         f"model.path={directory} is a Megatron checkpoint, which a dry run does not convert; give a Hugging "
         "Face model (nemo-ibtpo convert megatron-to-hf), or start without --dry-run",
     )
     positions = read_model_directory(config.model.path)["max_position_embeddings"]
-    _refuse_if(
+    refuse_if(
         longest > positions,
         f"benchmark.max_prompt_tokens + rollout.max_new_tokens = {longest} tokens, but the model has {positions} "
         "positions (max_position_embeddings of config.json)",
@@ -105,7 +105,7 @@ def validate_evaluation(config: EvalConfig) -> None:
 
 def _check_cache(rollout: RolloutConfig, longest: int) -> None:
     cache, batch = rollout.transformers.cache_tokens, rollout.max_batch_size
-    _refuse_if(
+    refuse_if(
         rollout.engine == "transformers" and cache < (batch + 1) * longest,
         f"rollout.transformers.cache_tokens={cache} is too small: rollout.max_batch_size={batch} sequences of "
         f"{longest} tokens and one to spare for shared prefixes need {(batch + 1) * longest}",
@@ -115,68 +115,68 @@ def _check_cache(rollout: RolloutConfig, longest: int) -> None:
 def check_optimization(config: RunConfig) -> None:
     """Constants of the loss, the optimizer and the loop."""
     optimizer, loss, trainer = config.optimizer, config.loss, config.trainer
-    _positive("optimizer.lr", optimizer.lr)
-    _not_negative("optimizer.min_lr", optimizer.min_lr)
-    _refuse_if(
+    positive("optimizer.lr", optimizer.lr)
+    not_negative("optimizer.min_lr", optimizer.min_lr)
+    refuse_if(
         optimizer.min_lr > optimizer.lr,
         f"optimizer.min_lr={optimizer.min_lr} is above optimizer.lr={optimizer.lr}; the decay goes down",
     )
     for name in ("adam_beta1", "adam_beta2"):
         beta = getattr(optimizer, name)
-        _refuse_if(not 0 <= beta < 1, f"optimizer.{name}={beta} must be at least 0 and below 1")
-    _positive("optimizer.adam_eps", optimizer.adam_eps)
-    _not_negative("optimizer.weight_decay", optimizer.weight_decay)
-    _not_negative("optimizer.clip_grad", optimizer.clip_grad)
+        refuse_if(not 0 <= beta < 1, f"optimizer.{name}={beta} must be at least 0 and below 1")
+    positive("optimizer.adam_eps", optimizer.adam_eps)
+    not_negative("optimizer.weight_decay", optimizer.weight_decay)
+    not_negative("optimizer.clip_grad", optimizer.clip_grad)
 
     eps_low = loss.clip_eps_low
-    _refuse_if(not 0 < eps_low < 1, f"loss.clip_eps_low={eps_low} must be above 0 and below 1")
-    _positive("loss.clip_eps_high", loss.clip_eps_high)
-    _not_negative("loss.kl_coef", loss.kl_coef)
-    _not_negative("loss.entropy_coef", loss.entropy_coef)
+    refuse_if(not 0 < eps_low < 1, f"loss.clip_eps_low={eps_low} must be above 0 and below 1")
+    positive("loss.clip_eps_high", loss.clip_eps_high)
+    not_negative("loss.kl_coef", loss.kl_coef)
+    not_negative("loss.entropy_coef", loss.entropy_coef)
     cap, limit = loss.tis_cap, loss.max_token_mult_prob_error
-    _refuse_if(cap != 0 and cap < 1, f"loss.tis_cap={cap} must be at least 1, or 0 for no importance weights")
-    _refuse_if(
+    refuse_if(cap != 0 and cap < 1, f"loss.tis_cap={cap} must be at least 1, or 0 for no importance weights")
+    refuse_if(
         limit != 0 and limit <= 1,
         f"loss.max_token_mult_prob_error={limit} must be above 1, which is no error at all, or 0 for no limit",
     )
 
     for name in ("max_steps", "num_prompts_per_step", "num_prompts_per_update", "val_samples_per_prompt"):
-        _positive(f"trainer.{name}", getattr(trainer, name))
+        positive(f"trainer.{name}", getattr(trainer, name))
     if trainer.max_sampled_tokens is not None:
-        _positive("trainer.max_sampled_tokens", trainer.max_sampled_tokens)
-    _not_negative("trainer.val_period", trainer.val_period)
-    _not_negative("trainer.export_period", trainer.export_period)
-    _positive("trainer.val_temperature", trainer.val_temperature)
+        positive("trainer.max_sampled_tokens", trainer.max_sampled_tokens)
+    not_negative("trainer.val_period", trainer.val_period)
+    not_negative("trainer.export_period", trainer.export_period)
+    positive("trainer.val_temperature", trainer.val_temperature)
     per_step, per_update = trainer.num_prompts_per_step, trainer.num_prompts_per_update
-    _refuse_if(
+    refuse_if(
         per_step % per_update != 0,
         f"trainer.num_prompts_per_update={per_update} does not divide trainer.num_prompts_per_step="
-        f"{per_step}; use one of {_divisors(per_step)}",
+        f"{per_step}; use one of {divisors(per_step)}",
     )
     updates = trainer.max_steps * per_step // per_update
-    _not_negative("optimizer.warmup_steps", optimizer.warmup_steps)
-    _not_negative("optimizer.decay_steps", optimizer.decay_steps)
-    _refuse_if(
+    not_negative("optimizer.warmup_steps", optimizer.warmup_steps)
+    not_negative("optimizer.decay_steps", optimizer.decay_steps)
+    refuse_if(
         optimizer.warmup_steps > updates,
         f"optimizer.warmup_steps={optimizer.warmup_steps} is longer than the run, which makes {updates} "
         "optimizer steps",
     )
-    _refuse_if(
+    refuse_if(
         0 < optimizer.decay_steps < optimizer.warmup_steps,
         f"optimizer.decay_steps={optimizer.decay_steps} ends before optimizer.warmup_steps="
         f"{optimizer.warmup_steps}; it counts from the start of the run",
     )
-    _not_negative("seed", config.seed)
+    not_negative("seed", config.seed)
 
 
 def check_checkpoints(config: RunConfig) -> None:
     """What is saved, and how long the run may take."""
     checkpoint = config.checkpoint
-    _not_negative("checkpoint.save_period", checkpoint.save_period)
-    _positive("checkpoint.keep_last", checkpoint.keep_last)
-    _not_negative("checkpoint.keep_best", checkpoint.keep_best)
+    not_negative("checkpoint.save_period", checkpoint.save_period)
+    positive("checkpoint.keep_last", checkpoint.keep_last)
+    not_negative("checkpoint.keep_best", checkpoint.keep_best)
     if checkpoint.resume not in ("auto", "never"):
-        _refuse_if(
+        refuse_if(
             not (Path(checkpoint.resume) / "manifest.json").is_file(),
             f"checkpoint.resume={checkpoint.resume} is neither auto nor never, and there is no checkpoint of that "
             "path (a directory with manifest.json, such as <output_dir>/checkpoints/latest)",
@@ -192,47 +192,47 @@ def check_logger(config: RunConfig) -> None:
         ("mlflow", "experiment", logger.mlflow.experiment),
     ):
         if getattr(logger, name).enabled:
-            _refuse_if(not value, f"logger.{name}.{where} is empty; name one")
-            _refuse_if(
+            refuse_if(not value, f"logger.{name}.{where} is empty; name one")
+            refuse_if(
                 find_spec(name) is None,
                 f"logger.{name}.enabled=true, but {name} is not installed: pip install 'nemo-ibtpo[{name}]'",
             )
-    _not_negative("logger.trees.period", trees.period)
+    not_negative("logger.trees.period", trees.period)
     if trees.trees_per_step is not None:
-        _positive("logger.trees.trees_per_step", trees.trees_per_step)
-    _positive("logger.trees.max_gib", trees.max_gib)
+        positive("logger.trees.trees_per_step", trees.trees_per_step)
+    positive("logger.trees.max_gib", trees.max_gib)
 
 
 def check_advantage(config: RunConfig) -> None:
     """What trees are credited with, against how they are sampled and how the loss weighs them."""
     advantage, loss, sampler = config.advantage, config.loss, config.sampler
     name = advantage.name
-    _not_negative("advantage.ib_coef", advantage.ib_coef)
-    _not_negative("advantage.entropy_coef", advantage.entropy_coef)
+    not_negative("advantage.ib_coef", advantage.ib_coef)
+    not_negative("advantage.entropy_coef", advantage.entropy_coef)
     for key, owner in (("ib_coef", "ibtpo"), ("entropy_coef", "ibro")):
         value = getattr(advantage, key)
-        _refuse_if(
+        refuse_if(
             name != owner and value != 0,
             f"advantage.{key}={value} has no meaning for advantage.name={name}; set it to 0",
         )
     if name == "ibro":
-        _positive("advantage.entropy_coef", advantage.entropy_coef)
+        positive("advantage.entropy_coef", advantage.entropy_coef)
     compared = {
         "treerl": "a step with its parent step, which is the same where nothing branches",
         "treepo": "trajectories within each subtree, of which there is none",
         "spo": "a step with its parent step, which is the same where nothing branches",
     }
-    _refuse_if(
+    refuse_if(
         sampler.name == "independent" and name in compared,
         f"advantage.name={name} compares {compared.get(name)}: sampler.name=independent never branches; choose "
         "another sampler, or advantage=grpo",
     )
-    _refuse_if(
+    refuse_if(
         name == "spo" and loss.token_weight != "unique",
         f"loss.token_weight={loss.token_weight}: advantage.name=spo trains each edge of the tree once; set it to "
         "unique",
     )
-    _refuse_if(
+    refuse_if(
         loss.token_weight == "unique" and loss.normalization != "token_mean",
         f"loss.token_weight=unique takes the mean over unique tokens; loss.normalization={loss.normalization} is a "
         "mean over trajectories: set it to token_mean",
@@ -242,28 +242,28 @@ def check_advantage(config: RunConfig) -> None:
 def check_sampling(config: RunConfig) -> None:
     """The growth of trees, and the engine that samples them."""
     sampler, rollout = config.sampler, config.rollout
-    _positive("ib_score.beta", config.ib_score.beta)
+    positive("ib_score.beta", config.ib_score.beta)
     for name in ("initial_rollouts", "rounds", "branch_points", "rollouts_per_branch", "max_trees_in_flight"):
-        _positive(f"sampler.{name}", getattr(sampler, name))
-    _refuse_if(
+        positive(f"sampler.{name}", getattr(sampler, name))
+    refuse_if(
         sampler.name == "independent" and sampler.rounds != 1,
         f"sampler.rounds={sampler.rounds} has no meaning for sampler.name=independent, which never branches; "
         "set it to 1",
     )
-    _refuse_if(
+    refuse_if(
         sampler.trajectories_per_prompt < 2,
         "the sampler grows one trajectory a prompt; an advantage compares at least 2: raise "
         "sampler.initial_rollouts or sampler.rounds",
     )
     _check_rollout(rollout, config.reward)
-    _refuse_if(
+    refuse_if(
         not 1 <= sampler.min_new_tokens <= rollout.max_new_tokens,
         f"sampler.min_new_tokens={sampler.min_new_tokens} must lie between 1 and rollout.max_new_tokens="
         f"{rollout.max_new_tokens}",
     )
     _check_shape(sampler, rollout.max_new_tokens)
     truncated = rollout.top_p < 1 or rollout.top_k > 0
-    _refuse_if(
+    refuse_if(
         truncated and not rollout.allow_truncated_sampling,
         f"rollout.top_p={rollout.top_p} with rollout.top_k={rollout.top_k} truncates the distribution, whose "
         "log-probabilities the actor does not reproduce: use top_p=1 and top_k=0, or accept the mismatch, which "
@@ -273,49 +273,49 @@ def check_sampling(config: RunConfig) -> None:
 
 def _check_rollout(rollout: RolloutConfig, reward: RewardConfig) -> None:
     """What holds for sampling and verifying in training and in evaluations."""
-    _positive("rollout.max_new_tokens", rollout.max_new_tokens)
-    _positive("rollout.temperature", rollout.temperature)
-    _refuse_if(not 0 < rollout.top_p <= 1, f"rollout.top_p={rollout.top_p} must be above 0 and at most 1")
-    _not_negative("rollout.top_k", rollout.top_k)
-    _refuse_if("" in rollout.stop, "rollout.stop holds an empty text, which would end every response at once")
-    _positive("rollout.max_batch_size", rollout.max_batch_size)
+    positive("rollout.max_new_tokens", rollout.max_new_tokens)
+    positive("rollout.temperature", rollout.temperature)
+    refuse_if(not 0 < rollout.top_p <= 1, f"rollout.top_p={rollout.top_p} must be above 0 and at most 1")
+    not_negative("rollout.top_k", rollout.top_k)
+    refuse_if("" in rollout.stop, "rollout.stop holds an empty text, which would end every response at once")
+    positive("rollout.max_batch_size", rollout.max_batch_size)
     share = rollout.vllm.gpu_memory_utilization
-    _refuse_if(not 0 < share <= 1, f"rollout.vllm.gpu_memory_utilization={share} must be above 0 and at most 1")
+    refuse_if(not 0 < share <= 1, f"rollout.vllm.gpu_memory_utilization={share} must be above 0 and at most 1")
     for name in ("kv_cache_gib", "start_timeout_s", "hang_timeout_s"):
-        _positive(f"rollout.vllm.{name}", getattr(rollout.vllm, name))
-    _not_negative("rollout.vllm.max_restarts", rollout.vllm.max_restarts)
-    _positive("reward.num_workers", reward.num_workers)
-    _positive("reward.timeout_s", reward.timeout_s)
+        positive(f"rollout.vllm.{name}", getattr(rollout.vllm, name))
+    not_negative("rollout.vllm.max_restarts", rollout.vllm.max_restarts)
+    positive("reward.num_workers", reward.num_workers)
+    positive("reward.timeout_s", reward.timeout_s)
 
 
 def _check_shape(sampler: SamplerConfig, max_new_tokens: int) -> None:
     """What only some samplers ask for."""
     segment = sampler.segment_tokens
     if segment is not None:
-        _positive("sampler.segment_tokens", segment)
+        positive("sampler.segment_tokens", segment)
     if sampler.name in ("fixed_width", "full"):
-        _refuse_if(
+        refuse_if(
             segment is None,
             f"sampler.segment_tokens=null: sampler.name={sampler.name} branches at the ends of segments; say how "
             "many tokens they have",
         )
         needed = (sampler.rounds - 1) * (segment or 0) + sampler.min_new_tokens
-        _refuse_if(
+        refuse_if(
             needed > max_new_tokens,
             f"sampler.rounds={sampler.rounds} branches after {sampler.rounds - 1} segments of sampler.segment_tokens="
             f"{segment} and needs sampler.min_new_tokens={sampler.min_new_tokens} more: {needed} tokens, but "
             f"rollout.max_new_tokens={max_new_tokens}; make segments shorter",
         )
-    _refuse_if(
+    refuse_if(
         sampler.name == "full" and sampler.branch_points != 1,
         f"sampler.branch_points={sampler.branch_points} has no meaning for sampler.name=full, which branches every "
         "segment of a level; set it to 1",
     )
-    _refuse_if(
+    refuse_if(
         not sampler.branch_root and sampler.name not in ("ib", "random"),
         f"sampler.branch_root=false has no meaning for sampler.name={sampler.name}; set it to true",
     )
-    _refuse_if(
+    refuse_if(
         sampler.name == "entropy" and sampler.branch_points % sampler.initial_rollouts != 0,
         f"sampler.branch_points={sampler.branch_points} is no multiple of sampler.initial_rollouts="
         f"{sampler.initial_rollouts}: sampler.name=entropy forks equally many tokens of every chain",
@@ -325,11 +325,11 @@ def _check_shape(sampler: SamplerConfig, max_new_tokens: int) -> None:
 def check_probe(config: RunConfig) -> None:
     """The trees that policies are measured with."""
     probe, size = config.probe, config.data.validation.size
-    _not_negative("probe.num_prompts", probe.num_prompts)
+    not_negative("probe.num_prompts", probe.num_prompts)
     for name in ("initial_rollouts", "branch_points", "rollouts_per_branch"):
-        _positive(f"probe.{name}", getattr(probe, name))
-    _positive("probe.ib_score.beta", probe.ib_score.beta)
-    _refuse_if(
+        positive(f"probe.{name}", getattr(probe, name))
+    positive("probe.ib_score.beta", probe.ib_score.beta)
+    refuse_if(
         size is not None and probe.num_prompts > size,
         f"probe.num_prompts={probe.num_prompts}: there are data.validation.size={size} problems to grow trees for",
     )
@@ -340,11 +340,11 @@ def check_data(config: RunConfig) -> None:
     data = config.data
     for name, dataset in (("data.train", data.train), ("data.validation", data.validation)):
         _check_dataset(name, dataset)
-        _refuse_if(
+        refuse_if(
             dataset.verifier in ("choice", "ifeval"),
             f"{name}.verifier={dataset.verifier} judges benchmarks only (nemo-ibtpo eval); use math or exact",
         )
-    _refuse_if(
+    refuse_if(
         _overlap(data.train, data.validation),
         f"data.validation.seed={data.validation.seed} repeats problems of data.train.seed={data.train.seed}: "
         "problem i is made from seed + i; set the seeds further apart than data.train.size",
@@ -352,39 +352,39 @@ def check_data(config: RunConfig) -> None:
     _check_prompts("data", data)
     longest = trajectory_tokens(config)
     budget = config.actor.max_tokens_per_microbatch
-    _refuse_if(
+    refuse_if(
         budget < longest,
         f"actor.max_tokens_per_microbatch={budget} cannot hold one trajectory: "
         f"data.max_prompt_tokens + rollout.max_new_tokens = {longest}",
     )
     _check_cache(config.rollout, longest)
-    _positive("actor.logprob_chunk_tokens", config.actor.logprob_chunk_tokens)
+    positive("actor.logprob_chunk_tokens", config.actor.logprob_chunk_tokens)
 
 
 def _check_prompts(name: str, prompts: DataConfig | BenchmarkConfig) -> None:
     count = prompts.prompt_format.count("{question}")
-    _refuse_if(count != 1, f"{name}.prompt_format holds {{question}} {count} times; it needs it exactly once")
-    _refuse_if(
+    refuse_if(count != 1, f"{name}.prompt_format holds {{question}} {count} times; it needs it exactly once")
+    refuse_if(
         prompts.template == "plain" and prompts.system_prompt is not None,
         f"{name}.system_prompt is not used by {name}.template=plain; set it to null, or {name}.template=chat",
     )
-    _positive(f"{name}.max_prompt_tokens", prompts.max_prompt_tokens)
+    positive(f"{name}.max_prompt_tokens", prompts.max_prompt_tokens)
 
 
 def _check_dataset(name: str, dataset: DatasetConfig) -> None:
     if dataset.size is not None:
-        _positive(f"{name}.size", dataset.size)
+        positive(f"{name}.size", dataset.size)
     generated = dataset.source == "reasoning_gym"
-    _refuse_if(not dataset.path, f"{name}.path is empty; name a task, a file or a data set")
-    _refuse_if(
+    refuse_if(not dataset.path, f"{name}.path is empty; name a task, a file or a data set")
+    refuse_if(
         generated and dataset.size is None,
         f"{name}.size=null: reasoning_gym makes problems without end; say how many",
     )
-    _refuse_if(
+    refuse_if(
         not generated and dataset.verifier == "reasoning_gym",
         f"{name}.verifier=reasoning_gym checks only problems of source=reasoning_gym; use math or exact",
     )
-    _refuse_if(
+    refuse_if(
         not generated and bool(dataset.options),
         f"{name}.options are arguments of a reasoning_gym task; source={dataset.source} takes none",
     )
@@ -401,128 +401,6 @@ def _overlap(train: DatasetConfig, validation: DatasetConfig) -> bool:
     )
     start = max(train.seed, validation.seed)
     return same and start < min(train.seed + train.size, validation.seed + validation.size)
-
-
-def check_world_size(config: RunConfig, world_size: int) -> None:
-    """The layout against the number of ranks."""
-    actor = config.actor
-    tensor, pipeline = actor.tensor_model_parallel_size, actor.pipeline_model_parallel_size
-    _positive("actor.tensor_model_parallel_size", tensor)
-    _positive("actor.pipeline_model_parallel_size", pipeline)
-    _refuse_if(
-        actor.sequence_parallel and tensor == 1,
-        "actor.sequence_parallel=true shards over tensor-parallel ranks, but "
-        "actor.tensor_model_parallel_size=1; set it to false",
-    )
-    chunks = actor.virtual_pipeline_model_parallel_size
-    _refuse_if(
-        chunks is not None and (chunks < 2 or pipeline == 1),
-        f"actor.virtual_pipeline_model_parallel_size={chunks} with actor.pipeline_model_parallel_size={pipeline} "
-        "interleaves nothing: both must be at least 2; set the former to null",
-    )
-    expert = actor.expert_model_parallel_size
-    _positive("actor.expert_model_parallel_size", expert)
-    ranks = fewest_ranks(config)
-    over_experts = f" with actor.expert_model_parallel_size={expert}" if expert > 1 else ""
-    _refuse_if(
-        world_size % ranks != 0,
-        f"{world_size} rank{'s' * (world_size != 1)} cannot hold copies of a model on {ranks} "
-        f"(actor.tensor_model_parallel_size={tensor} x actor.pipeline_model_parallel_size={pipeline}{over_experts}); "
-        f"start {ranks}, {2 * ranks}, {3 * ranks}, ... (torchrun --nproc-per-node {ranks})",
-    )
-    _check_replicas(config, world_size)
-
-
-def _check_replicas(config: RunConfig, world_size: int) -> None:
-    rollout = config.rollout
-    tensor, replicas = rollout.tensor_parallel_size, rollout.num_replicas
-    _positive("rollout.tensor_parallel_size", tensor)
-    _refuse_if(
-        rollout.engine == "transformers" and tensor != 1,
-        f"rollout.tensor_parallel_size={tensor}: rollout.engine=transformers keeps the whole model on one device; "
-        "set it to 1, or rollout.engine=vllm",
-    )
-    if replicas is None:
-        _refuse_if(
-            world_size % tensor != 0,
-            f"rollout.tensor_parallel_size={tensor} does not divide {world_size} ranks into engines; use one of "
-            f"{_divisors(world_size)}, or say how many with rollout.num_replicas",
-        )
-        return
-    _positive("rollout.num_replicas", replicas)
-    _refuse_if(
-        replicas * tensor > world_size,
-        f"rollout.num_replicas={replicas} x rollout.tensor_parallel_size={tensor} needs {replicas * tensor} ranks, "
-        f"but there {'are' if world_size > 1 else 'is'} {world_size}; use at most {world_size // tensor} replicas",
-    )
-
-
-def check_model(config: RunConfig, hf_config: dict[str, Any]) -> None:
-    """The layout and the lengths against the model's config, as ``read_model_directory`` returns it."""
-    tensor = config.actor.tensor_model_parallel_size
-    shared = {
-        "attention heads": hf_config["num_attention_heads"],
-        "key/value heads": hf_config["num_key_value_heads"],
-    }
-    if hf_config["num_experts"] is None:
-        shared["MLP channels"] = hf_config["intermediate_size"]
-    _check_even("actor.tensor_model_parallel_size", tensor, shared)
-    heads = {"attention heads": hf_config["num_attention_heads"]}  # vLLM repeats key/value heads where it must
-    _check_even("rollout.tensor_parallel_size", config.rollout.tensor_parallel_size, heads)
-    _check_experts(config, hf_config["num_experts"])
-    pipeline, layers = config.actor.pipeline_model_parallel_size, hf_config["num_hidden_layers"]
-    _refuse_if(
-        layers % pipeline != 0,
-        f"actor.pipeline_model_parallel_size={pipeline} does not divide the model's {layers} layers; "
-        f"use one of {_divisors(layers)}",
-    )
-    chunks = config.actor.virtual_pipeline_model_parallel_size or 1
-    _refuse_if(
-        layers % (pipeline * chunks) != 0,
-        f"actor.virtual_pipeline_model_parallel_size={chunks} does not divide the {layers // pipeline} layers of a "
-        "pipeline stage; use a divisor above 1, or null",
-    )
-    longest, positions = trajectory_tokens(config), hf_config["max_position_embeddings"]
-    _refuse_if(
-        longest > positions,
-        f"data.max_prompt_tokens + rollout.max_new_tokens = {longest} tokens, but the model has {positions} "
-        "positions (max_position_embeddings of config.json)",
-    )
-
-
-def _check_even(key: str, tensor: int, shared: dict[str, int]) -> None:
-    uneven = [f"{size} {what}" for what, size in shared.items() if size % tensor]
-    _refuse_if(
-        bool(uneven),
-        f"{key}={tensor} does not divide the model's {' and '.join(uneven)}; "
-        f"use one of {_divisors(*shared.values())}",
-    )
-
-
-def _check_experts(config: RunConfig, experts: int | None) -> None:
-    actor = config.actor
-    size, coefficient = actor.expert_model_parallel_size, actor.moe_aux_loss_coef
-    if experts is None:
-        _refuse_if(
-            size > 1, f"actor.expert_model_parallel_size={size} shares experts, but the model has none; set it to 1"
-        )
-        _refuse_if(
-            coefficient != 0,
-            f"actor.moe_aux_loss_coef={'null' if coefficient is None else coefficient} balances experts, but the "
-            "model has none; set it to 0",
-        )
-        return
-    _not_negative("actor.moe_aux_loss_coef", coefficient or 0.0)
-    _refuse_if(
-        experts % size != 0,
-        f"actor.expert_model_parallel_size={size} does not divide the model's {experts} experts; "
-        f"use one of {_divisors(experts)}",
-    )
-    _refuse_if(
-        actor.tensor_model_parallel_size > 1 and not actor.sequence_parallel,
-        f"actor.tensor_model_parallel_size={actor.tensor_model_parallel_size} with experts needs "
-        "actor.sequence_parallel=true, so that each rank routes tokens of its own",
-    )
 
 
 def check_output_dir(output_dir: str) -> None:
@@ -547,56 +425,12 @@ def max_seconds(max_time: str | None) -> float | None:
     if max_time is None:
         return None
     match = re.fullmatch(r"(?:(\d+):)?(\d+):([0-5]?\d):([0-5]?\d)", max_time)
-    _refuse_if(
+    refuse_if(
         match is None,
         f"trainer.max_time={max_time!r}: write it as DD:HH:MM:SS or HH:MM:SS, in quotes, such as '03:45:00'",
     )
     assert match is not None
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-    _positive("trainer.max_time in seconds", total)
+    positive("trainer.max_time in seconds", total)
     return float(total)
-
-
-def trajectory_tokens(config: RunConfig) -> int:
-    """Most tokens of one trajectory, prompt included."""
-    return config.data.max_prompt_tokens + config.rollout.max_new_tokens
-
-
-def model_parallel_ranks(config: RunConfig) -> int:
-    """Ranks that hold one copy of the model, experts apart: its tensor- and pipeline-parallel ranks."""
-    return config.actor.tensor_model_parallel_size * config.actor.pipeline_model_parallel_size
-
-
-def engine_ranks(config: RunConfig, world_size: int) -> tuple[int, ...]:
-    """The ranks that own an engine, one a replica: the first of the ranks that a replica spreads over."""
-    tensor = config.rollout.tensor_parallel_size
-    replicas = config.rollout.num_replicas or world_size // tensor
-    # Evenly over the ranks, so that fewer replicas than nodes' worth do not crowd on the first node.
-    stride = world_size // replicas // tensor * tensor
-    return tuple(replica * stride for replica in range(replicas))
-
-
-def fewest_ranks(config: RunConfig) -> int:
-    """The smallest world; others are multiples. Experts are shared by tensor- and data-parallel ranks of a stage."""
-    actor = config.actor
-    shared = math.lcm(actor.tensor_model_parallel_size, actor.expert_model_parallel_size)
-    return shared * actor.pipeline_model_parallel_size
-
-
-def _refuse_if(wrong: bool, message: str) -> None:
-    if wrong:
-        raise UserError(message)
-
-
-def _positive(key: str, value: float) -> None:
-    _refuse_if(value <= 0, f"{key}={value} must be above 0")
-
-
-def _not_negative(key: str, value: float) -> None:
-    _refuse_if(value < 0, f"{key}={value} must not be negative")
-
-
-def _divisors(*numbers: int) -> str:
-    """The common divisors, spelled out."""
-    return ", ".join(str(d) for d in range(1, min(numbers) + 1) if all(number % d == 0 for number in numbers))

@@ -14,9 +14,10 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.layout import model_parallel_ranks
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.config.validation import check_optimization, check_output_dir, model_parallel_ranks
+from nemo_ibtpo.config.validation import check_optimization, check_output_dir
 from nemo_ibtpo.demo.launch import train
 from nemo_ibtpo.demo.summary import as_table, summarise
 from nemo_ibtpo.inspection.report import write_report

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from nemo_ibtpo.checkpoints.directory import LATEST, CheckpointDirectory
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.exp_manager import experiment_name, is_new_each_time, log_dir, version_of_this_start
-from nemo_ibtpo.config.schema import ExpManagerConfig
+from nemo_ibtpo.config.exp_manager_schema import ExpManagerConfig
 from nemo_ibtpo.nemo import toolkit
 
 if TYPE_CHECKING:

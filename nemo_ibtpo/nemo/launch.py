@@ -18,9 +18,10 @@ from typing import Any
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.exp_manager import is_new_each_time
 from nemo_ibtpo.config.hydra_flags import add_hydra_flags, words_with_recipe
+from nemo_ibtpo.config.layout import fewest_ranks
 from nemo_ibtpo.config.loader import composition_of_words
 from nemo_ibtpo.config.plan import batch_plan
-from nemo_ibtpo.config.validation import fewest_ranks, max_seconds, validate
+from nemo_ibtpo.config.validation import max_seconds, validate
 
 _SLURM_ONLY = ("account", "partition", "container_image", "venv", "time")
 _TO_SAVE_S = 600  # as slurm/train_ibtpo.sh leaves

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from nemo_ibtpo.config.layout import trajectory_tokens
 from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.config.validation import trajectory_tokens
 from nemo_ibtpo.planning.activations import inference_bytes, kept_bytes, logits_bytes, training_bytes
 from nemo_ibtpo.planning.assumptions import GIB, Assumptions
 from nemo_ibtpo.planning.model_shape import ModelShape

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.layout import check_model, check_world_size, fewest_ranks, trajectory_tokens
 from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.config.validation import check_model, check_world_size, fewest_ranks, trajectory_tokens
 from nemo_ibtpo.planning.assumptions import Assumptions
 from nemo_ibtpo.planning.memory import MemoryPlan, plan_memory, shortage
 from nemo_ibtpo.planning.model_shape import ModelShape, shape_of

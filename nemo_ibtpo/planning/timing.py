@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nemo_ibtpo.config.layout import engine_ranks
 from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.config.validation import engine_ranks
 from nemo_ibtpo.planning.assumptions import Assumptions
 from nemo_ibtpo.planning.memory import EngineMemory
 from nemo_ibtpo.planning.model_shape import ModelShape

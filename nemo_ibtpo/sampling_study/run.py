@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.layout import trajectory_tokens
 from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.config.validation import trajectory_tokens
 from nemo_ibtpo.data.loader import PromptLoader
 from nemo_ibtpo.data.loading import load_problems
 from nemo_ibtpo.data.problems import Problem, problems_digest

@@ -16,12 +16,13 @@ from typing import Any, Literal
 import yaml
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.layout import check_model
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.config.model_directory import read_model_directory
 from nemo_ibtpo.config.paths import conf_dir, did_you_mean
 from nemo_ibtpo.config.reference import sections
 from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.config.validation import check_data, check_model, check_output_dir, check_sampling
+from nemo_ibtpo.config.validation import check_data, check_output_dir, check_sampling
 
 FOLDER = "sampling_study"
 _LABEL = re.compile(r"\w+(:\w+)?")

@@ -20,8 +20,8 @@ from transformers.utils import logging as transformers_logging
 
 from nemo_ibtpo.algorithms.run import run_training
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.layout import check_model
 from nemo_ibtpo.config.model_directory import read_model_directory
-from nemo_ibtpo.config.validation import check_model
 from nemo_ibtpo.demo import smollm2
 from nemo_ibtpo.demo.base_model import load_settings, make_base_model
 from nemo_ibtpo.reporting.progress import RunConsole

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import yaml
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.layout import check_world_size
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.config.validation import (
@@ -31,7 +32,6 @@ from nemo_ibtpo.config.validation import (
     check_output_dir,
     check_probe,
     check_sampling,
-    check_world_size,
 )
 
 SMOLLM2: Literal["smollm2"] = "smollm2"

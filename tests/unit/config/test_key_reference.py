@@ -2,11 +2,12 @@
 
 import pytest
 
+from nemo_ibtpo.config.exp_manager_schema import ExpManagerConfig
 from nemo_ibtpo.config.help_text import eval_epilog, train_epilog
 from nemo_ibtpo.config.loader import default_values
 from nemo_ibtpo.config.paths import recipe_names
 from nemo_ibtpo.config.reference import keys, sections
-from nemo_ibtpo.config.schema import EvalConfig, ExpManagerConfig, RunConfig
+from nemo_ibtpo.config.schema import EvalConfig, RunConfig
 
 
 @pytest.mark.parametrize("root", [RunConfig, EvalConfig, ExpManagerConfig])

@@ -17,17 +17,12 @@ import torch
 from large_recipes import LARGE, PARAMETERS, SMOLLM2, SMOLLM2_CONFIG, card, layout
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from nemo_ibtpo.config.layout import check_model, check_world_size
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.config.model_directory import read_config
 from nemo_ibtpo.config.paths import recipe_names
 from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.config.validation import (
-    check_data,
-    check_model,
-    check_optimization,
-    check_sampling,
-    check_world_size,
-)
+from nemo_ibtpo.config.validation import check_data, check_optimization, check_sampling
 from nemo_ibtpo.planning.assumptions import Assumptions
 from nemo_ibtpo.planning.model_shape import find_config
 from nemo_ibtpo.planning.planner import Lengths, make_plan

@@ -15,10 +15,11 @@ import pytest
 from model_directories import HF_CONFIG, write_model_directory
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.layout import check_model, engine_ranks
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.config.paths import conf_dir
 from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.config.validation import check_model, check_output_dir, engine_ranks, max_seconds, validate
+from nemo_ibtpo.config.validation import check_output_dir, max_seconds, validate
 
 RECIPE = """\
 defaults: [config, {{override /data: reasoning_gym}}, _self_]

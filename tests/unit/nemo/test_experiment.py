@@ -15,8 +15,8 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.exp_manager_schema import ExpManagerConfig
 from nemo_ibtpo.config.loader import composition
-from nemo_ibtpo.config.schema import ExpManagerConfig
 from nemo_ibtpo.nemo import experiment, toolkit
 from nemo_ibtpo.nemo.experiment import Experiment
 

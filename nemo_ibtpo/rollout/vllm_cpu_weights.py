@@ -1,9 +1,10 @@
-"""New weights into vLLM's model on a CPU without the copies that its general reload makes.
+"""New weights into vLLM's model on a CPU, where its general reload is slow, and wrong for experts.
 
 vLLM packs every matrix for the CPU's kernels and keeps the packed form alone. Its ``reload_weights`` allocates each
-layer anew, copies the weights into it, packs them, and copies a second time what is kept unpacked. Here a matrix is
-packed by vLLM's own hook (``process_weights_after_loading``) from where it lies in the shared memory, and the rest is
-copied into the parameters that are there.
+layer anew, copies the weights into it, packs them, and copies a second time what is kept unpacked; experts are packed
+at the first loading only (vLLM 0.32), and later weights taken for packed ones. Here vLLM's own hooks
+(``process_weights_after_loading``) pack a matrix from where it lies in the shared memory, and experts once they are
+stacked; the rest is copied into the parameters that are there.
 
 Doing without the packed form would make loading one copy, and sampling slower: 32 rows times a matrix of 768 x 2,048
 take three times as long in float32.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,29 +27,26 @@ class InPlaceLoader:
         model: vLLM's, loaded.
         weights: full tensors by Hugging Face name; always the same memory.
 
-    Attributes:
-        serves: whether all of the model is such that this works: vectors, embeddings and matrices, not quantized.
-            Experts, which vLLM stacks, are not.
+    Raises:
+        ValueError: the model has a parameter that is not known here (vectors, embeddings, matrices and experts are,
+            but nothing quantized), or that is not made of these weights; it is named.
     """
 
     def __init__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         self._loads: dict[str, tuple[frozenset[str], Callable[[], None]]] = {}  # by each name that they wait for
         merged: Mapping[str, Sequence[str]] = getattr(model, "packed_modules_mapping", {})
-        names: list[str] = []
-        self.serves = True
         for name, parameter in model.named_parameters():  # a tied output layer is the embedding
             module_name, _, kind = name.rpartition(".")
-            parent, _, layer = module_name.rpartition(".")
-            parts = [f"{parent}.{part}.{kind}" for part in merged[layer]] if layer in merged else [name]
-            names += parts
-            if not weights.keys() >= set(parts):
-                self.serves = False
-                return
-            load = _loader(model.get_submodule(module_name), kind, parameter, [weights[part] for part in parts])
-            self.serves &= load is not None
-            if load is not None:
-                self._loads |= dict.fromkeys(parts, (frozenset(parts), load))
-        self.serves &= sorted(names) == sorted(weights)
+            module = model.get_submodule(module_name)
+            names = _names(module_name, module, kind, parameter, merged)
+            if missing := [part for part in names if part not in weights]:
+                raise ValueError(f"vLLM's parameter {name} is made of {missing[0]}, which the model does not have")
+            load = _loader(module, kind, parameter, [weights[part] for part in names])
+            if load is None:
+                raise ValueError(f"vLLM on a CPU: no way to load {name} of {type(module).__name__} is known")
+            self._loads |= dict.fromkeys(names, (frozenset(names), load))
+        if unused := sorted(weights.keys() - self._loads.keys()):
+            raise ValueError(f"vLLM's model has no parameter for {unused[0]}")
 
     def load(self, names: Iterable[str]) -> None:
         """Load the weights in the order in which ``names`` says that they are there; all of them, once."""
@@ -59,6 +58,24 @@ class InPlaceLoader:
                 load()
 
 
+def _names(
+    module_name: str, module: nn.Module, kind: str, parameter: nn.Parameter, merged: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """The weights that a parameter is made of; for either parameter of experts, those of both."""
+    layer = module_name.rpartition(".")[2]
+    within = module_name.removesuffix(layer)
+    if _are_experts(module):
+        experts = range(len(parameter))
+        return [f"{within}{i}.{part}.weight" for part in ("gate_proj", "up_proj", "down_proj") for i in experts]
+    return [f"{within}{part}.{kind}" for part in merged.get(layer, [layer])]
+
+
+def _are_experts(module: nn.Module) -> bool:
+    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+
+    return isinstance(getattr(module, "quant_method", None), UnquantizedFusedMoEMethod)
+
+
 def _loader(
     module: nn.Module, kind: str, parameter: nn.Parameter, parts: Sequence[Tensor]
 ) -> Callable[[], None] | None:
@@ -67,6 +84,8 @@ def _loader(
     from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 
     method = getattr(module, "quant_method", None)
+    if _are_experts(module):
+        return partial(_pack_experts, module, parts)
     if isinstance(method, UnquantizedLinearMethod) and kind == "weight":
         return partial(_pack, module, parts)
     if isinstance(method, UnquantizedEmbeddingMethod):
@@ -74,6 +93,15 @@ def _loader(
     if parameter.ndim == 1 and len(parameter) == sum(map(len, parts)):
         return partial(_copy, parameter, parts)
     return None
+
+
+def _pack_experts(experts: Any, parts: Sequence[Tensor]) -> None:
+    count = len(parts) // 3
+    gates, ups, downs = parts[:count], parts[count : 2 * count], parts[2 * count :]
+    both = torch.stack([torch.cat(pair) for pair in zip(gates, ups, strict=True)])
+    experts.w13_weight = nn.Parameter(both, requires_grad=False)
+    experts.w2_weight = nn.Parameter(torch.stack(list(downs)), requires_grad=False)
+    experts.quant_method.moe_kernel.fused_experts.process_weights_after_loading(experts)
 
 
 def _pack(module: nn.Module, parts: Sequence[Tensor]) -> None:

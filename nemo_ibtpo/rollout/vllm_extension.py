@@ -23,6 +23,7 @@ class SegmentLoader:
     vllm_config: Any
     device: torch.device
     _segment: dict[str, torch.Tensor] | None = None
+    _in_place: InPlaceLoader | None = None
 
     @torch.no_grad()
     def load_segment(self, path: str, layout: Sequence[SharedTensor], names: Iterable[str]) -> None:
@@ -34,8 +35,9 @@ class SegmentLoader:
             fd = os.open(path, os.O_RDWR)
             self._segment = map_weights(fd, layout, self.model_config.dtype)
             os.close(fd)
-            self._in_place = InPlaceLoader(self.model_runner.get_model(), self._segment)
-        if self.device.type == "cpu" and self._in_place.serves:
+            if self.device.type == "cpu":
+                self._in_place = InPlaceLoader(self.model_runner.get_model(), self._segment)
+        if self._in_place is not None:
             with set_current_vllm_config(self.vllm_config):
                 self._in_place.load(names)
         else:

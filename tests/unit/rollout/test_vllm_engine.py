@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from strategies import IB
-from toy_models import VOCAB, random_model
+from toy_models import VOCAB, hf_weights, random_model
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from nemo_ibtpo.config.errors import UserError
@@ -74,12 +74,14 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTok
     return directory
 
 
-def start(model_dir: Path, config: RolloutConfig = CONFIG, max_model_len: int = 128) -> VLLMEngine:
+def start(
+    model_dir: Path, config: RolloutConfig = CONFIG, max_model_len: int = 128, dtype: torch.dtype = torch.float32
+) -> VLLMEngine:
     return VLLMEngine(
         model_dir,
         config,
         sampling=PLAIN,
-        dtype=torch.float32,
+        dtype=dtype,
         device=torch.device("cpu"),
         max_model_len=max_model_len,
         log_path=model_dir.parent / "vllm.log",
@@ -127,13 +129,17 @@ def tokens_of(rollouts: dict[int, Rollout]) -> dict[int, tuple[int, ...]]:
 
 @torch.no_grad()
 def assert_logprobs_match(
-    model: PreTrainedModel, requests: Iterable[RolloutRequest], rollouts: dict[int, Rollout], params: SamplingParams
+    model: PreTrainedModel,
+    requests: Iterable[RolloutRequest],
+    rollouts: dict[int, Rollout],
+    params: SamplingParams,
+    atol: float = 1e-3,
 ) -> None:
     for one in requests:
         tokens = rollouts[one.request_id].tokens
         logits = model(torch.tensor([one.prefix + tokens]), use_cache=False).logits[0, len(one.prefix) - 1 : -1]
         expected = sampling_logprobs(logits, params)[torch.arange(len(tokens)), list(tokens)]
-        np.testing.assert_allclose(rollouts[one.request_id].logprobs, expected.numpy(), atol=1e-3)
+        np.testing.assert_allclose(rollouts[one.request_id].logprobs, expected.float().numpy(), atol=atol)
 
 
 # --- weights and log-probabilities ---------------------------------------------------------------------------------
@@ -153,6 +159,30 @@ def test_logprobs_follow_an_update_and_no_old_prefix_is_used(engine: VLLMEngine)
     assert engine.stats.cached_prefix_tokens > before  # there is something to forget
     engine.update_weights(weights_of(toy(1)).items())
     assert_logprobs_match(toy(1), requests, drain(engine, requests), PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "atol"),
+    [("qwen3", torch.bfloat16, 0.1), ("qwen3_moe", torch.float32, 1e-3)],
+    ids=["bfloat16", "experts"],
+)
+def test_other_models_follow_an_update(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, family: str, dtype: torch.dtype, atol: float
+) -> None:
+    """bfloat16 is packed in another form, and experts are stacked; vLLM's own reload leaves the old ones there."""
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    old, new = (random_model(family, seed, dtype, head_dim=32) for seed in (0, 1))
+    old.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    engine = start(tmp_path / "model", dtype=dtype)
+    try:
+        requests = [request(i) for i in range(8)]
+        drain(engine, requests)
+        for model in (new, old):
+            engine.update_weights(hf_weights(model).items())
+            assert_logprobs_match(model, requests, drain(engine, requests), PLAIN, atol)
+    finally:
+        engine.close()
 
 
 def test_logprobs_are_of_the_sampling_distribution(engine: VLLMEngine) -> None:

@@ -1,14 +1,18 @@
 """Growing trees on vLLM against sampling independent responses: wall time, tokens, worth of the trajectories.
 
-Four sides in turn in one run, on the same engine, model, prompts and limits, each with an empty prefix cache:
+Five sides in turn in one run, on the same engine, model, prompts and limits, each with an empty prefix cache:
 
 - ``independent_8``, ``independent_12``: so many independent responses a prompt;
-- ``ib_barrier_free``: 12 trajectories a prompt grown by the IB-Score, as training does it;
-- ``ib_rounds``: the same with a barrier: a round begins when the round before is sampled and scored for all prompts.
+- ``ib_rounds``: 12 trajectories a prompt grown by the IB-Score, with a barrier: a round begins when the round before
+  is sampled and scored for all prompts;
+- ``ib_barrier_free``: the same without one, as training does it;
+- ``ib_replayed``: the requests of ``ib_barrier_free``, all of them handed over at once. Nothing waits for a branch
+  point or a verifier here: what this costs is vLLM's price for requests of such lengths, and only the rest growth's.
 
 Model, problems, lengths and real verifier processes are a recipe's, or ``--long``: a random model of 5 million
-parameters, prompts of 64 tokens, responses of exactly so many tokens in steps of 16, rewards by the parity of their
-tokens. There prefixes are many blocks of the cache long, as in training on reasoning; the demo's fill none.
+parameters, prompts of 64 tokens, responses of half to one and a half times as many tokens in steps of 16, rewards by
+the parity of their tokens. There prefixes are many blocks of the cache long, as in training on reasoning; the demo's
+fill none.
 
     make demo                                          # makes the model
     python benchmarks/sampling.py
@@ -28,6 +32,7 @@ import json
 import tempfile
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -107,6 +112,36 @@ class Barrier:
             return scores
 
 
+class Recorder:
+    """A source that keeps the requests it hands on and may cut responses short, each where its seed says.
+
+    Responses of one length would start and end a batch at a time, which costs less than a start now and then.
+    """
+
+    def __init__(self, source: RolloutSource, cut_from: int | None, prompt_tokens: int) -> None:
+        self.source, self.cut_from, self.prompt_tokens = source, cut_from, prompt_tokens
+        self.requests: list[RolloutRequest] = []
+
+    def submit(self, requests: Sequence[RolloutRequest]) -> None:
+        """Hand requests on."""
+        requests = [self._cut(request) for request in requests]
+        self.requests += requests
+        self.source.submit(requests)
+
+    def poll(self) -> list[Rollout]:
+        """See ``RolloutSource``."""
+        return self.source.poll()
+
+    def _cut(self, request: RolloutRequest) -> RolloutRequest:
+        """With ``cut_from``, the whole response's length is drawn between that, or what is there, and the limit."""
+        if self.cut_from is None:
+            return request
+        grown = len(request.prefix) - self.prompt_tokens
+        shortest = max(self.cut_from, grown + 1)
+        length = np.random.default_rng(request.seed).integers(shortest, grown + request.max_new_tokens + 1)
+        return replace(request, max_new_tokens=int(length) - grown)
+
+
 class Parity:
     """Rewards of responses that mean nothing."""
 
@@ -134,6 +169,7 @@ class Workload:
     eos_token_ids: tuple[int, ...]
     max_prompt_tokens: int
     max_new_tokens: int
+    cut_from: int | None
     kv_cache_gib: float
     min_new_tokens: int
     close: Callable[[], None]
@@ -159,6 +195,7 @@ def of_recipe(recipe: str, prompts: int, scratch: Path | None) -> Workload:
         find_eos_token_ids(directory, tokenizer),
         config.data.max_prompt_tokens,
         config.rollout.max_new_tokens,
+        None,
         config.rollout.vllm.kv_cache_gib,
         config.sampler.min_new_tokens,
         rewards.close,
@@ -166,7 +203,7 @@ def of_recipe(recipe: str, prompts: int, scratch: Path | None) -> Workload:
 
 
 def of_length(response_tokens: int, prompts: int, scratch: Path) -> Workload:
-    """A random model and responses of that length."""
+    """A random model and responses of that length on average."""
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(LONG_MODEL).save_pretrained(scratch / "model")
     make_tokenizer(["1 + 2"]).save_pretrained(scratch / "model")
@@ -178,7 +215,8 @@ def of_length(response_tokens: int, prompts: int, scratch: Path) -> Workload:
         FixedWidthSplitter(16),
         eos_token_ids=(),
         max_prompt_tokens=64,
-        max_new_tokens=response_tokens,
+        max_new_tokens=response_tokens * 3 // 2,
+        cut_from=response_tokens // 2,
         kv_cache_gib=1.0,
         min_new_tokens=16,
         close=lambda: None,
@@ -200,7 +238,7 @@ def sampler_config(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="tiny", help="says model, problems and lengths")
-    parser.add_argument("--long", type=int, metavar="TOKENS", help="random responses of this length instead")
+    parser.add_argument("--long", type=int, metavar="TOKENS", help="random responses of about this length instead")
     parser.add_argument("--prompts", type=int, default=96, help="all of them grow at once")
     parser.add_argument("--batch", type=int, default=32, help="sequences that the engine decodes at once")
     parser.add_argument("--repetitions", type=int, default=3)
@@ -224,7 +262,7 @@ def main() -> None:
         )
         weights = dict(SafetensorsDirectory(work.model).items())
         process = psutil.Process(engine.pid)
-        seeds: dict[str, int] = {}
+        last: dict[str, tuple[list[Tree], list[RolloutRequest]]] = {}
         grown: dict[str, list[list[Tree]]] = {}
         counts: dict[str, list[tuple[float, int, int]]] = {}
 
@@ -233,36 +271,55 @@ def main() -> None:
             times = process.cpu_times()
             return times.user + times.system, engine.stats.sampled_tokens, engine.stats.prefill_tokens
 
-        def side(name: str, sampler: SamplerConfig, barrier: bool) -> Callable[[], None]:
+        def side(name: str, body: Callable[[], list[Tree]]) -> Callable[[], None]:
             def run() -> None:
                 engine.update_weights(weights.items())  # milliseconds; empties the prefix cache
                 before = counters()
-                seeds[name] = seeds.get(name, 0) + 1
-                wait = Barrier(engine, work.rewards)
-                trees = grow(
-                    work.tasks,
-                    source=wait if barrier else engine,
-                    rewards=Barrier.Rewards(wait) if barrier else work.rewards,
-                    strategy=make_strategy(sampler, IB_SCORE, work.max_new_tokens),
-                    splitter=work.splitter,
-                    max_new_tokens=work.max_new_tokens,
-                    seed=seeds[name],
-                    max_in_flight=sampler.max_trees_in_flight,
-                )
-                grown.setdefault(name, []).append(trees)
+                grown.setdefault(name, []).append(body())
                 cpu, sampled, prefill = (now - then for now, then in zip(counters(), before, strict=True))
                 counts.setdefault(name, []).append((cpu, int(sampled), int(prefill)))
 
             return run
 
+        def growth(name: str, sampler: SamplerConfig, barrier: bool = False) -> Callable[[], list[Tree]]:
+            seeds = count(1)
+
+            def run() -> list[Tree]:
+                recorder = Recorder(engine, work.cut_from, work.max_prompt_tokens)
+                wait = Barrier(recorder, work.rewards)
+                trees = grow(
+                    work.tasks,
+                    source=wait if barrier else recorder,
+                    rewards=Barrier.Rewards(wait) if barrier else work.rewards,
+                    strategy=make_strategy(sampler, IB_SCORE, work.max_new_tokens),
+                    splitter=work.splitter,
+                    max_new_tokens=work.max_new_tokens,
+                    seed=next(seeds),
+                    max_in_flight=sampler.max_trees_in_flight,
+                )
+                last[name] = trees, recorder.requests
+                return trees
+
+            return run
+
+        def replayed() -> list[Tree]:
+            trees, requests = last["ib_barrier_free"]
+            engine.submit(requests)
+            answered = 0
+            while answered < len(requests):
+                answered += len(engine.poll())
+            return trees  # the same rollouts: requests have seeds
+
         size = (len(work.tasks), work.min_new_tokens)
-        sides = {
-            "independent_8": side("independent_8", sampler_config("independent", 8, *size), False),
-            "independent_12": side("independent_12", sampler_config("independent", 12, *size), False),
-            "ib_rounds": side("ib_rounds", sampler_config("ib", 12, *size), True),
-            "ib_barrier_free": side("ib_barrier_free", sampler_config("ib", 12, *size), False),
+        bodies = {
+            "independent_8": growth("independent_8", sampler_config("independent", 8, *size)),
+            "independent_12": growth("independent_12", sampler_config("independent", 12, *size)),
+            "ib_rounds": growth("ib_rounds", sampler_config("ib", 12, *size), barrier=True),
+            "ib_barrier_free": growth("ib_barrier_free", sampler_config("ib", 12, *size)),
+            "ib_replayed": replayed,
         }
-        times = dict(zip(sides, in_turn(list(sides.values()), options.repetitions, torch.device("cpu")), strict=True))
+        sides = [side(*named) for named in bodies.items()]
+        times = dict(zip(bodies, in_turn(sides, options.repetitions, torch.device("cpu")), strict=True))
         engine.close()
         work.close()
 

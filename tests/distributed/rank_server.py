@@ -10,6 +10,7 @@ one (``failed``: the ranks that failed and how). Ends with its input.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import runpy
@@ -91,6 +92,7 @@ def become(argv: list[str], log: str) -> NoReturn:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    faulthandler.enable()  # a rank that ends by a signal says where it was
     sys.argv = argv
     sys.path.insert(0, str(Path(argv[0]).parent))
     status: Any = 0

@@ -21,8 +21,9 @@ fill none.
 
 Ratios are to ``independent_8``, medians over the repetitions. The last line is JSON: for each side ``wall_ratio``,
 ``token_ratio``, ``wall_per_token_ratio``, ``cpu_per_token_ratio`` (CPU seconds of vLLM's process, which other work on
-the machine moves less), ``prefill_per_token`` (prefix tokens computed for a token sampled), ``trajectories`` (a
-prompt), ``eff_rate`` (share of prompts whose rewards differ) and ``avg_rate`` (mean reward).
+the machine moves less), ``prefill_per_token`` (prefix tokens computed for a token sampled), ``occupancy`` (share of
+the batch's places that were taken), ``growth_cpu_share`` (of a core, by the process that grows the trees),
+``trajectories`` (a prompt), ``eff_rate`` (share of prompts whose rewards differ) and ``avg_rate`` (mean reward).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -118,19 +120,37 @@ class Recorder:
     Responses of one length would start and end a batch at a time, which costs less than a start now and then.
     """
 
-    def __init__(self, source: RolloutSource, cut_from: int | None, prompt_tokens: int) -> None:
-        self.source, self.cut_from, self.prompt_tokens = source, cut_from, prompt_tokens
+    def __init__(self, source: RolloutSource, batch: int, cut_from: int | None, prompt_tokens: int) -> None:
+        self.source, self.batch, self.cut_from, self.prompt_tokens = source, batch, cut_from, prompt_tokens
         self.requests: list[RolloutRequest] = []
+        self.unanswered = 0
+        self.taken = 0.0  # places of the batch, times seconds
+        self.first = self.last = time.monotonic()
 
     def submit(self, requests: Sequence[RolloutRequest]) -> None:
         """Hand requests on."""
         requests = [self._cut(request) for request in requests]
         self.requests += requests
+        self._look()
         self.source.submit(requests)
+        self.unanswered += len(requests)
 
     def poll(self) -> list[Rollout]:
         """See ``RolloutSource``."""
-        return self.source.poll()
+        rollouts = self.source.poll()
+        self._look()
+        self.unanswered -= len(rollouts)
+        return rollouts
+
+    @property
+    def occupancy(self) -> float:
+        """Share of the batch's places that were taken, over the whole time."""
+        return self.taken / (self.last - self.first) / self.batch
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        self.taken += min(self.unanswered, self.batch) * (now - self.last)
+        self.last = now
 
     def _cut(self, request: RolloutRequest) -> RolloutRequest:
         """With ``cut_from``, the whole response's length is drawn between that, or what is there, and the limit."""
@@ -263,33 +283,40 @@ def main() -> None:
         weights = dict(SafetensorsDirectory(work.model).items())
         process = psutil.Process(engine.pid)
         last: dict[str, tuple[list[Tree], list[RolloutRequest]]] = {}
+
+        def recorder(cut_from: int | None) -> Recorder:
+            return Recorder(engine, options.batch, cut_from, work.max_prompt_tokens)
+
         grown: dict[str, list[list[Tree]]] = {}
-        counts: dict[str, list[tuple[float, int, int]]] = {}
+        counts: dict[str, list[tuple[float, int, int, float]]] = {}
 
         def counters() -> tuple[float, int, int]:
             """CPU seconds of vLLM, tokens sampled, prefix tokens computed."""
             times = process.cpu_times()
             return times.user + times.system, engine.stats.sampled_tokens, engine.stats.prefill_tokens
 
-        def side(name: str, body: Callable[[], list[Tree]]) -> Callable[[], None]:
+        def side(name: str, body: Callable[[], tuple[list[Tree], float]]) -> Callable[[], None]:
             def run() -> None:
                 engine.update_weights(weights.items())  # milliseconds; empties the prefix cache
                 before = counters()
-                grown.setdefault(name, []).append(body())
+                trees, occupancy = body()
+                grown.setdefault(name, []).append(trees)
                 cpu, sampled, prefill = (now - then for now, then in zip(counters(), before, strict=True))
-                counts.setdefault(name, []).append((cpu, int(sampled), int(prefill)))
+                counts.setdefault(name, []).append((cpu, int(sampled), int(prefill), occupancy))
 
             return run
 
-        def growth(name: str, sampler: SamplerConfig, barrier: bool = False) -> Callable[[], list[Tree]]:
+        def growth(
+            name: str, sampler: SamplerConfig, barrier: bool = False
+        ) -> Callable[[], tuple[list[Tree], float]]:
             seeds = count(1)
 
-            def run() -> list[Tree]:
-                recorder = Recorder(engine, work.cut_from, work.max_prompt_tokens)
-                wait = Barrier(recorder, work.rewards)
+            def run() -> tuple[list[Tree], float]:
+                source = recorder(work.cut_from)
+                wait = Barrier(source, work.rewards)
                 trees = grow(
                     work.tasks,
-                    source=wait if barrier else recorder,
+                    source=wait if barrier else source,
                     rewards=Barrier.Rewards(wait) if barrier else work.rewards,
                     strategy=make_strategy(sampler, IB_SCORE, work.max_new_tokens),
                     splitter=work.splitter,
@@ -297,18 +324,18 @@ def main() -> None:
                     seed=next(seeds),
                     max_in_flight=sampler.max_trees_in_flight,
                 )
-                last[name] = trees, recorder.requests
-                return trees
+                last[name] = trees, source.requests
+                return trees, source.occupancy
 
             return run
 
-        def replayed() -> list[Tree]:
+        def replayed() -> tuple[list[Tree], float]:
             trees, requests = last["ib_barrier_free"]
-            engine.submit(requests)
-            answered = 0
-            while answered < len(requests):
-                answered += len(engine.poll())
-            return trees  # the same rollouts: requests have seeds
+            source = recorder(None)
+            source.submit(requests)
+            while source.unanswered:
+                source.poll()
+            return trees, source.occupancy  # the same rollouts: requests have seeds
 
         size = (len(work.tasks), work.min_new_tokens)
         bodies = {
@@ -324,7 +351,7 @@ def main() -> None:
         work.close()
 
     # The first run of each side is not timed.
-    cpu, sampled, prefill = np.moveaxis(np.array([runs[1:] for runs in counts.values()], dtype=float), -1, 0)
+    cpu, sampled, prefill, taken = np.moveaxis(np.array([runs[1:] for runs in counts.values()], dtype=float), -1, 0)
     result: dict[str, object] = {}
     for i, (name, trees_of_runs) in enumerate(grown.items()):
         trees = [tree for trees in trees_of_runs[1:] for tree in trees]
@@ -336,6 +363,8 @@ def main() -> None:
             "wall_per_token_ratio": float(np.median(wall / token)),
             "cpu_per_token_ratio": float(np.median(cpu[i] / cpu[0] / token)),
             "prefill_per_token": float(np.median(prefill[i] / sampled[i])),
+            "occupancy": float(np.median(taken[i])),
+            "growth_cpu_share": float(np.median(times[name].cpu / times[name].wall)),
             "trajectories": float(np.mean([tree.num_trajectories for tree in trees])),
             "eff_rate": float(np.mean([len(set(tree.rewards().tolist())) > 1 for tree in trees])),
             "avg_rate": float(np.mean([tree.rewards().mean() for tree in trees])),

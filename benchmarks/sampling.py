@@ -292,6 +292,8 @@ def main() -> None:
 
         def counters() -> tuple[float, int, int]:
             """CPU seconds of vLLM, tokens sampled, prefix tokens computed."""
+            if engine.restarts:
+                raise SystemExit("vLLM had to be restarted, which no side should pay for: run again")
             times = process.cpu_times()
             return times.user + times.system, engine.stats.sampled_tokens, engine.stats.prefill_tokens
 

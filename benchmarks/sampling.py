@@ -41,7 +41,7 @@ from typing import Literal
 import numpy as np
 import psutil
 import torch
-from measure import describe, in_turn
+from measure import FloatArray, describe, in_turn
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
 from workloads import IB_SCORE, defaults, rollout_config
 
@@ -195,6 +195,17 @@ class Workload:
     close: Callable[[], None]
 
 
+@dataclass(frozen=True)
+class Run:
+    """One run of a side: its trees and how they were sampled; CPU seconds of vLLM, tokens, prefix tokens computed."""
+
+    trees: list[Tree]
+    source: Recorder
+    cpu: float
+    sampled: int
+    prefill: int
+
+
 def of_recipe(recipe: str, prompts: int, scratch: Path | None) -> Workload:
     """A recipe's model, problems, verifiers and lengths; with ``scratch`` a model that is made there in seconds."""
     words = [f"model.path={scratch}/model"] if scratch else []
@@ -282,38 +293,31 @@ def main() -> None:
         )
         weights = dict(SafetensorsDirectory(work.model).items())
         process = psutil.Process(engine.pid)
-        last: dict[str, tuple[list[Tree], list[RolloutRequest]]] = {}
+        runs: dict[str, list[Run]] = {}
 
         def recorder(cut_from: int | None) -> Recorder:
             return Recorder(engine, options.batch, cut_from, work.max_prompt_tokens)
 
-        grown: dict[str, list[list[Tree]]] = {}
-        counts: dict[str, list[tuple[float, int, int, float]]] = {}
-
         def counters() -> tuple[float, int, int]:
-            """CPU seconds of vLLM, tokens sampled, prefix tokens computed."""
             if engine.restarts:
                 raise SystemExit("vLLM had to be restarted, which no side should pay for: run again")
             times = process.cpu_times()
             return times.user + times.system, engine.stats.sampled_tokens, engine.stats.prefill_tokens
 
-        def side(name: str, body: Callable[[], tuple[list[Tree], float]]) -> Callable[[], None]:
+        def side(name: str, sample: Callable[[], tuple[list[Tree], Recorder]]) -> Callable[[], None]:
             def run() -> None:
                 engine.update_weights(weights.items())  # milliseconds; empties the prefix cache
                 before = counters()
-                trees, occupancy = body()
-                grown.setdefault(name, []).append(trees)
+                trees, source = sample()
                 cpu, sampled, prefill = (now - then for now, then in zip(counters(), before, strict=True))
-                counts.setdefault(name, []).append((cpu, int(sampled), int(prefill), occupancy))
+                runs.setdefault(name, []).append(Run(trees, source, cpu, int(sampled), int(prefill)))
 
             return run
 
-        def growth(
-            name: str, sampler: SamplerConfig, barrier: bool = False
-        ) -> Callable[[], tuple[list[Tree], float]]:
+        def growth(sampler: SamplerConfig, barrier: bool = False) -> Callable[[], tuple[list[Tree], Recorder]]:
             seeds = count(1)
 
-            def run() -> tuple[list[Tree], float]:
+            def sample() -> tuple[list[Tree], Recorder]:
                 source = recorder(work.cut_from)
                 wait = Barrier(source, work.rewards)
                 trees = grow(
@@ -326,53 +330,56 @@ def main() -> None:
                     seed=next(seeds),
                     max_in_flight=sampler.max_trees_in_flight,
                 )
-                last[name] = trees, source.requests
-                return trees, source.occupancy
+                return trees, source
 
-            return run
+            return sample
 
-        def replayed() -> tuple[list[Tree], float]:
-            trees, requests = last["ib_barrier_free"]
+        def replay() -> tuple[list[Tree], Recorder]:
+            latest = runs["ib_barrier_free"][-1]
             source = recorder(None)
-            source.submit(requests)
+            source.submit(latest.source.requests)
             while source.unanswered:
                 source.poll()
-            return trees, source.occupancy  # the same rollouts: requests have seeds
+            return latest.trees, source  # the same rollouts: requests have seeds
 
         size = (len(work.tasks), work.min_new_tokens)
-        bodies = {
-            "independent_8": growth("independent_8", sampler_config("independent", 8, *size)),
-            "independent_12": growth("independent_12", sampler_config("independent", 12, *size)),
-            "ib_rounds": growth("ib_rounds", sampler_config("ib", 12, *size), barrier=True),
-            "ib_barrier_free": growth("ib_barrier_free", sampler_config("ib", 12, *size)),
-            "ib_replayed": replayed,
+        sides = {
+            "independent_8": growth(sampler_config("independent", 8, *size)),
+            "independent_12": growth(sampler_config("independent", 12, *size)),
+            "ib_rounds": growth(sampler_config("ib", 12, *size), barrier=True),
+            "ib_barrier_free": growth(sampler_config("ib", 12, *size)),
+            "ib_replayed": replay,
         }
-        sides = [side(*named) for named in bodies.items()]
-        times = dict(zip(bodies, in_turn(sides, options.repetitions, torch.device("cpu")), strict=True))
+        functions = [side(*named) for named in sides.items()]
+        times = dict(zip(sides, in_turn(functions, options.repetitions, torch.device("cpu")), strict=True))
         engine.close()
         work.close()
 
-    # The first run of each side is not timed.
-    cpu, sampled, prefill, taken = np.moveaxis(np.array([runs[1:] for runs in counts.values()], dtype=float), -1, 0)
+    def per_run(name: str, of: Callable[[Run], float]) -> FloatArray:
+        return np.array([of(run) for run in runs[name][1:]])  # the first one is not timed
+
+    base_sampled, base_cpu = (per_run("independent_8", of) for of in (lambda run: run.sampled, lambda run: run.cpu))
     result: dict[str, object] = {}
-    for i, (name, trees_of_runs) in enumerate(grown.items()):
-        trees = [tree for trees in trees_of_runs[1:] for tree in trees]
+    for name in sides:
+        trees = [tree for run in runs[name][1:] for tree in run.trees]
+        sampled = per_run(name, lambda run: run.sampled)
         wall = times[name].wall / times["independent_8"].wall
-        token = sampled[i] / sampled[0]
+        cpu = per_run(name, lambda run: run.cpu) / base_cpu
+        token = sampled / base_sampled
         figures = {
             "wall_ratio": float(np.median(wall)),
             "token_ratio": float(np.median(token)),
             "wall_per_token_ratio": float(np.median(wall / token)),
-            "cpu_per_token_ratio": float(np.median(cpu[i] / cpu[0] / token)),
-            "prefill_per_token": float(np.median(prefill[i] / sampled[i])),
-            "occupancy": float(np.median(taken[i])),
+            "cpu_per_token_ratio": float(np.median(cpu / token)),
+            "prefill_per_token": float(np.median(per_run(name, lambda run: run.prefill / run.sampled))),
+            "occupancy": float(np.median(per_run(name, lambda run: run.source.occupancy))),
             "growth_cpu_share": float(np.median(times[name].cpu / times[name].wall)),
             "trajectories": float(np.mean([tree.num_trajectories for tree in trees])),
             "eff_rate": float(np.mean([len(set(tree.rewards().tolist())) > 1 for tree in trees])),
             "avg_rate": float(np.mean([tree.rewards().mean() for tree in trees])),
         }
         result[name] = {key: float(f"{value:.4g}") for key, value in figures.items()}
-        print(f"{name:16} {times[name]}, {sampled[i].mean():.0f} tokens, {result[name]}", flush=True)
+        print(f"{name:16} {times[name]}, {sampled.mean():.0f} tokens, {result[name]}", flush=True)
     result |= {"prompts": options.prompts, "batch": options.batch, "device": describe(torch.device("cpu"))}
     print(json.dumps(result), flush=True)
 

@@ -210,6 +210,8 @@ class _Into(LoadPlanner):
     def commit_tensor(self, read_item: ReadItem, tensor: Tensor) -> None:
         pass
 
+    # What follows makes a plan, which the reader of single items above has made already: never called.
+
     def set_up_planner(self, *args: Any, **kwargs: Any) -> None:
         raise NotImplementedError
 

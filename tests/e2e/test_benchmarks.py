@@ -84,13 +84,15 @@ def test_refit_reaches_vllm() -> None:
 
 
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
-def test_sampling_compares_the_four_ways() -> None:
+def test_sampling_compares_its_sides() -> None:
     result = run_tiny("sampling", "--repetitions", "1")
-    sides = {"independent_8": 8, "independent_12": 12, "ib_rounds": 12, "ib_barrier_free": 12}
+    sides = {"independent_8": 8, "independent_12": 12, "ib_rounds": 12, "ib_barrier_free": 12, "ib_replayed": 12}
     for side, trajectories in sides.items():
         assert result[side]["trajectories"] == trajectories
         assert result[side]["wall_ratio"] > 0
         assert 0 <= result[side]["avg_rate"] <= 1
+        assert 0 < result[side]["occupancy"] <= 1
     assert result["independent_8"]["token_ratio"] == result["independent_8"]["wall_ratio"] == 1
     free = result["ib_barrier_free"]["token_ratio"]
+    assert result["ib_replayed"]["occupancy"] > result["ib_barrier_free"]["occupancy"]  # no request waits for another
     assert result["ib_rounds"]["token_ratio"] == pytest.approx(free, rel=0.05)  # the same trees, but for last bits

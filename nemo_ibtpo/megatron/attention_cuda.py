@@ -59,8 +59,20 @@ def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @functools.cache
-def _compiled() -> Callable[..., Tensor]:
-    return torch.compile(flex_attention, dynamic=True)
+def compiled(backend: str | Callable[..., object] = "inductor") -> Callable[..., Tensor]:
+    """The compiled attention; one graph serves all lengths.
+
+    With ``fullgraph`` a graph beyond torch's recompile limit raises. Without it FlexAttention would run eager there,
+    and hold the scores of every pair of tokens.
+    """
+    return torch.compile(_attend, dynamic=True, fullgraph=True, backend=backend)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, prepared: BlockMask, scale: float | None) -> Tensor:
+    # The length is symbolic. Told that it is a multiple of the block, the compiler leaves out bounds checks.
+    torch._check(query.size(2) % BLOCK == 0)
+    torch._check(key.size(2) % BLOCK == 0)
+    return flex_attention(query, key, value, block_mask=prepared, scale=scale, enable_gqa=True)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, prepared: BlockMask, scale: float | None) -> Tensor:
@@ -75,4 +87,4 @@ def attend(query: Tensor, key: Tensor, value: Tensor, prepared: BlockMask, scale
     Returns:
         [1, heads, T, head_dim].
     """
-    return _compiled()(query, key, value, block_mask=prepared, scale=scale, enable_gqa=True)
+    return compiled()(query, key, value, prepared, scale)

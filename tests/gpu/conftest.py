@@ -11,3 +11,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device: torch.cuda.is_available() is False"))
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> None:
+    """Each test compiles its own graphs: torch's recompile limit is one for the whole process."""
+    torch._dynamo.reset()

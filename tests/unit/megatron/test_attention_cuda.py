@@ -18,10 +18,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import trees
 from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import flex_attention
 
-from nemo_ibtpo.megatron import attention_cpu
+from nemo_ibtpo.megatron import attention_cpu, attention_cuda
 from nemo_ibtpo.megatron.attention_cuda import BLOCK, prepare
 from nemo_ibtpo.tree.packing import pack_trees
 from nemo_ibtpo.tree.tree import Tree
@@ -88,9 +89,21 @@ def test_forward_equals_the_kernel_of_the_cpu(tree: Tree, factor: int) -> None:
 def test_lengths_and_trees_share_one_compilation() -> None:
     torch._dynamo.reset()
     counter = CompileCounter()
-    compiled = torch.compile(flex_attention, dynamic=True, backend=counter)
+    compiled = attention_cuda.compiled(counter)
     for factor in (40, 50, 90):
         subtree_end = stretched([chain_with_three_leaves()], factor)
         q, k, v = (torch.randn(1, heads, len(subtree_end), 24) for heads in (6, 2, 2))
-        compiled(q, k, v, block_mask=prepare(subtree_end), scale=0.3, enable_gqa=True)
+        compiled(q, k, v, prepare(subtree_end), 0.3)
     assert counter.frame_count == 1
+
+
+def test_a_graph_beyond_the_recompile_limit_raises() -> None:
+    """Without ``fullgraph`` it would run eager, with the scores of all pairs of tokens, and nobody would notice."""
+    torch._dynamo.reset()
+    compiled = attention_cuda.compiled(CompileCounter())
+    subtree_end = stretched([chain_with_three_leaves()], 40)
+    with pytest.raises(FailOnRecompileLimitHit):
+        for head_dim in range(8, 8 * (torch._dynamo.config.recompile_limit + 4), 8):
+            for heads in (2, 4):
+                q, k, v = (torch.randn(1, n, len(subtree_end), head_dim) for n in (heads, 2, 2))
+                compiled(q, k, v, prepare(subtree_end), float(head_dim))

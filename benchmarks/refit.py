@@ -39,8 +39,8 @@ from nemo_ibtpo.megatron.architecture import load_architecture
 from nemo_ibtpo.megatron.safetensors_io import SafetensorsDirectory
 from nemo_ibtpo.rollout.elsewhere import EngineElsewhere
 from nemo_ibtpo.rollout.engine import RolloutEngine, SamplingParams
-from nemo_ibtpo.rollout.vllm_engine import VLLMEngine
-from nemo_ibtpo.rollout.weight_segment import segment_of_host, this_host
+from nemo_ibtpo.rollout.transport.segment import segment_of_host, this_host
+from nemo_ibtpo.rollout.vllm.engine import VLLMEngine
 
 MODELS = {
     "tiny": Qwen3Config(

@@ -55,7 +55,7 @@ from nemo_ibtpo.reporting.progress import RunConsole
 from nemo_ibtpo.rewards.pool import VerifierPool
 from nemo_ibtpo.rollout.engine import SamplingParams
 from nemo_ibtpo.rollout.factory import find_eos_token_ids
-from nemo_ibtpo.rollout.vllm_engine import VLLMEngine
+from nemo_ibtpo.rollout.vllm.engine import VLLMEngine
 from nemo_ibtpo.tree.branching import make_strategy
 from nemo_ibtpo.tree.growth import GrowthTask, grow
 from nemo_ibtpo.tree.rollouts import RewardSource, Rollout, RolloutRequest, RolloutSource

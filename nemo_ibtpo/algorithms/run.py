@@ -40,8 +40,8 @@ from nemo_ibtpo.reporting.trackers import make_trackers
 from nemo_ibtpo.rewards.gold import keep_verifiable
 from nemo_ibtpo.rewards.pool import VerifierPool
 from nemo_ibtpo.rollout.factory import make_engine
-from nemo_ibtpo.rollout.vllm_engine import loads_from_host
-from nemo_ibtpo.rollout.weight_segment import segment_of_host, this_host
+from nemo_ibtpo.rollout.transport.segment import segment_of_host, this_host
+from nemo_ibtpo.rollout.vllm.engine import loads_from_host
 from nemo_ibtpo.tree.branching import make_strategy
 from nemo_ibtpo.tree.steps import make_splitter
 

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import RolloutConfig
 from nemo_ibtpo.rollout.elsewhere import EngineElsewhere
+from nemo_ibtpo.rollout.embedded.engine import TransformersEngine
 from nemo_ibtpo.rollout.engine import RolloutEngine, SamplingParams
-from nemo_ibtpo.rollout.transformers_engine import TransformersEngine
-from nemo_ibtpo.rollout.vllm_engine import VLLMEngine
-from nemo_ibtpo.rollout.weight_segment import WeightSegment
+from nemo_ibtpo.rollout.transport.segment import WeightSegment
+from nemo_ibtpo.rollout.vllm.engine import VLLMEngine
 
 
 def make_engine(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.rollout.engine import SamplingParams
 from nemo_ibtpo.tree.rollouts import RolloutRequest
+
+_SMALLEST_TEMPERATURE = 2.0**-126  # the smallest normal float32
 
 
 def check_request(request: RolloutRequest, *, max_model_len: int, vocab_size: int) -> None:
@@ -28,3 +31,22 @@ def check_request(request: RolloutRequest, *, max_model_len: int, vocab_size: in
         raise UserError(f"{where}: token id {bad} lies outside the model's vocabulary of {vocab_size}")
     if not 0 <= request.seed < 2**64:
         raise UserError(f"{where}: seed must lie in [0, 2**64), got {request.seed}")
+
+
+def check_sampling(params: SamplingParams, vocab_size: int) -> None:
+    """Refuse sampling parameters that describe no distribution.
+
+    Raises:
+        UserError: names the parameter, its value and its range.
+    """
+    if not _SMALLEST_TEMPERATURE <= params.temperature < float("inf"):
+        raise UserError(f"temperature must be a finite number greater than 0, got {params.temperature}")
+    if not 0.0 < params.top_p <= 1.0:
+        raise UserError(f"top_p must lie in (0, 1], got {params.top_p}")
+    if params.top_k < 0:
+        raise UserError(f"top_k must be 0 (keep all) or positive, got {params.top_k}")
+    if "" in params.stop:
+        raise UserError("stop must not hold an empty text: it would end every response at its first token")
+    for token in params.eos_token_ids:
+        if not 0 <= token < vocab_size:
+            raise UserError(f"end-of-sequence id {token} lies outside the model's vocabulary of {vocab_size}")

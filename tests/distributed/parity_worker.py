@@ -16,7 +16,7 @@ from toy_models import hf_weights, random_model, random_tree
 from nemo_ibtpo.config.schema import ActorConfig
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import architecture_from_config
-from nemo_ibtpo.rollout.weight_segment import segment_of_host
+from nemo_ibtpo.rollout.transport.segment import segment_of_host
 from nemo_ibtpo.tree.microbatches import MicroBatch
 from nemo_ibtpo.tree.packing import pack_trees, unpack_paths
 

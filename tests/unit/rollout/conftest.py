@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models
 from toy_models import VOCAB, random_model
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from nemo_ibtpo.rollout.embedded.engine import TransformersEngine
 from nemo_ibtpo.rollout.engine import SamplingParams
-from nemo_ibtpo.rollout.transformers_engine import TransformersEngine
 
 # Byte-level pieces: "Ġ" is a space, "Ċ" a newline, "Ã" and "©" the two bytes of "é".
 PIECES = ["<eos>", *"abcdefghijklmnopqrstuvwxyz", "Ġ", "Ċ", *"0123456789", ".", "Ã", "©", "ab", "ĊĊ", ".Ċ", "Ġthe"]

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_ibtpo.rollout.prefix_cache import PrefixCache
+from nemo_ibtpo.rollout.embedded.prefix_cache import PrefixCache
 
 Tokens = tuple[int, ...]
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=0, max_size=10).map(tuple), max_size=25)

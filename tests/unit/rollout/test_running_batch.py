@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_ibtpo.rollout.running_batch import RunningBatch
+from nemo_ibtpo.rollout.embedded.running_batch import RunningBatch
 from nemo_ibtpo.tree.rollouts import RolloutRequest
 
 

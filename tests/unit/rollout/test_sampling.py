@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.rollout.embedded.sampling import sample, sampling_logprobs, uniforms
 from nemo_ibtpo.rollout.engine import SamplingParams
-from nemo_ibtpo.rollout.sampling import check_sampling, sample, sampling_logprobs, uniforms
+from nemo_ibtpo.rollout.requests import check_sampling
 
 LOGITS = np.random.default_rng(0).normal(0.0, 1.5, 16).astype(np.float32)
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from nemo_ibtpo.rollout.embedded.running_batch import RunningBatch
+from nemo_ibtpo.rollout.embedded.stopping import StopRules
 from nemo_ibtpo.rollout.engine import SamplingParams
-from nemo_ibtpo.rollout.running_batch import RunningBatch
-from nemo_ibtpo.rollout.stopping import StopRules
 from nemo_ibtpo.tree.rollouts import RolloutRequest
 
 Ids = Callable[..., list[int]]

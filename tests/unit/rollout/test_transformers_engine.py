@@ -17,10 +17,10 @@ from toy_models import VOCAB, config_of, hf_weights, random_model
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.rollout import transformers_engine
+from nemo_ibtpo.rollout.embedded import engine as embedded_engine
+from nemo_ibtpo.rollout.embedded.engine import TransformersEngine
+from nemo_ibtpo.rollout.embedded.sampling import sampling_logprobs
 from nemo_ibtpo.rollout.engine import SamplingParams
-from nemo_ibtpo.rollout.sampling import sampling_logprobs
-from nemo_ibtpo.rollout.transformers_engine import TransformersEngine
 from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest
 
 MakeEngine = Callable[..., TransformersEngine]
@@ -95,7 +95,7 @@ def test_logprobs_equal_a_plain_forward_pass_through_branches(
 
 @pytest.mark.parametrize("tokens_per_pass", [1, 10, 40])
 def test_prefill_in_pieces(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, tokens_per_pass: int) -> None:
-    monkeypatch.setattr(transformers_engine, "_PREFILL_TOKENS", tokens_per_pass)
+    monkeypatch.setattr(embedded_engine, "_PREFILL_TOKENS", tokens_per_pass)
     model = random_model("qwen3")
     requests = {i: request(i, prompt) for i, prompt in enumerate(prompts(6, seed=1))}
     for request_id, rollout in drain(make_engine(model), requests.values()).items():

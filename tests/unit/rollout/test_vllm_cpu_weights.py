@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from nemo_ibtpo.rollout.vllm_cpu_weights import InPlaceLoader
+from nemo_ibtpo.rollout.vllm.cpu_weights import InPlaceLoader
 
 
 class Toy(nn.Module):

@@ -23,10 +23,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import RolloutConfig, SamplerConfig, TransformersEngineConfig, VLLMEngineConfig
-from nemo_ibtpo.rollout import vllm_engine
+from nemo_ibtpo.rollout.embedded.sampling import sampling_logprobs
 from nemo_ibtpo.rollout.engine import SamplingParams
-from nemo_ibtpo.rollout.sampling import sampling_logprobs
-from nemo_ibtpo.rollout.vllm_engine import VLLMEngine
+from nemo_ibtpo.rollout.vllm import engine as vllm_engine
+from nemo_ibtpo.rollout.vllm.engine import VLLMEngine
 from nemo_ibtpo.tree.branching import make_strategy
 from nemo_ibtpo.tree.growth import GrowthTask, grow
 from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from toy_models import hf_weights, random_model
 
-from nemo_ibtpo.rollout.vllm_cpu_weights import _joined
-from nemo_ibtpo.rollout.weight_segment import WeightSegment
+from nemo_ibtpo.rollout.transport.segment import WeightSegment
+from nemo_ibtpo.rollout.vllm.cpu_weights import _joined
 
 
 def test_parts_of_a_matrix_lie_one_behind_the_other(tmp_path: Path) -> None:

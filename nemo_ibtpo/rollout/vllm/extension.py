@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from vllm.config import set_current_vllm_config
 
-from nemo_ibtpo.rollout.vllm_cpu_weights import InPlaceLoader
-from nemo_ibtpo.rollout.vllm_messages import SharedTensor
-from nemo_ibtpo.rollout.weight_segment import map_weights
+from nemo_ibtpo.rollout.transport.segment import map_weights
+from nemo_ibtpo.rollout.vllm.cpu_weights import InPlaceLoader
+from nemo_ibtpo.rollout.vllm.messages import SharedTensor
 
 
 class SegmentLoader:

@@ -19,7 +19,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 
-from nemo_ibtpo.rollout.vllm_messages import FromProcess, Start, ToProcess
+from nemo_ibtpo.rollout.vllm.messages import FromProcess, Start, ToProcess
 
 # What torchrun tells its ranks; vLLM would take it for its own.
 _TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCH_NCCL_ASYNC_ERROR_HANDLING"}
@@ -46,7 +46,7 @@ class EndedError(Exception):
 
 
 class VLLMProcess:
-    """A running ``nemo_ibtpo.rollout.vllm_worker``.
+    """A running ``nemo_ibtpo.rollout.vllm.worker``.
 
     Args:
         start: what it is to make.
@@ -61,7 +61,7 @@ class VLLMProcess:
         ours, theirs = socket.socketpair()
         with ours, theirs, log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "nemo_ibtpo.rollout.vllm_worker", str(theirs.fileno())],
+                [sys.executable, "-m", "nemo_ibtpo.rollout.vllm.worker", str(theirs.fileno())],
                 env=_environment(devices) | (_CPU_SETTINGS if start.device == "cpu" else {}),
                 pass_fds=(theirs.fileno(), start.segment_fd),
                 stdin=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""The program that owns vLLM: ``python -m nemo_ibtpo.rollout.vllm_worker <descriptor of a socket>``.
+"""The program that owns vLLM: ``python -m nemo_ibtpo.rollout.vllm.worker <descriptor of a socket>``.
 
 It reads messages while it samples, so that a request joins the running batch at the next step. It ends when its owner
 closes the socket.
@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 from nemo_ibtpo.rollout.engine import SamplingParams
-from nemo_ibtpo.rollout.vllm_messages import (
+from nemo_ibtpo.rollout.vllm.messages import (
     Abort,
     Alive,
     Failed,
@@ -180,7 +180,7 @@ def _engine_arguments(start: Start) -> dict[str, Any]:
         "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled from
         "generation_config": "vllm",  # the run's sampling parameters, not the model's
         "load_format": "dummy" if start.from_segment else "safetensors",
-        "worker_extension_cls": "nemo_ibtpo.rollout.vllm_extension.SegmentLoader",
+        "worker_extension_cls": "nemo_ibtpo.rollout.vllm.extension.SegmentLoader",
         "disable_log_stats": True,
         "seed": 0,
     }

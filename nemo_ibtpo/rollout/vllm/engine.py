@@ -1,11 +1,11 @@
 """The engine on vLLM: prefix caching, paged keys and values, tensor parallelism, kernels for every GPU.
 
-vLLM runs in a process of its own (``vllm_process``, ``vllm_worker``). What is held here:
+vLLM runs in a process of its own (``process``, ``worker``). What is held here:
 
 - A request is answered exactly once. A process that dies, fails or hangs is replaced, starts with the weights that
   were loaded last, and is given every unanswered request again, with its seed. Restarts without an answer in between
   are limited.
-- Weights travel through memory that the ranks of a host and vLLM share, laid out once (``weight_segment``); ranks may
+- Weights travel through memory that the ranks of a host and vLLM share, laid out once (``transport``); ranks may
   write their shards there themselves. To an engine on one GPU they go through CUDA IPC, layer by layer, with a copy
   in that memory for restarts. No checkpoint is written.
 - After an update no key or value of the old weights is used.
@@ -34,9 +34,9 @@ import torch
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import RolloutConfig
 from nemo_ibtpo.rollout.engine import EngineStats, SamplingParams
-from nemo_ibtpo.rollout.requests import check_request
-from nemo_ibtpo.rollout.sampling import check_sampling
-from nemo_ibtpo.rollout.vllm_messages import (
+from nemo_ibtpo.rollout.requests import check_request, check_sampling
+from nemo_ibtpo.rollout.transport.segment import WeightSegment
+from nemo_ibtpo.rollout.vllm.messages import (
     Abort,
     Failed,
     Finished,
@@ -52,8 +52,7 @@ from nemo_ibtpo.rollout.vllm_messages import (
     Submit,
     Written,
 )
-from nemo_ibtpo.rollout.vllm_process import EndedError, VLLMProcess
-from nemo_ibtpo.rollout.weight_segment import WeightSegment
+from nemo_ibtpo.rollout.vllm.process import EndedError, VLLMProcess
 from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest
 
 _STREAM_BYTES = 8 * 2**20

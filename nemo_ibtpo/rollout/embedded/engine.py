@@ -26,14 +26,14 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.rollout.embedded.prefix_cache import PrefixCache
+from nemo_ibtpo.rollout.embedded.row_cache import GROUPED_ATTENTION, RowCache
+from nemo_ibtpo.rollout.embedded.running_batch import RunningBatch
+from nemo_ibtpo.rollout.embedded.sampling import sample, uniforms
+from nemo_ibtpo.rollout.embedded.stopping import StopRules
+from nemo_ibtpo.rollout.embedded.weight_update import copy_weights
 from nemo_ibtpo.rollout.engine import EngineStats, SamplingParams
-from nemo_ibtpo.rollout.prefix_cache import PrefixCache
-from nemo_ibtpo.rollout.requests import check_request
-from nemo_ibtpo.rollout.row_cache import GROUPED_ATTENTION, RowCache
-from nemo_ibtpo.rollout.running_batch import RunningBatch
-from nemo_ibtpo.rollout.sampling import check_sampling, sample, uniforms
-from nemo_ibtpo.rollout.stopping import StopRules
-from nemo_ibtpo.rollout.weight_update import copy_weights
+from nemo_ibtpo.rollout.requests import check_request, check_sampling
 from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest
 from nemo_ibtpo.tree.tree import FinishReason
 

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from safetensors import safe_open
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.rollout.vllm_messages import SharedTensor
+from nemo_ibtpo.rollout.vllm.messages import SharedTensor
 
 _ALIGNMENT = 64
 

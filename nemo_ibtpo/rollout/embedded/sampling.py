@@ -11,30 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.rollout.engine import SamplingParams
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_SMALLEST_TEMPERATURE = torch.finfo(torch.float32).tiny
-
-
-def check_sampling(params: SamplingParams, vocab_size: int) -> None:
-    """Refuse sampling parameters that describe no distribution.
-
-    Raises:
-        UserError: names the parameter, its value and its range.
-    """
-    if not _SMALLEST_TEMPERATURE <= params.temperature < float("inf"):
-        raise UserError(f"temperature must be a finite number greater than 0, got {params.temperature}")
-    if not 0.0 < params.top_p <= 1.0:
-        raise UserError(f"top_p must lie in (0, 1], got {params.top_p}")
-    if params.top_k < 0:
-        raise UserError(f"top_k must be 0 (keep all) or positive, got {params.top_k}")
-    if "" in params.stop:
-        raise UserError("stop must not hold an empty text: it would end every response at its first token")
-    for token in params.eos_token_ids:
-        if not 0 <= token < vocab_size:
-            raise UserError(f"end-of-sequence id {token} lies outside the model's vocabulary of {vocab_size}")
 
 
 def _splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from nemo_ibtpo.rollout.embedded.running_batch import RunningBatch
 from nemo_ibtpo.rollout.engine import SamplingParams
-from nemo_ibtpo.rollout.running_batch import RunningBatch
 from nemo_ibtpo.tree.tree import FinishReason
 
 _INCOMPLETE = "\ufffd"

@@ -81,10 +81,10 @@ $(VENVNEMO)/.installed: pyproject.toml
 	@touch $@
 
 demo: $(STAMP) ## the main job: make a small model, train it with IB-TPO at TP2 x PP2, show the rise
-	$(PY) -m nemo_ibtpo.demo
+	$(PY) -m nemo_ibtpo.experiments.demo
 
 demo-smollm2: $(VENV)/.installed-smollm2 ## a few steps with SmolLM2-135M-Instruct at PP2
-	$(PY) -m nemo_ibtpo.demo.smollm2
+	$(PY) -m nemo_ibtpo.experiments.demo --model smollm2
 
 JOBS ?= 1
 study: $(STAMP) ## train all arms of studies/tiny.yaml and redraw docs/results.md (hours; JOBS=<processes> at once)

@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from workloads import defaults, rollout_config
 
 from nemo_ibtpo.config.schema import ActorConfig
-from nemo_ibtpo.demo.tokenizer import make_tokenizer
+from nemo_ibtpo.experiments.base_models.tokenizer import make_tokenizer
 from nemo_ibtpo.megatron import parallel
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import load_architecture

@@ -48,8 +48,8 @@ from workloads import IB_SCORE, defaults, rollout_config
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.config.schema import RewardConfig, SamplerConfig
 from nemo_ibtpo.data.loading import load_problems
-from nemo_ibtpo.demo.base_model import load_settings, make_base_model
-from nemo_ibtpo.demo.tokenizer import make_tokenizer
+from nemo_ibtpo.experiments.base_models.imitation import load_settings, make_base_model
+from nemo_ibtpo.experiments.base_models.tokenizer import make_tokenizer
 from nemo_ibtpo.megatron.safetensors_io import SafetensorsDirectory
 from nemo_ibtpo.reporting.progress import RunConsole
 from nemo_ibtpo.rewards.pool import VerifierPool

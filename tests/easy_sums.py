@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nemo_ibtpo.config.loader import compose
-from nemo_ibtpo.demo.base_model import load_settings, make_base_model
+from nemo_ibtpo.experiments.base_models.imitation import load_settings, make_base_model
 from nemo_ibtpo.reporting.progress import RunConsole
 
 EASY_SUMS = ["data.train.options.min_terms=3", "data.train.options.max_terms=4"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nemo_ibtpo.studies.results import Measurement, RunResult
-from nemo_ibtpo.studies.shapes import NAMES
+from nemo_ibtpo.experiments.training_study.run_results import Measurement, RunResult
+from nemo_ibtpo.experiments.training_study.tree_shapes import NAMES
 
 PROBE = {"eff_rate": 0.5, "avg_rate": 0.3, "ib_score": -1.0, "cov": 0.01, "entropy": 0.2}
 TRAINING = {

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.sampling_study.settings import FOLDER, StudySettings, read_settings
+from nemo_ibtpo.experiments.sampler_comparison.choices import FOLDER, StudySettings, read_settings
 
 if TYPE_CHECKING:
     from nemo_ibtpo.commands import Subparsers
@@ -57,8 +57,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         print("dry run: nothing was started")
         return
+    from nemo_ibtpo.experiments.sampler_comparison.comparison import run_study  # imports torch
     from nemo_ibtpo.reporting.progress import RunConsole
-    from nemo_ibtpo.sampling_study.run import run_study  # imports torch
 
     run_study(settings, RunConsole(0))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.studies.settings import Study, read_study
+from nemo_ibtpo.experiments.training_study.study_file import Study, read_study
 
 if TYPE_CHECKING:
     from nemo_ibtpo.commands import Subparsers
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int | None:
     """Train, or report."""
     study = read_study(arguments.study)
     if arguments.action == "report":
-        from nemo_ibtpo.studies.report import report
+        from nemo_ibtpo.experiments.training_study.study_report import report
 
         for path in report(study, arguments.results, arguments.docs):
             print(f"wrote {path}")
@@ -63,8 +63,8 @@ def run(arguments: argparse.Namespace) -> int | None:
 
 def _train(study: Study, arguments: argparse.Namespace) -> int | None:
     from nemo_ibtpo.checkpoints.status import EXIT_REQUEUE
+    from nemo_ibtpo.experiments.training_study.training_runs import helpers, run_study  # imports torch and Megatron
     from nemo_ibtpo.reporting.progress import RunConsole
-    from nemo_ibtpo.studies.run import helpers, run_study  # imports torch and Megatron
 
     console = RunConsole(0)
     with helpers(arguments.study, arguments.jobs - 1):

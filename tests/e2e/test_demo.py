@@ -15,8 +15,8 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.demo import driver
-from nemo_ibtpo.demo.base_model import load_settings, make_base_model
+from nemo_ibtpo.experiments.base_models.imitation import load_settings, make_base_model
+from nemo_ibtpo.experiments.demo import driver
 from nemo_ibtpo.inspection.archive import TreeArchive
 from nemo_ibtpo.reporting.progress import RunConsole
 
@@ -45,7 +45,7 @@ def test_the_demo(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for name in ("metrics.jsonl", "summary.json"):
         (output / name).write_text("of an earlier run\n")
     words = [f"output_dir='{output}'", f"model.path='{output}/base_model'", *SMALL]
-    driver.run("tiny", words, make_model)
+    driver.run("tiny", make_model, words)
 
     summary = json.loads((output / "summary.json").read_text())
     assert summary["steps"] == 1
@@ -79,12 +79,12 @@ def test_without_vllm_the_demo_says_so_and_goes_on(
 
 def test_a_directory_of_somebody_else_ends_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "base_model").mkdir()
-    assert driver.main("demo", "tiny", "", make_model, ["--output-dir", str(tmp_path)]) == 2
+    assert driver.main(["--output-dir", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"demo: error: {tmp_path / 'base_model'} was not made by the demo")
 
 
 def test_an_impossible_option_is_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert driver.main("demo", "tiny", "", make_model, ["--output-dir", str(tmp_path), "--steps", "0"]) == 2
+    assert driver.main(["--output-dir", str(tmp_path), "--steps", "0"]) == 2
     told = capsys.readouterr()
     assert told.err.startswith("demo: error: trainer.max_steps=0")
     assert told.err.count("\n") == 1

@@ -28,13 +28,21 @@ ALLOWED: dict[str, set[str]] = {
     "reporting": set(),
     "checkpoints": set(),
     "conversion": {"megatron", "checkpoints", "reporting", "tree"},
-    "sampling_study": {"tree", "data", "rewards", "rollout", "evaluation", "reporting"},
     "inspection": {"tree", "algorithms", "data", "evaluation", "reporting"},
     "launch": {"checkpoints"},
-    "demo": {"inspection", "reporting", "data"},
     "planning": set(),
     "nemo": {"checkpoints"},
-    "studies": {"tree", "evaluation", "reporting", "checkpoints", "demo", "inspection"},
+    "experiments": {
+        "algorithms",
+        "checkpoints",
+        "data",
+        "evaluation",
+        "inspection",
+        "reporting",
+        "rewards",
+        "rollout",
+        "tree",
+    },
 }
 # The modules that join everything: the loop, and what builds its parts.
 JOINS = {
@@ -42,7 +50,6 @@ JOINS = {
     "algorithms/run.py",
     "algorithms/checkpointing.py",
     "evaluation/run.py",
-    "studies/run.py",
 }
 # Start what the user asks for, and may therefore import anything; heavy libraries only where they are used.
 COMMANDS = "commands"

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from nemo_ibtpo.config.exp_manager import known_keys
 from nemo_ibtpo.config.exp_manager_schema import ExpManagerConfig
 from nemo_ibtpo.config.loader import compose, default_values
-from nemo_ibtpo.demo.base_model import load_settings, make_base_model
+from nemo_ibtpo.experiments.base_models.imitation import load_settings, make_base_model
 from nemo_ibtpo.nemo import toolkit
 from nemo_ibtpo.reporting.metrics import read_metrics
 from nemo_ibtpo.reporting.progress import RunConsole

@@ -1,0 +1,126 @@
+"""The results of a study as a table on the console, ``summary.json``, ``summary.md`` and ``eff_rate.png``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.box import SIMPLE
+from rich.table import Table
+
+from nemo_ibtpo.experiments.records import Record
+from nemo_ibtpo.experiments.sampler_comparison.equal_tokens import Rate, SamplerResult, mixed_of_subset
+
+_COLUMNS = (
+    "sampler",
+    "G",
+    "Eff-Rate %",
+    "Avg-Rate %",
+    "tokens sampled",
+    "unique",
+    "duplicated",
+    "prefix hits %",
+    "s/prompt",
+    "independent at equal tokens: G",
+    "Eff-Rate %",
+    "difference",
+)
+_NOTE = (
+    "Eff-Rate: prompts whose rewards differ. Avg-Rate: mean reward. Tokens are means per prompt. Brackets: 95 % "
+    "bootstrap intervals over prompts. Difference (over independent): Eff-Rate over that of independent "
+    "sampling at as many sampled tokens, paired."
+)
+
+
+def as_table(results: Sequence[SamplerResult]) -> Table:
+    """What fits a console of 80 columns; the rest is in the files."""
+    table = Table(caption=_NOTE, caption_justify="left", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    for place, column in enumerate(("sampler", "G", "Eff-Rate %", "Avg %", "tokens", "s", "over independent")):
+        table.add_column(column, justify="left" if place == 0 else "right", no_wrap=place > 0)
+    for result in results:
+        cells = _cells(result)
+        table.add_row(*cells[:3], f"{100 * result.avg_rate.mean:.1f}", cells[4], cells[8], cells[11])
+    return table
+
+
+def as_markdown(results: Sequence[SamplerResult]) -> str:
+    """The same table as Markdown."""
+    rows = [_COLUMNS, ("---",) * len(_COLUMNS), *(_cells(result) for result in results)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{results[0].prompts} prompts. {_NOTE}\n"
+
+
+def _cells(result: SamplerResult) -> tuple[str, ...]:
+    same = result.independent
+    return (
+        result.label,
+        f"{result.trajectories:g}",
+        _percent(result.eff_rate),
+        _percent(result.avg_rate),
+        f"{result.sampled_tokens:,.0f}",
+        f"{result.unique_tokens:,.0f}",
+        f"{result.duplicated_tokens:,.0f}",
+        "-" if result.prefix_hit_rate is None else f"{100 * result.prefix_hit_rate:.1f}",
+        f"{result.seconds:.2f}",
+        "-" if same is None else f"{same.trajectories:.1f}",
+        "-" if same is None else f"{100 * same.eff_rate:.1f}",
+        "-" if same is None else _percent(same.eff_difference, sign="+"),
+    )
+
+
+def _percent(rate: Rate, sign: str = "") -> str:
+    low, high = rate.interval
+    return f"{100 * rate.mean:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+
+
+def write_report(
+    directory: Path, results: Sequence[SamplerResult], independent: Sequence[Record] | None
+) -> list[Path]:
+    """Write the files and return their paths.
+
+    Args:
+        directory: of the study.
+        results: of all samplers.
+        independent: records of the independent sampler, for its curve in the plot.
+    """
+    texts = {
+        "summary.json": json.dumps([asdict(result) for result in results], indent=2) + "\n",
+        "summary.md": as_markdown(results),
+    }
+    for name, text in texts.items():
+        (directory / name).write_text(text, encoding="utf-8")
+    plot(results, independent).savefig(directory / "eff_rate.png", dpi=120)
+    return [directory / name for name in (*texts, "eff_rate.png")]
+
+
+def plot(results: Sequence[SamplerResult], independent: Sequence[Record] | None) -> Figure:
+    """Eff-Rate over sampled tokens: a point for each sampler, a curve for independent sampling of every size."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    if independent:
+        largest = min(len(record.rewards) for record in independent)
+        sizes = np.arange(2, largest + 1)
+        tokens = np.mean([record.sampled_tokens for record in independent]) * sizes / largest
+        rates = [100 * np.mean([mixed_of_subset(record, int(size)) for record in independent]) for size in sizes]
+        axes.plot(tokens, rates, color="0.6", zorder=1, label=f"independent, G = 2 to {largest}")
+    for place, result in enumerate(results):
+        mean, (low, high) = result.eff_rate.mean, result.eff_rate.interval
+        axes.errorbar(
+            result.sampled_tokens,
+            100 * mean,
+            yerr=[[100 * max(mean - low, 0)], [100 * max(high - mean, 0)]],
+            fmt="o",
+            capsize=3,
+            color=f"C{place}",
+            label=result.label,
+        )
+    axes.set_xlabel("sampled tokens per prompt")
+    axes.set_ylabel("Eff-Rate, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure

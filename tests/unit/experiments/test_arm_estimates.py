@@ -1,0 +1,84 @@
+"""The intervals of a study, because its conclusions are no better than they are.
+
+Coverage is measured on scores whose true mean is known. Not exercised: scores that are far from normal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from study_results import PROBE, run
+
+from nemo_ibtpo.experiments.training_study.arm_estimates import curve, estimate, estimate_arm, scores_along, scores_at
+from nemo_ibtpo.experiments.training_study.run_results import Measurement
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(2000):
+        seeds, problems = rng.normal(0, 0.05, size=(3, 1)), rng.normal(0, 0.3, size=(1, 40))
+        interval = estimate(0.4 + seeds + problems + rng.normal(0, 0.2, size=(3, 40))).interval
+        assert interval is not None
+        covered.append(interval.low <= 0.4 <= interval.high)
+    # 95 % promised; the noise of single scores is counted twice, which may only widen. 0.5 %: the standard error.
+    assert 0.94 <= np.mean(covered) <= 0.99
+
+
+def test_seeds_alone_are_seen_through_students_quantile() -> None:
+    # Three seeds that agree on all problems: mean 0.5, standard deviation 0.1, t(2) = 4.303.
+    interval = estimate(np.repeat([[0.4], [0.5], [0.6]], 10, axis=1)).interval
+    assert interval is not None and interval.high - 0.5 == pytest.approx(4.3027 * 0.1 / np.sqrt(3), rel=1e-4)
+    assert estimate(np.array([[0.0, 1.0]])).interval is None, "one seed says nothing about seeds"
+    assert not estimate(np.array([[1.0, 1.0]])).is_significant
+    with pytest.raises(ValueError, match="no scores"):
+        estimate(np.empty((0, 3)))
+
+
+def test_differences_are_paired_by_seed_and_problem() -> None:
+    runs = [run("a", s, [0.1 * s, 0.9, 0.5]) for s in (1, 2, 3)]
+    runs += [run("b", s, [0.1 * s + 0.05, 0.95, 0.55]) for s in (1, 2, 3, 4)]
+    row = estimate_arm("b", "a", runs, ["t"])
+    assert row is not None and row.seeds == {"t": 4}
+    assert row.difference is not None and row.difference.mean == pytest.approx(0.05)
+    assert row.difference.interval == pytest.approx((0.05, 0.05)), "every pair differs by as much"
+    assert row.difference.is_significant
+    own = estimate_arm("a", "a", runs, ["t"])
+    assert own is not None and own.difference is None
+    assert estimate_arm("c", "a", runs, ["t"]) is None
+    assert (
+        row.training["eff_rate"].mean == 0.5
+        and row.training["sampled_tokens_per_prompt"].mean == 85.0
+        and row.seconds == 5.0
+    )
+    assert np.isnan(row.probe_after["cov"].mean) and row.probe_before["cov"].mean == 0.01
+    assert row.probe_after["entropy"].interval == pytest.approx((0.2, 0.2))
+
+
+def test_tasks_side_by_side_take_the_seeds_that_all_have() -> None:
+    runs = [run("a", 1, [1.0, 1.0]), run("a", 2, [0.0, 0.0]), run("a", 1, [0.5, 0.5, 0.5, 0.5], task="u")]
+    row = estimate_arm("a", "a", runs, ["t", "u"])
+    assert row is not None and row.seeds == {"t": 1, "u": 1}
+    assert row.final.mean == pytest.approx((2 * 1.0 + 4 * 0.5) / 6)
+
+
+def test_runs_are_compared_at_the_tokens_of_the_shortest() -> None:
+    long = run("b", 1, [1.0])
+    long = replace(long, measurements=(long.measurements[0], replace(long.measurements[1], tokens=200)))
+    assert scores_at(long, 100) == pytest.approx([0.5])
+    row = estimate_arm("b", "a", [long, run("a", 1, [0.75])], ["t"])
+    assert row is not None and row.difference is not None
+    assert (row.final.mean, row.difference.mean) == pytest.approx((0.5, -0.25))
+
+
+def test_the_budget_is_averaged_over_tokens_not_over_evaluations() -> None:
+    steps = [(0, (0.0,)), (10, (1.0,)), (100, (1.0,))]
+    measured = tuple(Measurement(i, tokens, 0.0, scores, PROBE) for i, (tokens, scores) in enumerate(steps))
+    result = run("a", 1, [1.0], measurements=measured)
+    assert scores_along(result, 100) == pytest.approx([(10 * 0.5 + 90 * 1.0) / 100])
+    assert scores_along(result, 5) == pytest.approx([0.25])
+    line = curve([result, run("a", 2, [0.0])], "accuracy", "tokens")
+    assert line.x[-1] == 100 and line.mean[-1] == 0.5 and (line.low[-1], line.high[-1]) == (0.0, 1.0)
+    assert curve([run("a", 2, [0.0])], "cov", "tokens").x[-1] == 0, "a figure over nothing is left out"

@@ -296,9 +296,12 @@ def _checked_override(word: str, root: type) -> str:
 def _compose(recipe: Path, words: Sequence[str]) -> DictConfig:
     try:
         with (
-            warnings.catch_warnings(action="error", category=UserWarning),  # Hydra warns of a list without _self_
+            warnings.catch_warnings(),
             hydra.initialize_config_dir(config_dir=str(recipe.parent), version_base="1.3"),
         ):
+            # Hydra only warns of a list without _self_. Other warnings are not the user's: OmegaConf 2.4 deprecates
+            # a function that Hydra calls.
+            warnings.filterwarnings("error", message=".*Defaults list is missing `_self_`")
             return hydra.compose(recipe.stem, list(words))
     except UserWarning as warning:
         raise UserError(f"{recipe}: {_first_line(warning).partition(' See ')[0]} End it with _self_.") from None

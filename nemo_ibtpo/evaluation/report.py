@@ -13,9 +13,9 @@ import numpy as np
 from rich.table import Table
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.evaluation.metrics import Comparison, Interval, bootstrap_interval, compare
 from nemo_ibtpo.evaluation.result import EvaluationResult
 from nemo_ibtpo.evaluation.settings import describe_difference
+from nemo_ibtpo.evaluation.statistics import Comparison, Interval, bootstrap_interval, compare
 
 SAMPLES = "samples.jsonl"
 # What two compared evaluations may differ in: it is what the comparison is about.

@@ -21,7 +21,8 @@ from typing import Any, Literal
 import numpy as np
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.evaluation.metrics import Interval, bootstrap_interval, majority_reward, pass_at_k
+from nemo_ibtpo.evaluation.metrics import majority_reward, pass_at_k
+from nemo_ibtpo.evaluation.statistics import Interval, bootstrap_interval
 from nemo_ibtpo.tree.tree import FinishReason
 
 _FORMAT = "nemo_ibtpo.evaluation/2"

@@ -23,17 +23,9 @@ from math import comb, floor
 
 import numpy as np
 
-from nemo_ibtpo.evaluation.metrics import Interval, bootstrap_interval
+from nemo_ibtpo.evaluation.statistics import Estimate, bootstrap
 from nemo_ibtpo.experiments.records import Record
 from nemo_ibtpo.tree.tree import FloatArray
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """A mean over prompts with its interval."""
-
-    mean: float
-    interval: Interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +40,8 @@ class AtEqualTokens:
 
     trajectories: float
     eff_rate: float
-    eff_difference: Rate
-    avg_difference: Rate
+    eff_difference: Estimate
+    avg_difference: Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +60,8 @@ class SamplerResult:
     label: str
     prompts: int
     trajectories: float
-    eff_rate: Rate
-    avg_rate: Rate
+    eff_rate: Estimate
+    avg_rate: Estimate
     sampled_tokens: float
     unique_tokens: float
     duplicated_tokens: float
@@ -123,8 +115,8 @@ def _summarise(
         label=label,
         prompts=len(records),
         trajectories=float(np.mean([len(record.rewards) for record in records])),
-        eff_rate=_rate(eff_P, seed),
-        avg_rate=_rate(avg_P, seed),
+        eff_rate=bootstrap(eff_P, seed),
+        avg_rate=bootstrap(avg_P, seed),
         sampled_tokens=tokens,
         unique_tokens=_mean(records, "unique_tokens"),
         duplicated_tokens=_mean(records, "duplicated_tokens"),
@@ -146,13 +138,9 @@ def _at_equal_tokens(
     return AtEqualTokens(
         trajectories=size,
         eff_rate=float(baseline_P.mean()),
-        eff_difference=_rate(eff_P - baseline_P, seed),
-        avg_difference=_rate(avg_P - baseline_avg_P, seed),
+        eff_difference=bootstrap(eff_P - baseline_P, seed),
+        avg_difference=bootstrap(avg_P - baseline_avg_P, seed),
     )
-
-
-def _rate(per_prompt: FloatArray, seed: int) -> Rate:
-    return Rate(float(per_prompt.mean()), bootstrap_interval(per_prompt, seed))
 
 
 def _mean(records: Sequence[Record], name: str) -> float:

@@ -14,7 +14,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from nemo_ibtpo.experiments.records import Record
-from nemo_ibtpo.experiments.sampler_comparison.equal_tokens import Rate, SamplerResult, mixed_of_subset
+from nemo_ibtpo.experiments.sampler_comparison.equal_tokens import SamplerResult, mixed_of_subset
 
 _COLUMNS = (
     "sampler",
@@ -59,8 +59,8 @@ def _cells(result: SamplerResult) -> tuple[str, ...]:
     return (
         result.label,
         f"{result.trajectories:g}",
-        _percent(result.eff_rate),
-        _percent(result.avg_rate),
+        result.eff_rate.shown(".1f", 100),
+        result.avg_rate.shown(".1f", 100),
         f"{result.sampled_tokens:,.0f}",
         f"{result.unique_tokens:,.0f}",
         f"{result.duplicated_tokens:,.0f}",
@@ -68,13 +68,8 @@ def _cells(result: SamplerResult) -> tuple[str, ...]:
         f"{result.seconds:.2f}",
         "-" if same is None else f"{same.trajectories:.1f}",
         "-" if same is None else f"{100 * same.eff_rate:.1f}",
-        "-" if same is None else _percent(same.eff_difference, sign="+"),
+        "-" if same is None else same.eff_difference.shown("+.1f", 100),
     )
-
-
-def _percent(rate: Rate, sign: str = "") -> str:
-    low, high = rate.interval
-    return f"{100 * rate.mean:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
 
 
 def write_report(

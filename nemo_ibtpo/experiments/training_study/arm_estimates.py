@@ -1,11 +1,6 @@
-"""Means over seeds and problems, and how sure one may be of them. Pure numpy and scipy.
+"""What the runs of a study say of its arms: means over seeds and problems with intervals. Pure numpy.
 
-A score is known for every seed and every held-out problem. Another study would have other seeds *and* other problems,
-so both vary: the variance of the mean is estimated as ``var(means of seeds) / S + var(means of problems) / P``, both
-unbiased. What neither explains (the noise of a single score) is contained in both terms, which makes intervals a
-little too wide rather than too narrow. With few seeds a normal quantile is too small; the intervals take Student's
-with the degrees of freedom of Satterthwaite's approximation. A bootstrap over three seeds would be too narrow by
-about a fifth.
+A score is known for every seed and every held-out problem; intervals are over both.
 
 Runs end with the step in which their budget is spent, so that some have sampled up to a step more than others. All
 are compared at the tokens of the one that has sampled least, between two evaluations by interpolation.
@@ -20,27 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
 
-from nemo_ibtpo.evaluation.metrics import CONFIDENCE, Interval
+from nemo_ibtpo.evaluation.statistics import Estimate, over_seeds, over_seeds_and_problems
 from nemo_ibtpo.experiments.training_study.run_results import PROBE, TRAINING, Measurement, RunResult
 from nemo_ibtpo.experiments.training_study.tree_shapes import NAMES
 from nemo_ibtpo.tree.tree import FloatArray
 
 GRID_POINTS = 21  # of curves over a budget
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean over seeds and problems with its 95 % interval; without one where there is but one seed."""
-
-    mean: float
-    interval: Interval | None
-
-    @property
-    def is_significant(self) -> bool:
-        """Whether the interval leaves zero out."""
-        return self.interval is not None and (self.interval.low > 0 or self.interval.high < 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,29 +56,6 @@ class ArmEstimate:
     probe_before: Mapping[str, Estimate]
     probe_after: Mapping[str, Estimate]
     cov_difference: Estimate | None
-
-
-def estimate(scores_SP: FloatArray) -> Estimate:
-    """The mean of scores over seeds [S] and problems [P].
-
-    Raises:
-        ValueError: no scores.
-    """
-    if scores_SP.size == 0:
-        raise ValueError("no scores to average")
-    mean = float(scores_SP.mean())
-    seeds, problems = scores_SP.shape
-    if seeds < 2 or problems < 2:
-        return Estimate(mean, None)
-    parts = np.array(
-        [scores_SP.mean(axis=1).var(ddof=1) / seeds, scores_SP.mean(axis=0).var(ddof=1) / problems], dtype=np.float64
-    )
-    variance = parts.sum()
-    if variance == 0:
-        return Estimate(mean, Interval(mean, mean))
-    freedom = variance**2 / (parts**2 / [seeds - 1, problems - 1]).sum()
-    reach = student.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(variance)
-    return Estimate(mean, Interval(float(mean - reach), float(mean + reach)))
 
 
 def equal_tokens(runs: Sequence[RunResult]) -> int:
@@ -156,26 +114,26 @@ def estimate_arm(arm: str, baseline: str, runs: Sequence[RunResult], tasks: Sequ
         return None
     shared = seeds_of(arm, baseline) if arm != baseline else []
     differences = {
-        kind: estimate(stack(arm, shared, kind) - stack(baseline, shared, kind)) if shared else None
+        kind: over_seeds_and_problems(stack(arm, shared, kind) - stack(baseline, shared, kind)) if shared else None
         for kind in ("final", "along")
     }
     mine = [by_place[task, arm, seed] for task in tasks for seed in own]
     return ArmEstimate(
         arm=arm,
         seeds={task: sum(run.task == task for run in mine) for task in tasks},
-        base=estimate(stack(arm, own, "base")),
-        final=estimate(stack(arm, own, "final")),
-        along=estimate(stack(arm, own, "along")),
+        base=over_seeds_and_problems(stack(arm, own, "base")),
+        final=over_seeds_and_problems(stack(arm, own, "final")),
+        along=over_seeds_and_problems(stack(arm, own, "along")),
         difference=differences["final"],
         difference_along=differences["along"],
         steps=float(np.mean([run.measurements[-1].step for run in mine])),
         seconds=float(np.mean([run.measurements[-1].seconds for run in mine])),
-        training={name: _over_seeds(trained(own, name)) for name in TRAINING},
+        training={name: over_seeds(trained(own, name)) for name in TRAINING},
         trees={name: _mean_known([run.trees.get(name) for run in mine]) for name in NAMES},
-        probe_before={name: _over_seeds(probed(arm, own, name, 0)) for name in PROBE},
-        probe_after={name: _over_seeds(probed(arm, own, name, -1)) for name in PROBE},
+        probe_before={name: over_seeds(probed(arm, own, name, 0)) for name in PROBE},
+        probe_after={name: over_seeds(probed(arm, own, name, -1)) for name in PROBE},
         cov_difference=(
-            _over_seeds(probed(arm, shared, "cov", -1) - probed(baseline, shared, "cov", -1)) if shared else None
+            over_seeds(probed(arm, shared, "cov", -1) - probed(baseline, shared, "cov", -1)) if shared else None
         ),
     )
 
@@ -233,12 +191,3 @@ def _scores(run: RunResult, kind: str, tokens: int) -> FloatArray:
 def _mean_known(values: Sequence[float | None]) -> float:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else float("nan")
-
-
-def _over_seeds(values_S: FloatArray) -> Estimate:
-    """A mean with its interval over seeds alone."""
-    mean, seeds = float(values_S.mean()), len(values_S)
-    if seeds < 2:
-        return Estimate(mean, None)
-    reach = student.ppf((1 + CONFIDENCE) / 2, seeds - 1) * values_S.std(ddof=1) / np.sqrt(seeds)
-    return Estimate(mean, Interval(float(mean - reach), float(mean + reach)))

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.experiments.training_study.arm_estimates import ArmEstimate, Estimate, equal_tokens, estimate_arm
+from nemo_ibtpo.evaluation.statistics import Estimate
+from nemo_ibtpo.experiments.training_study.arm_estimates import ArmEstimate, equal_tokens, estimate_arm
 from nemo_ibtpo.experiments.training_study.run_results import (
     RunResult,
     gather,
@@ -147,9 +148,9 @@ def _accuracy(group: Group, rows: Sequence[ArmEstimate]) -> str:
             row.arm,
             str(min(row.seeds.values())),
             f"{100 * row.base.mean:.1f}",
-            _shown(row.final, ".1f", 100),
+            row.final.shown(".1f", 100),
             _difference(row.difference),
-            _shown(row.along, ".1f", 100),
+            row.along.shown(".1f", 100),
             _difference(row.difference_along),
             f"{row.steps:.1f}",
             f"{row.seconds:.0f}",
@@ -176,8 +177,8 @@ def _balance(group: Group, rows: Sequence[ArmEstimate]) -> str:
     cells = [
         (
             row.arm,
-            _shown(row.training["eff_rate"], ".1f", 100),
-            _shown(row.training["avg_rate"], ".1f", 100),
+            row.training["eff_rate"].shown(".1f", 100),
+            row.training["avg_rate"].shown(".1f", 100),
             f"{row.training['sampled_tokens_per_prompt'].mean:.0f}",
             f"{row.training['unique_tokens_per_prompt'].mean:.0f}",
             *_probe_cells(row.probe_after),
@@ -210,10 +211,10 @@ def _shapes(rows: Sequence[ArmEstimate]) -> str:
 
 def _probe_cells(probe: Mapping[str, Estimate]) -> tuple[str, ...]:
     return (
-        _shown(probe["eff_rate"], ".0f", 100),
-        _shown(probe["entropy"], ".3f"),
-        _shown(probe["ib_score"], ".2f"),
-        _shown(probe["cov"], "+.3f"),
+        probe["eff_rate"].shown(".0f", 100),
+        probe["entropy"].shown(".3f"),
+        probe["ib_score"].shown(".2f"),
+        probe["cov"].shown("+.3f"),
     )
 
 
@@ -222,11 +223,4 @@ def _difference(value: Estimate | None) -> str:
 
 
 def _marked(value: Estimate, form: str, times: float = 1) -> str:
-    return f"{_shown(value, form, times)}{' *' * value.is_significant}"
-
-
-def _shown(value: Estimate, form: str, times: float = 1) -> str:
-    if value.interval is None:
-        return f"{times * value.mean:{form}}"
-    low, high = value.interval
-    return f"{times * value.mean:{form}} [{times * low:{form}}, {times * high:{form}}]"
+    return f"{value.shown(form, times)}{' *' * value.is_significant}"

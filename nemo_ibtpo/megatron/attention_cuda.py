@@ -72,7 +72,12 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, prepared: BlockMask, scal
     # The length is symbolic. Told that it is a multiple of the block, the compiler leaves out bounds checks.
     torch._check(query.size(2) % BLOCK == 0)
     torch._check(key.size(2) % BLOCK == 0)
-    return flex_attention(query, key, value, block_mask=prepared, scale=scale, enable_gqa=True)
+    # The backward pass works on one block of keys of one key/value head at a time. Every token of a tree attends to
+    # the prompt's block; with grouped heads that block alone would go over all tokens once for each query head, while
+    # the other processors wait. Copies for each query head share that work out (docs/performance.md).
+    shared_by = query.size(1) // key.size(1)
+    key, value = (x.repeat_interleave(shared_by, dim=1) for x in (key, value))
+    return flex_attention(query, key, value, block_mask=prepared, scale=scale)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, prepared: BlockMask, scale: float | None) -> Tensor:

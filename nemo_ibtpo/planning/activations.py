@@ -4,7 +4,7 @@ Read off the code path and measured on a CPU (``tests/distributed/test_activatio
 
 - a norm keeps its input's normalised copy on a CPU, where it is not fused; on a GPU only what the linear layer reads;
 - SwiGLU keeps 2 of its 5 intermediates less on a GPU, where Megatron fuses it;
-- FlexAttention reads keys and values where the projection wrote them, the CPU's kernel gathers them first.
+- FlexAttention gets a copy of keys and values for each query head, the CPU's kernel gathers them along the paths.
 
 Trees are taken to be chains: on a CPU, branches make keys and values be gathered once for each path.
 """
@@ -28,11 +28,12 @@ def layer_bytes(shape: ModelShape, layout: Layout, actor: ActorConfig, recompute
     normalised = (2 * _FP32 if half else _FP32) if on_cpu else 0
     norms = 2 * h * (normalised + size)
     rope = 4 * d * size
-    keeps_qkv = not on_cpu or recompute == "selective"  # values are a view of the projection's output
+    keeps_qkv = recompute == "selective"  # values are a view of the projection's output
     rotated_keys = kv * size if keeps_qkv else 0
     attention = 2 * q * size + rotated_keys  # rotated queries; the output in the order of the next projection
     if recompute != "selective":
-        attention += q * size + _FP32 * shape.heads / t + (2 * kv * size if on_cpu else 0)  # output, log-sum-exp
+        attention += q * size + _FP32 * shape.heads / t  # output, log-sum-exp
+        attention += 2 * (kv if on_cpu else q) * size  # keys and values as the kernel reads them
     if shape.qk_norm:
         if half and on_cpu:
             attention += 2 * _FP32 * (q + kv)

@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"nemo-ibtpo: error: {f'rank {rank}: ' if rank else ''}{message}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:
+        print("nemo-ibtpo: interrupted", file=sys.stderr, flush=True)
         return 130
     except Exception:
         traceback.print_exc()

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from nemo_ibtpo.checkpoints import stopping
 from nemo_ibtpo.checkpoints.manifest import write_durably
+from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import TrainerConfig
 
 FILE_NAME = "status.json"
 EXIT_REQUEUE = 85
+_GRACE_S = 2.0  # torchrun looks at its ranks ten times a second, and asks the others to stop when one is gone
 
 State = Literal["running", "requeue", "complete", "failed"]
 
@@ -41,21 +45,30 @@ def failure_is_told(output_dir: Path) -> Iterator[None]:
     """Write ``failed`` when the block ends with an error of its own.
 
     Not when another rank has gone: then that one has the reason, or was killed and left the status at ``running``.
+    Such an error is known by its kind, or by the request to stop that torchrun sends to the ranks that are left.
     """
     try:
         yield
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError):
+            write_status(output_dir, "requeue", reason="interrupted")
+        raise
     except Exception as error:
-        if not _is_lost_peer(error):
+        grace = 0.0 if isinstance(error, UserError) or "RANK" not in os.environ else _GRACE_S
+        if not _is_lost_peer(error) and not stopping.was_requested(within_s=grace):
             reason = " ".join(str(error).split()) or type(error).__name__
             with contextlib.suppress(OSError):  # an output_dir that cannot be written may be the error
                 write_status(output_dir, "failed", reason=reason)
         raise
 
 
-def _is_lost_peer(error: Exception) -> bool:
+def _is_lost_peer(error: BaseException | None) -> bool:
+    if error is None:
+        return False
     # torch raises its own classes with NCCL and plain ones with gloo; their module names them without an import.
     family = {base.__name__ for base in type(error).__mro__}
-    return "DistError" in family or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    lost = "DistError" in family or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    return lost or _is_lost_peer(error.__cause__)
 
 
 def read_status(output_dir: Path) -> dict[str, Any] | None:

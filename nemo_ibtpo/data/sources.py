@@ -18,6 +18,7 @@ from typing import Any
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import DatasetConfig
+from nemo_ibtpo.signals import unreached_by_signals
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,17 +127,21 @@ def _reasoning_gym_rows(config: DatasetConfig) -> Iterator[tuple[str, Row]]:
     spec = {"task": config.path, "options": config.options, "size": config.size, "seed": config.seed}
     program = Path(__file__).with_name("_reasoning_gym_rows.py")
     # -P: the program's own directory does not go on the import path.
-    finished = subprocess.run(
-        [sys.executable, "-P", "-W", "ignore", str(program)],
-        input=json.dumps(spec),
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONHASHSEED": "0"},
-    )
-    if finished.returncode != 0:
-        last = finished.stderr.strip().splitlines()[-1:] or [f"exit status {finished.returncode}"]
+    with unreached_by_signals():
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-W", "ignore", str(program)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONHASHSEED": "0"},
+        )
+    with process:
+        output, errors = process.communicate(json.dumps(spec))
+    if process.returncode != 0:
+        last = errors.strip().splitlines()[-1:] or [f"exit status {process.returncode}"]
         raise UserError(f"reasoning-gym task {config.path!r} with options {config.options} failed: {last[0]}")
-    for number, line in enumerate(finished.stdout.splitlines()):
+    for number, line in enumerate(output.splitlines()):
         entry = json.loads(line)
         if "error" in entry:
             raise UserError(entry["error"])

@@ -6,10 +6,13 @@ import multiprocessing
 import signal
 import threading
 from collections.abc import Callable
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
+from multiprocessing.util import Finalize
 from typing import Any
 
 from nemo_ibtpo.rewards import worker
+from nemo_ibtpo.signals import unreached_by_signals
 
 # Whoever starts a process also asks all others for their exit codes. Of two threads that ask for the same one at the
 # same time multiprocessing tells one 255, so that a kill from outside would pass for a crash.
@@ -37,6 +40,9 @@ class WorkerProcess:
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
+        # multiprocessing would end what is left at exit by SIGTERM, which does not reach it, and wait.
+        self._started_last: list[multiprocessing.process.BaseProcess] = []
+        Finalize(self, _kill_all, (self._started_last,), exitpriority=1)
         self._start()
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -70,7 +76,7 @@ class WorkerProcess:
 
     def close(self) -> None:
         """End the process."""
-        self._process.terminate()
+        self._process.kill()
         self._bury()
 
     def _start(self) -> None:
@@ -78,8 +84,11 @@ class WorkerProcess:
         context.set_forkserver_preload(worker.MODULES)
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=worker.serve, args=(theirs, self._timeout_s), daemon=True)
-        with _asking_for_exit_codes:
+        resource_tracker.ensure_running()  # on its own: it would unblock the signals
+        with _asking_for_exit_codes, unreached_by_signals():
+            forkserver.ensure_running()
             self._process.start()
+        self._started_last[:] = [self._process]
         theirs.close()
         self._started = False
 
@@ -97,3 +106,8 @@ class WorkerProcess:
         with _asking_for_exit_codes:
             self._process.join()
             return self._process.exitcode
+
+
+def _kill_all(processes: list[multiprocessing.process.BaseProcess]) -> None:
+    for process in processes:
+        process.kill()

@@ -95,7 +95,6 @@ def _limit_process() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle
     sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")

@@ -1,4 +1,8 @@
-"""Start a run under torchrun, interrupt it in the middle, and see what is left."""
+"""Start a run under torchrun, interrupt it in the middle, and see what is left.
+
+Limits are in processor time of the run, so that a busy machine makes no difference, and in the time that it may stand
+still.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,9 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-_START_S, _END_S = 180.0, 60.0
+_PROCESSOR_S = 300.0  # an undisturbed run of the tests here takes 60
+_STILL_S = 120.0
+_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Attempt:
@@ -53,30 +59,35 @@ class Attempt:
         def ready() -> bool:
             return status.exists() and status.stat().st_mtime > self._began and "processes" in status.read_text()
 
-        self._wait(ready, _START_S, "the ranks never met")
+        self._wait(ready, "the ranks never met")
         return [int(name.rpartition(":")[2]) for name in json.loads(status.read_text())["processes"]]
 
     def wait_for_step(self, step: int) -> None:
         """Wait until a step has been logged."""
         metrics = self._output / "metrics.jsonl"
-        self._wait(
-            lambda: metrics.exists() and f'"step": {step},' in metrics.read_text(), _START_S, f"no step {step}"
-        )
+        self._wait(lambda: metrics.exists() and f'"step": {step},' in metrics.read_text(), f"no step {step}")
+
+    def wait_for_line(self, text: str) -> None:
+        """Wait until the run has said something."""
+        self._wait(lambda: text in self.said, f"never said {text!r}")
 
     def wait(self) -> int:
         """Torchrun's exit status, after which no process of the run may be left."""
-        status = self._torchrun.wait(timeout=_START_S)
-        deadline = time.monotonic() + _END_S
-        while left := self._left():
-            assert time.monotonic() < deadline, f"processes left behind: {left}"
+        limits = _Limits(self._left)
+        while self._torchrun.poll() is None:
+            limits.check(f"does not end:\n{self.said[-6000:]}")
             time.sleep(0.2)
-        return status
+        limits = _Limits(self._left)
+        while left := self._left():
+            limits.check(f"processes left behind: {left}")
+            time.sleep(0.2)
+        return self._torchrun.returncode
 
-    def _wait(self, condition: Callable[[], bool], limit_s: float, problem: str) -> None:
-        deadline = time.monotonic() + limit_s
+    def _wait(self, condition: Callable[[], bool], problem: str) -> None:
+        limits = _Limits(self._left)
         while not condition():
             assert self._torchrun.poll() is None, f"the run ended early:\n{self.said[-6000:]}"
-            assert time.monotonic() < deadline, f"{problem}:\n{self.said[-6000:]}"
+            limits.check(f"{problem}:\n{self.said[-6000:]}")
             time.sleep(0.02)
 
     def _left(self) -> dict[int, str]:
@@ -89,6 +100,40 @@ class Attempt:
                 except OSError:  # it has just gone, or is a zombie of somebody else
                     continue
         return found
+
+
+class _Limits:
+    """What a group of processes may take from now on.
+
+    Args:
+        processes: those that are there, by process id.
+    """
+
+    def __init__(self, processes: Callable[[], dict[int, str]]) -> None:
+        self._processes = processes
+        self._began = self._used = self._processor_s()
+        self._last_moved = self._looked = time.monotonic()
+
+    def check(self, problem: str) -> None:
+        """Fail if a limit is exceeded; looks every few seconds only."""
+        if time.monotonic() < self._looked + 3:
+            return
+        self._looked = time.monotonic()
+        used = self._processor_s()
+        if used != self._used:
+            self._used, self._last_moved = used, self._looked
+        assert used - self._began < _PROCESSOR_S, problem
+        assert self._looked - self._last_moved < _STILL_S, problem
+
+    def _processor_s(self) -> float:
+        total = 0
+        for pid in self._processes():
+            try:
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            total += int(fields[11]) + int(fields[12])
+        return total / _TICKS
 
 
 def kill(pids: list[int]) -> None:

@@ -75,6 +75,24 @@ def test_killed(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
     assert_same_run(output, undisturbed, STEPS)
 
 
+@pytest.mark.parametrize("phase", ["met", "validation data: ", "training data: ", "step 1"])
+def test_signal_to_process_groups(recipe: Path, tmp_path: Path, phase: str) -> None:
+    """As torchrun sends it when a rank is lost, and Slurm: the ranks save and leave, no helper goes before."""
+    output = tmp_path / "out"
+    attempt = Attempt(recipe, output, *WORDS)
+    ranks = attempt.ranks()
+    if phase == "step 1":
+        attempt.wait_for_step(1)
+    elif phase != "met":
+        attempt.wait_for_line(phase)
+    for rank in ranks:
+        os.killpg(rank, signal.SIGTERM)
+    attempt.wait()
+    status = json.loads((output / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("requeue", "SIGTERM"), attempt.said[-6000:]
+    assert "nemo_ibtpo/" not in attempt.said, "a traceback of ours besides that of torchrun"
+
+
 def test_signals(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
 

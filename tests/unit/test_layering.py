@@ -15,7 +15,7 @@ import pytest
 import nemo_ibtpo
 
 PACKAGE = Path(nemo_ibtpo.__file__).parent
-ANYWHERE = {"config"}  # typed settings and the one user-facing error
+ANYWHERE = {"config", "signals"}  # typed settings, the one user-facing error; how helper processes are started
 ALLOWED: dict[str, set[str]] = {
     "config": set(),
     "tree": set(),

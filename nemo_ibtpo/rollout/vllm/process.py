@@ -20,6 +20,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 
 from nemo_ibtpo.rollout.vllm.messages import FromProcess, Start, ToProcess
+from nemo_ibtpo.signals import unreached_by_signals
 
 # What torchrun tells its ranks; vLLM would take it for its own.
 _TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCH_NCCL_ASYNC_ERROR_HANDLING"}
@@ -59,7 +60,7 @@ class VLLMProcess:
 
     def __init__(self, start: Start, log_path: Path, devices: str | None) -> None:
         ours, theirs = socket.socketpair()
-        with ours, theirs, log_path.open("ab") as log:
+        with ours, theirs, log_path.open("ab") as log, unreached_by_signals():
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "nemo_ibtpo.rollout.vllm.worker", str(theirs.fileno())],
                 env=_environment(devices) | (_CPU_SETTINGS if start.device == "cpu" else {}),

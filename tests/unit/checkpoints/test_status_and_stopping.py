@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,8 +24,9 @@ from nemo_ibtpo.config.schema import TrainerConfig
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
     yield
+    StopRequest(None).install()  # forgets what came
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -67,6 +69,43 @@ def test_a_lost_rank_is_not(tmp_path: Path) -> None:
         raise RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer")
     status = read_status(tmp_path)
     assert status is not None and status["state"] == "running"
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_nor_is_an_error_that_comes_with_the_request_to_stop(
+    handlers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    """The rank that is left meets EOFError or what else comes up, and torchrun's SIGTERM before or after it."""
+    monkeypatch.setenv("RANK", "0")
+    write_status(tmp_path, "running")
+    StopRequest(None).install()
+    with pytest.raises(EOFError), failure_is_told(tmp_path):
+        if before:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        raise EOFError("unexpected EOF")
+    status = read_status(tmp_path)
+    assert status is not None and status["state"] == "running"
+
+
+def test_nor_is_one_that_a_lost_rank_caused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), failure_is_told(tmp_path):
+        raise ValueError("nothing came") from RuntimeError(
+            "[gloo/transport/tcp/pair.cc:547] Connection reset by peer"
+        )
+    assert read_status(tmp_path) is None
+
+
+def test_ctrl_c_asks_and_the_second_interrupts(handlers: None, tmp_path: Path) -> None:
+    stop = StopRequest(None)
+    stop.install()
+    os.kill(os.getpid(), signal.SIGINT)
+    assert reason(stop.code) == "SIGINT"
+    with pytest.raises(KeyboardInterrupt), failure_is_told(tmp_path):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+    assert json.loads((tmp_path / "status.json").read_text())["reason"] == "interrupted"
 
 
 def test_signals_are_noted(handlers: None) -> None:

@@ -6,7 +6,10 @@ Calls of the standard library stand for the worst a verifier can be made to do.
 from __future__ import annotations
 
 import os
+import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -81,3 +84,41 @@ def test_processes_killed_at_the_same_time_all_get_successors() -> None:
                 os.kill(process._process.pid or 0, signal.SIGKILL)
     for process in processes:
         process.close()
+
+
+OWNER = """
+import signal, sys
+from nemo_ibtpo.rewards.process import WorkerProcess
+signal.signal(signal.SIGTERM, lambda *_: None)  # as a rank, which goes on to a safe point
+print("signal me", flush=True)
+process = WorkerProcess(5.0)
+for number in range(1000):
+    assert process.call(abs, -number) == number
+print("started", flush=True)
+for line in sys.stdin:
+    process.call(abs, 0)
+"""
+
+
+def test_a_signal_to_the_owner_s_process_group_ends_neither_worker_nor_fork_server() -> None:
+    """torchrun sends SIGTERM to the whole group of a rank when another one is lost, at any moment of its start."""
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER],
+        start_new_session=True,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert owner.stdin is not None and owner.stdout is not None
+    assert owner.stdout.readline() == "signal me\n"
+    os.set_blocking(owner.stdout.fileno(), False)
+    rng = random.Random(0)
+    while not (said := owner.stdout.readline()) and owner.poll() is None:
+        os.killpg(owner.pid, signal.SIGTERM)
+        time.sleep(rng.uniform(0, 0.05))
+    assert said == "started\n", owner.communicate()[1]
+    os.killpg(owner.pid, signal.SIGTERM)
+    owner.stdin.write("once more\n")
+    _, errors = owner.communicate(timeout=60)  # the worker does not keep its owner from leaving
+    assert (owner.returncode, errors) == (0, "")

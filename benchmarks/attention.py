@@ -24,11 +24,11 @@ import torch
 from measure import MIB, describe, in_fresh_process, in_turn, peak_memory, ratio, report
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from workloads import SHAPES, Shape, grow_tree
+from workloads import SHAPES, Shape, grow_tree, paths
 
 from nemo_ibtpo.megatron.inputs import padded_length
 from nemo_ibtpo.megatron.tree_attention import attention_kernel
-from nemo_ibtpo.tree.packing import concat, pack_trees, unpack_paths
+from nemo_ibtpo.tree.packing import concat, pack_tree
 
 WAYS = ("tree", "dense", "flat")
 SEED = 2  # as in tree_training.py
@@ -59,13 +59,11 @@ class Passes:
         rng = np.random.default_rng(SEED)
         packed = concat(
             [
-                pack_trees(
-                    [grow_tree(case.shape, case.shape.strategy("random"), rng, prompt_id=str(i), vocab_size=9)]
-                )
+                pack_tree(grow_tree(case.shape, case.shape.strategy("random"), rng, prompt_id=str(i), vocab_size=9))
                 for i in range(case.trees)
             ]
         )
-        lengths = [len(path) for path in unpack_paths(packed)]
+        lengths = [len(path) for path in paths(packed)]
         ends = np.cumsum(lengths)
         self.subtree_end = {
             "tree": self._padded(packed.subtree_end),

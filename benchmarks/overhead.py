@@ -2,8 +2,8 @@
 
 512 trees of 12 trajectories with 2,000 response tokens each are grown by the real IB strategy from random tokens, and
 everything that one process then does in Python for a step is timed: scoring the candidates of every round, the step's
-metrics, advantages, packing with credit, and the schedule of micro-batches. In a run scoring is spread over the ranks
-and hidden behind sampling; here one process does all of it.
+metrics, advantages and credit, the schedule of micro-batches, and the packing of its own share of them. In a run
+scoring is spread over the ranks and hidden behind sampling; here one process does all of it.
 
 The step it is compared with is estimated from NeMo RL's published 92.8 s for a GRPO step of an 8B model on 16 H100
 with 2,048 trajectories of 1,019 tokens, in proportion to the tokens, of which only the unique ones are counted.
@@ -28,11 +28,11 @@ from measure import describe, report
 from workloads import ADVANTAGE, IB_SCORE, LOSS, SHAPES, defaults, grow_tree
 
 from nemo_ibtpo.algorithms.advantages import compute_advantages
-from nemo_ibtpo.algorithms.credit import credit_nodes, token_targets
+from nemo_ibtpo.algorithms.credit import credit_nodes
 from nemo_ibtpo.algorithms.metrics import advantage_metrics, sampling_metrics
 from nemo_ibtpo.tree.branching import BranchingStrategy, BranchPoint
-from nemo_ibtpo.tree.microbatches import MicroBatch, schedule
-from nemo_ibtpo.tree.packing import pack_trees
+from nemo_ibtpo.tree.microbatches import pack_microbatches, schedule
+from nemo_ibtpo.tree.packing import layout
 from nemo_ibtpo.tree.tree import Tree
 
 SHAPE = replace(SHAPES["paper"], path_tokens=2000)
@@ -75,16 +75,15 @@ def bookkeeping(trees: list[Tree], max_tokens: int, stopwatch: Stopwatch) -> Non
     with stopwatch.part("advantages"):
         advantages = compute_advantages(trees, ADVANTAGE, IB_SCORE)
         advantage_metrics(trees, advantages)
-    batches = []
-    with stopwatch.part("credit and packing"):
-        for tree, advantage in zip(trees, advantages, strict=True):
-            credit = credit_nodes(tree, advantage, LOSS.normalization, LOSS.token_weight)
-            packed = pack_trees([tree])
-            targets = token_targets([credit], packed)
-            fields = {"weight": targets.weight, "positive": targets.positive, "negative": targets.negative}
-            batches.append(MicroBatch(packed, fields | {"behaviour_logprobs": packed.behaviour_logprobs}))
+    with stopwatch.part("credit"):
+        credits = [
+            credit_nodes(tree, advantage, LOSS.normalization, LOSS.token_weight)
+            for tree, advantage in zip(trees, advantages, strict=True)
+        ]
     with stopwatch.part("schedule"):
-        schedule(batches, max_tokens=max_tokens, num_ranks=DATA_PARALLEL_RANKS)
+        plan = schedule(map(layout, trees), max_tokens=max_tokens, num_ranks=DATA_PARALLEL_RANKS)
+    with stopwatch.part("packing"):  # of one rank
+        pack_microbatches(plan.ranks[0], trees, credits)
 
 
 def main() -> None:

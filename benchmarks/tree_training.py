@@ -23,17 +23,17 @@ import torch
 from measure import MIB, describe, in_fresh_process, in_turn, peak_memory, ratio, report
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2Config
-from workloads import ADVANTAGE, IB_SCORE, LOSS, SHAPES, Shape, defaults, grow_tree
+from workloads import ADVANTAGE, IB_SCORE, LOSS, SHAPES, Shape, defaults, grow_tree, paths
 
 from nemo_ibtpo.algorithms.advantages import compute_advantages
-from nemo_ibtpo.algorithms.credit import credit_nodes, token_targets
-from nemo_ibtpo.algorithms.losses import clipped_tree_loss
+from nemo_ibtpo.algorithms.credit import credit_nodes
 from nemo_ibtpo.config.schema import ActorConfig, OptimizerConfig
+from nemo_ibtpo.losses import ClippedLoss
 from nemo_ibtpo.megatron import parallel
-from nemo_ibtpo.megatron.actor import Fields, MegatronActor
+from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import Architecture, architecture_from_config
-from nemo_ibtpo.tree.microbatches import MicroBatch, schedule, take
-from nemo_ibtpo.tree.packing import pack_trees, unpack_paths
+from nemo_ibtpo.tree.microbatches import assemble, schedule
+from nemo_ibtpo.tree.packing import PackedBatch, pack_tree, take
 
 SIDES = ("packed", "duplicated")
 MODELS = {
@@ -119,72 +119,48 @@ class Step:
         chains = [chain for tree in trees for chain in duplicated(tree)]
         self.tokens = {"packed": sum(map(len, trees)), "duplicated": sum(map(len, chains))}
         self.attended = {"packed": attended_pairs(trees), "duplicated": attended_pairs(chains)}
-        plans = [schedule(batches, max_tokens=case.max_tokens, num_ranks=1) for batches in (trees, chains)]
-        self.batches = {side: plan.ranks[0] for side, plan in zip(SIDES, plans, strict=True)}
+        self.batches = {}
+        for side, batches in zip(SIDES, (trees, chains), strict=True):
+            plan = schedule(batches, max_tokens=case.max_tokens, num_ranks=1)
+            self.batches[side] = [assemble(pieces, dict(enumerate(batches))) for pieces in plan.ranks[0]]
         self.actor.prepare_for_training()
 
-    def _packed_tree(self, shape: Shape, rng: np.random.Generator, prompt_id: str) -> tuple[MicroBatch, float]:
+    def _packed_tree(self, shape: Shape, rng: np.random.Generator, prompt_id: str) -> tuple[PackedBatch, float]:
         vocab_size = self.architecture.vocab_size
         tree = grow_tree(shape, shape.strategy("random"), rng, prompt_id=prompt_id, vocab_size=vocab_size)
         (advantages,) = compute_advantages([tree], ADVANTAGE, IB_SCORE)
         credit = credit_nodes(tree, advantages, LOSS.normalization, LOSS.token_weight)
-        packed = pack_trees([tree])
-        targets = token_targets([credit], packed)
-        batch = MicroBatch(packed, {})
+        batch = pack_tree(tree, credit)
         (own,) = self.actor.logprobs([batch])
         # Other policies, far enough away that some ratios are clipped.
         old, reference = (own + rng.normal(0, 0.1, len(own)).astype(np.float32) for _ in range(2))
-        fields = {
-            "weight": targets.weight,
-            "positive": targets.positive,
-            "negative": targets.negative,
-            "old_logprobs": old,
-            "reference_logprobs": reference,
-        }
-        return replace(batch, fields=fields), credit.denominator
+        return replace(batch, old_logprobs=old, reference_logprobs=reference), credit.denominator
 
     def run(self, side: str) -> None:
         """One step on ``packed`` trees or on ``duplicated`` trajectories."""
-        self.actor.train_step(self.batches[side], self._loss)
+        self.actor.train_step(self.batches[side], ClippedLoss(LOSS), self.denominator)
 
     def gradients(self, side: str) -> dict[str, Tensor]:
         """Gradient of every parameter after such a step."""
         self.run(side)
         return {name: gradient.to("cpu", copy=True) for name, gradient in self.actor.named_gradients()}
 
-    def _loss(self, logprobs: Tensor, entropies: Tensor, fields: Fields) -> tuple[Tensor, dict[str, Tensor]]:
-        return clipped_tree_loss(
-            logprobs,
-            entropies,
-            fields["old_logprobs"],
-            fields["reference_logprobs"],
-            importance_T=None,
-            weight_T=fields["weight"],
-            positive_T=fields["positive"],
-            negative_T=fields["negative"],
-            denominator=self.denominator,
-            config=LOSS,
-            advantage_entropy_coef=ADVANTAGE.entropy_coef,
-        )
 
-
-def duplicated(batch: MicroBatch) -> list[MicroBatch]:
+def duplicated(batch: PackedBatch) -> list[PackedBatch]:
     """The trajectories of a tree as sequences of their own, each with its share of the tree's credit."""
     chains = []
-    for path in unpack_paths(batch.packed):
+    for path in paths(batch):
         chain = take(batch, path, path)
         # Trajectories that share the token; prompt tokens, which are in no loss, have 0.
-        trajectories = np.maximum(chain.fields["weight"], 1)
-        fields = dict(chain.fields)
-        for name in ("weight", "positive", "negative"):
-            fields[name] = (fields[name] / trajectories).astype(np.float32)
-        chains.append(replace(chain, fields=fields))
+        trajectories = np.maximum(chain.weight, 1)
+        shares = {name: getattr(chain, name) / trajectories for name in ("weight", "positive", "negative")}
+        chains.append(replace(chain, **shares))
     return chains
 
 
-def attended_pairs(batches: Sequence[MicroBatch]) -> int:
+def attended_pairs(batches: Sequence[PackedBatch]) -> int:
     """Pairs of tokens of which one attends to the other."""
-    return sum(int((batch.packed.depth + 1).sum()) for batch in batches)
+    return sum(int((batch.depth + 1).sum()) for batch in batches)
 
 
 def model_flops(architecture: Architecture, tokens: int, attended: int) -> float:

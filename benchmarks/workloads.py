@@ -24,6 +24,7 @@ from nemo_ibtpo.config.schema import (
     VLLMEngineConfig,
 )
 from nemo_ibtpo.tree.branching import BranchingStrategy, make_strategy
+from nemo_ibtpo.tree.packing import IntArray, PackedBatch
 from nemo_ibtpo.tree.tree import Step, Tree
 
 _CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -103,6 +104,17 @@ def grow_tree(
             grown += 1
         round += 1
     return tree
+
+
+def paths(batch: PackedBatch) -> list[IntArray]:
+    """Storage indices of the tokens on each root-to-leaf path of packed trees; a path taken twice appears once."""
+    found = []
+    for last in np.flatnonzero(batch.subtree_end == np.arange(len(batch)) + 1):  # nothing follows it on its path
+        path = [int(last)]
+        while (before := int(batch.predecessor[path[-1]])) >= 0:
+            path.append(before)
+        found.append(np.array(path[::-1]))
+    return found
 
 
 def _steps(length: int, step_tokens: int, rng: np.random.Generator, vocab_size: int) -> list[Step]:

@@ -23,8 +23,7 @@ from torch import Tensor
 
 from nemo_ibtpo.algorithms.advantages import Advantages, compute_advantages, per_node
 from nemo_ibtpo.algorithms.checkpointing import ACCURACY, Checkpointer, StoppedError
-from nemo_ibtpo.algorithms.credit import NodeCredit, credit_nodes, token_targets
-from nemo_ibtpo.algorithms.losses import clipped_tree_loss
+from nemo_ibtpo.algorithms.credit import credit_nodes
 from nemo_ibtpo.algorithms.metrics import (
     advantage_metrics,
     engine_metrics,
@@ -33,7 +32,7 @@ from nemo_ibtpo.algorithms.metrics import (
     sampling_metrics,
     update_metrics,
 )
-from nemo_ibtpo.algorithms.mismatch import Mismatch, importance_weights, measure, refuse_mismatch, total
+from nemo_ibtpo.algorithms.mismatch import Mismatch, importance_weighted, measure, refuse_mismatch, total
 from nemo_ibtpo.algorithms.probe import probe_metrics, probe_strategy
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.data.loader import PromptLoader
@@ -41,7 +40,9 @@ from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.evaluation.evaluator import evaluate
 from nemo_ibtpo.evaluation.result import merge
 from nemo_ibtpo.inspection.keeping import TreeKeeper
-from nemo_ibtpo.megatron.actor import Fields, MegatronActor
+from nemo_ibtpo.losses import ClippedLoss, LossInputs, LossOutput
+from nemo_ibtpo.losses.advantage_entropy import advantage_entropy_term
+from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.collectives import Dealing, gather_from_all
 from nemo_ibtpo.reporting.metrics import MetricsWriter
 from nemo_ibtpo.reporting.progress import Phase, RunConsole
@@ -49,8 +50,8 @@ from nemo_ibtpo.rewards.pool import VerifierPool
 from nemo_ibtpo.rollout.engine import RolloutEngine, SamplingParams
 from nemo_ibtpo.tree.branching import BranchingStrategy
 from nemo_ibtpo.tree.growth import GrowthProgress, GrowthTask, grow
-from nemo_ibtpo.tree.microbatches import MicroBatch, Schedule, schedule
-from nemo_ibtpo.tree.packing import pack_trees
+from nemo_ibtpo.tree.microbatches import Schedule, pack_microbatches, schedule
+from nemo_ibtpo.tree.packing import PackedBatch, layout
 from nemo_ibtpo.tree.steps import Splitter
 from nemo_ibtpo.tree.tree import Tree
 
@@ -67,7 +68,7 @@ class Update:
     """
 
     plan: Schedule
-    batches: list[MicroBatch]
+    batches: list[PackedBatch]
     denominator: float
     mismatch: Mismatch
 
@@ -190,38 +191,36 @@ class IBTPOTrainer:
         kept = [(tree, credit) for tree, credit in zip(trees, credits, strict=True) if credit.denominator > 0]
         if not kept:
             return None
+        kept_trees, kept_credits = zip(*kept, strict=True)
         plan = schedule(
-            [_as_microbatch(tree, credit) for tree, credit in kept],
+            map(layout, kept_trees),
             max_tokens=config.actor.max_tokens_per_microbatch,
             num_ranks=self.actor.data_parallel_size,
             multiple_of=self.actor.microbatch_multiple,
         )
-        batches = self._with_logprobs(plan.ranks[self.actor.data_parallel_rank])
+        mine = plan.ranks[self.actor.data_parallel_rank]
+        batches = self._with_logprobs(pack_microbatches(mine, kept_trees, kept_credits))
         mismatch = total(gather_from_all(measure(batches, config.loss.tis_cap)))
         refuse_mismatch(mismatch, config.loss.max_token_mult_prob_error)
-        return Update(plan, batches, sum(credit.denominator for _, credit in kept), mismatch)
+        if cap := config.loss.tis_cap:
+            batches = [importance_weighted(batch, cap) for batch in batches]
+        return Update(plan, batches, sum(credit.denominator for credit in kept_credits), mismatch)
 
     def update(self, update: Update) -> dict[str, float]:
         """One optimizer step."""
 
-        def loss(logprobs: Tensor, entropies: Tensor, fields: Fields) -> tuple[Tensor, dict[str, Tensor]]:
-            return clipped_tree_loss(
-                logprobs,
-                entropies,
-                fields["old_logprobs"],
-                fields.get("reference_logprobs"),
-                importance_T=fields.get("importance"),
-                weight_T=fields["weight"],
-                positive_T=fields["positive"],
-                negative_T=fields["negative"],
-                denominator=update.denominator,
-                config=self.config.loss,
-                advantage_entropy_coef=self.config.advantage.entropy_coef,
-            )
+        clipped, coef = ClippedLoss(self.config.loss), self.config.advantage.entropy_coef
+
+        def loss(inputs: LossInputs) -> LossOutput:
+            value, sums = clipped(inputs)
+            if coef:
+                term, own = advantage_entropy_term(inputs, coef)
+                return value + term, sums | own
+            return value, sums
 
         self.actor.prepare_for_training()
         with self._phase("train", len(update.batches), "micro-batches"):
-            sums = self.actor.train_step(update.batches, loss)
+            sums = self.actor.train_step(update.batches, loss, update.denominator)
         self.actor.finish_training()
         return update_metrics(sums, update.plan)
 
@@ -289,25 +288,18 @@ class IBTPOTrainer:
                 on_progress=_advance(phase),
             )
 
-    def _with_logprobs(self, batches: Sequence[MicroBatch]) -> list[MicroBatch]:
+    def _with_logprobs(self, batches: Sequence[PackedBatch]) -> list[PackedBatch]:
         """The micro-batches with the log-probabilities of the policies that the loss compares with."""
         self.actor.prepare_for_inference()
         with self._phase("logprobs", len(batches), "micro-batches"):
-            added = {"old_logprobs": self.actor.logprobs(batches)}
+            old = self.actor.logprobs(batches)
+        batches = [replace(batch, old_logprobs=own) for batch, own in zip(batches, old, strict=True)]
         if self.config.loss.kl_coef:
             with self._phase("reference_logprobs", len(batches), "micro-batches"):
-                added["reference_logprobs"] = self.actor.reference_logprobs(batches)
+                reference = self.actor.reference_logprobs(batches)
+            batches = [replace(b, reference_logprobs=own) for b, own in zip(batches, reference, strict=True)]
         self.actor.finish_inference()
-        with_logprobs = [
-            replace(batch, fields={**batch.fields, **{name: values[i] for name, values in added.items()}})
-            for i, batch in enumerate(batches)
-        ]
-        if not (cap := self.config.loss.tis_cap):
-            return with_logprobs
-        return [
-            replace(batch, fields={**batch.fields, "importance": importance_weights(batch, cap)})
-            for batch in with_logprobs
-        ]
+        return batches
 
     @contextmanager
     def _phase(self, name: str, total: int, unit: str) -> Iterator[Phase]:
@@ -373,17 +365,3 @@ def _groups(trees: Sequence[Tree], size: int) -> Iterator[Sequence[Tree]]:
 def _step_seed(seed: int, step: int) -> int:
     # Steps of a run and runs with other seeds get other rollouts.
     return (seed << 32) + step
-
-
-def _as_microbatch(tree: Tree, credit: NodeCredit) -> MicroBatch:
-    packed = pack_trees([tree])
-    targets = token_targets([credit], packed)
-    return MicroBatch(
-        packed,
-        {
-            "weight": targets.weight,
-            "positive": targets.positive,
-            "negative": targets.negative,
-            "behaviour_logprobs": packed.behaviour_logprobs,
-        },
-    )

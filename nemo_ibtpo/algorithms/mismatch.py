@@ -15,13 +15,13 @@ before the first update of the step, so that the weights are constants and need 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.tree.microbatches import MicroBatch
-from nemo_ibtpo.tree.packing import FloatArray
+from nemo_ibtpo.tree.packing import PackedBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,8 @@ def total(parts: Iterable[Mismatch]) -> Mismatch:
     return sum(parts, Mismatch())
 
 
-def measure(batches: Sequence[MicroBatch], cap: float) -> Mismatch:
-    """Of the tokens in the loss of micro-batches with the fields ``old_logprobs`` and ``behaviour_logprobs``.
+def measure(batches: Sequence[PackedBatch], cap: float) -> Mismatch:
+    """Of the tokens in the loss of micro-batches whose ``old_logprobs`` are known.
 
     Args:
         batches: perhaps without a token in the loss.
@@ -83,8 +83,8 @@ def measure(batches: Sequence[MicroBatch], cap: float) -> Mismatch:
     return total(_measure(batch, cap) for batch in batches)
 
 
-def _measure(batch: MicroBatch, cap: float) -> Mismatch:
-    d = _difference(batch)[batch.packed.loss_mask]
+def _measure(batch: PackedBatch, cap: float) -> Mismatch:
+    d = _difference(batch)[batch.in_loss]
     if len(d) == 0:
         return Mismatch()
     with np.errstate(over="ignore", invalid="ignore"):
@@ -99,15 +99,16 @@ def _measure(batch: MicroBatch, cap: float) -> Mismatch:
         )
 
 
-def importance_weights(batch: MicroBatch, cap: float) -> FloatArray:
-    """min(exp(d), cap) of every token, 1 for those outside the loss; [T]."""
-    d = np.where(batch.packed.loss_mask, _difference(batch), 0.0)
-    return np.exp(np.minimum(d, np.log(cap))).astype(np.float32)
+def importance_weighted(batch: PackedBatch, cap: float) -> PackedBatch:
+    """The batch with what an advantage multiplies weighted by min(exp(d), cap) in every token of the loss."""
+    d = np.where(batch.in_loss, _difference(batch), 0.0)
+    importance = np.exp(np.minimum(d, np.log(cap))).astype(np.float32)
+    return replace(batch, positive=importance * batch.positive, negative=importance * batch.negative)
 
 
-def _difference(batch: MicroBatch) -> np.ndarray:
-    difference: np.ndarray = batch.fields["old_logprobs"].astype(np.float64) - batch.fields["behaviour_logprobs"]
-    return difference
+def _difference(batch: PackedBatch) -> NDArray[np.float64]:
+    assert batch.old_logprobs is not None
+    return batch.old_logprobs.astype(np.float64) - batch.behaviour_logprobs
 
 
 def refuse_mismatch(mismatch: Mismatch, limit: float) -> None:

@@ -22,8 +22,7 @@ from nemo_ibtpo.megatron import parallel
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import Architecture, load_architecture
 from nemo_ibtpo.megatron.weights import rules
-from nemo_ibtpo.tree.microbatches import MicroBatch
-from nemo_ibtpo.tree.packing import pack_trees
+from nemo_ibtpo.tree.packing import pack_tree
 from nemo_ibtpo.tree.tree import ROOT, Tree
 
 _SAMPLE_TOKENS = 64
@@ -88,7 +87,7 @@ def _megatron_logits(
         actor.load_weights(checkpoint, round_to=dtype)
         tree = Tree("sample", tokens[:1].tolist())
         tree.insert(ROOT, [(tokens[1:].tolist(), [0.0] * (len(tokens) - 1))], "eos", round=0)
-        return actor.logits([MicroBatch(pack_trees([tree]), {})])[0]
+        return actor.logits([pack_tree(tree)])[0]
     finally:
         parallel.shutdown()
 

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import ActorConfig, OptimizerConfig
+from nemo_ibtpo.losses import Loss
 from nemo_ibtpo.megatron import checkpoint
 from nemo_ibtpo.megatron.architecture import Architecture
 from nemo_ibtpo.megatron.host_copies import HostCopies
@@ -43,18 +44,12 @@ from nemo_ibtpo.megatron.optimization import build_optimizer
 from nemo_ibtpo.megatron.parallel import ParallelContext
 from nemo_ibtpo.megatron.tree_attention import attention_kernel
 from nemo_ibtpo.megatron.weights import WeightExporter, load_weights
-from nemo_ibtpo.tree.microbatches import MicroBatch
-from nemo_ibtpo.tree.packing import FloatArray
+from nemo_ibtpo.tree.packing import FloatArray, PackedBatch
 
 # Which of the two Megatron does, read off what it calls: no version number says it.
 _AUX_LOSS_COUNTS_GROUP = "tp_cp_group" in TopKRouter.attach_and_log_load_balancing_loss.__code__.co_names
 
 REFERENCE = "reference"
-
-Fields = Mapping[str, Tensor]
-# (log-probs [N], entropies [N], the micro-batch's fields [N]) of the N tokens in the loss
-# -> (loss, already over the global denominator; sums to report).
-LossFunction = Callable[[Tensor, Tensor, Fields], tuple[Tensor, dict[str, Tensor]]]
 
 
 class MegatronActor:
@@ -152,7 +147,7 @@ class MegatronActor:
         self._release_cache()
 
     @torch.no_grad()
-    def logprobs(self, batches: Sequence[MicroBatch]) -> list[FloatArray]:
+    def logprobs(self, batches: Sequence[PackedBatch]) -> list[FloatArray]:
         """Log-probabilities (nats, at the sampling temperature) of every token in the loss.
 
         Args:
@@ -174,7 +169,7 @@ class MegatronActor:
             return [row.cpu().numpy()[: len(batch)] for row, batch in zip(rows, batches, strict=True)]
 
     @torch.no_grad()
-    def logits(self, batches: Sequence[MicroBatch]) -> list[FloatArray]:
+    def logits(self, batches: Sequence[PackedBatch]) -> list[FloatArray]:
         """Logits [T, vocab_size] float32 of each micro-batch, on every rank; to verify weights, not to train."""
         group = parallel_state.get_tensor_model_parallel_group()
 
@@ -189,20 +184,21 @@ class MegatronActor:
             rows = [self._from_last_stage(results, i, (self._padded_length(b), vocab)) for i, b in enumerate(batches)]
             return [row.cpu().numpy()[: len(batch)] for row, batch in zip(rows, batches, strict=True)]
 
-    def reference_logprobs(self, batches: Sequence[MicroBatch]) -> list[FloatArray]:
+    def reference_logprobs(self, batches: Sequence[PackedBatch]) -> list[FloatArray]:
         """:meth:`logprobs` under the frozen reference policy."""
         with self._copies.swapped_in(REFERENCE):
             return self.logprobs(batches)
 
-    def train_step(self, batches: Sequence[MicroBatch], loss_function: LossFunction) -> dict[str, float]:
+    def train_step(self, batches: Sequence[PackedBatch], loss: Loss, denominator: float) -> dict[str, float]:
         """One optimizer step.
 
         Args:
-            batches: this data-parallel rank's micro-batches; all ranks have equally many.
-            loss_function: the loss of a micro-batch's tokens, over the global denominator.
+            batches: this data-parallel rank's micro-batches with their ``old_logprobs``; all ranks have equally many.
+            loss: of a micro-batch's tokens.
+            denominator: what it is divided by, over all ranks and micro-batches.
 
         Returns:
-            The sums that the loss function reports, over all micro-batches and ranks, and ``loss``,
+            The sums that the loss reports, over all micro-batches and ranks, and ``loss``,
             ``grad_norm`` and ``lr``; the same on every rank.
 
         Raises:
@@ -210,12 +206,12 @@ class MegatronActor:
         """
 
         def to_loss(logits_TV: Tensor, inputs: ModelInputs) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-            loss, sums = loss_function(*self._logprobs(logits_TV, inputs), inputs.fields)
+            value, sums = loss(inputs.for_loss(*self._logprobs(logits_TV, inputs), denominator))
             if len(inputs.in_loss) == 0:
                 # A micro-batch without a token in the loss still takes part in the backward pass.
-                loss = loss + 0.0 * logits_TV.sum()
-            report = {name: value.detach() for name, value in sums.items()} | {"loss": loss.detach()}
-            return loss, torch.zeros((), dtype=torch.int), report
+                value = value + 0.0 * logits_TV.sum()
+            report = {name: own.detach() for name, own in sums.items()} | {"loss": value.detach()}
+            return value, torch.zeros((), dtype=torch.int), report
 
         with self._context.scope():
             for chunk in self._chunks:
@@ -295,7 +291,7 @@ class MegatronActor:
         if self._context.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _weigh_aux_loss(self, batches: Sequence[MicroBatch]) -> None:
+    def _weigh_aux_loss(self, batches: Sequence[PackedBatch]) -> None:
         """Set the coefficient of the experts' load-balancing loss for one optimizer step.
 
         Under ``calculate_per_token_loss`` Megatron multiplies the loss of a micro-batch by the tokens that a rank
@@ -314,7 +310,7 @@ class MegatronActor:
         dist.all_reduce(tokens, group=parallel_state.get_data_parallel_group())
         self._config.moe_aux_loss_coeff = coefficient / float(tokens)
 
-    def _run(self, batches: Sequence[MicroBatch], post_process: Any, *, forward_only: bool) -> list[Any]:
+    def _run(self, batches: Sequence[PackedBatch], post_process: Any, *, forward_only: bool) -> list[Any]:
         """Run Megatron's schedule; what the post-processor returned on the last stage, nothing elsewhere."""
         inputs = (ModelInputs(batch, self._length_multiple, self._context.device) for batch in batches)
         results: list[Any] = get_forward_backward_func()(
@@ -358,7 +354,7 @@ class MegatronActor:
             group=parallel_state.get_tensor_model_parallel_group(),
         )
 
-    def _padded_length(self, batch: MicroBatch) -> int:
+    def _padded_length(self, batch: PackedBatch) -> int:
         return padded_length(len(batch), self._length_multiple)
 
     def _from_last_stage(self, results: Sequence[Tensor], index: int, shape: tuple[int, ...]) -> Tensor:

@@ -1,13 +1,17 @@
-"""A micro-batch as the model takes it in."""
+"""A micro-batch as the model and the loss take it in."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from nemo_ibtpo.losses import LossInputs
 from nemo_ibtpo.megatron.tree_attention import TreeSequence
-from nemo_ibtpo.tree.microbatches import MicroBatch
+from nemo_ibtpo.tree.packing import FloatArray, PackedBatch
 
 
 def padded_length(length: int, multiple: int) -> int:
@@ -22,24 +26,44 @@ class ModelInputs:
         tokens, depth: [T_padded].
         predecessor: [T].
         in_loss: [N] storage indices of the tokens whose loss is computed.
-        fields: the micro-batch's fields at those tokens, [N] each.
         sequence: the tree's shape, for the attention.
     """
 
-    def __init__(self, batch: MicroBatch, multiple: int, device: torch.device) -> None:
-        packed = batch.packed
-        padding = padded_length(len(packed), multiple) - len(packed)
-        alone = np.arange(len(packed), len(packed) + padding) + 1
-
-        def to_device(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(array).to(device)
-
-        self.tokens = to_device(np.pad(packed.tokens, (0, padding)))
-        self.depth = to_device(np.pad(packed.depth, (0, padding)))
-        self.predecessor = to_device(packed.predecessor)
+    def __init__(self, batch: PackedBatch, multiple: int, device: torch.device) -> None:
+        padding = padded_length(len(batch), multiple) - len(batch)
+        alone = np.arange(len(batch), len(batch) + padding) + 1
+        self._batch, self._device = batch, device
+        self.tokens = self._to_device(np.pad(batch.tokens, (0, padding)))
+        self.depth = self._to_device(np.pad(batch.depth, (0, padding)))
+        self.predecessor = self._to_device(batch.predecessor)
         self.sequence = TreeSequence(
-            qkv_format="sbhd", subtree_end=to_device(np.concatenate((packed.subtree_end, alone)))
+            qkv_format="sbhd", subtree_end=self._to_device(np.concatenate((batch.subtree_end, alone)))
         )
-        in_loss = np.flatnonzero(packed.loss_mask)
-        self.in_loss = to_device(in_loss)
-        self.fields = {name: to_device(values[in_loss]) for name, values in batch.fields.items()}
+        self.in_loss = self._to_device(np.flatnonzero(batch.in_loss))
+
+    def for_loss(self, logprobs_N: Tensor, entropies_N: Tensor, denominator: float) -> LossInputs:
+        """What the loss sees, from what the model made of the tokens in the loss.
+
+        Raises:
+            ValueError: the log-probabilities of the old policy are not known.
+        """
+        batch = self._batch
+        if batch.old_logprobs is None:
+            raise ValueError("a batch without old_logprobs cannot be trained on; call actor.logprobs first")
+
+        def in_loss(values_T: FloatArray) -> Tensor:
+            return self._to_device(values_T[batch.in_loss])
+
+        return LossInputs(
+            logprobs=logprobs_N,
+            entropies=entropies_N,
+            old_logprobs=in_loss(batch.old_logprobs),
+            reference_logprobs=None if batch.reference_logprobs is None else in_loss(batch.reference_logprobs),
+            weight=in_loss(batch.weight),
+            positive=in_loss(batch.positive),
+            negative=in_loss(batch.negative),
+            denominator=denominator,
+        )
+
+    def _to_device(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self._device)

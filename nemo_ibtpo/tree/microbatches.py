@@ -1,6 +1,7 @@
-"""From the trees of an optimizer step to micro-batches: which rank computes which tokens, in which pass.
+"""From the trees of an update to micro-batches: which rank computes which tokens, in which pass.
 
-Pure Python and numpy, the same on every rank. Invariants (asserted by ``tests/unit/tree/test_microbatches.py``):
+Planning needs the layout of every tree and no token, so all ranks make the same plan, and each then packs only what
+it trains. Invariants (asserted by ``tests/unit/tree/test_microbatches.py``):
 
 - Every sampled token is in the loss of exactly one micro-batch; a prompt token is in none.
 - No micro-batch holds more than ``max_tokens`` tokens.
@@ -15,28 +16,31 @@ largest first, to the least loaded rank, and there into the first micro-batch wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from nemo_ibtpo.tree.packing import FloatArray, IntArray, PackedTrees, concat
+from nemo_ibtpo.tree.packing import Credit, IntArray, Layout, PackedBatch, concat, pack_tree, take
+from nemo_ibtpo.tree.tree import Tree
 
 
 @dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """Tokens of one forward and backward pass.
+class Piece:
+    """A tree, or a part of it, that one pass computes.
 
     Attributes:
-        packed: the trees or pieces of trees; ``loss_mask`` is True for tokens whose loss is computed here.
-        fields: further values per token, [T] each, such as advantages and log-probabilities.
+        tree: index of the tree among those that were scheduled.
+        start, end: storage range of the tokens in the loss.
+        tokens: what the pass holds: the range and the ancestors of its first token.
+        pairs: pairs of these tokens of which one attends to the other, each token to itself included.
     """
 
-    packed: PackedTrees
-    fields: Mapping[str, FloatArray]
-
-    def __len__(self) -> int:
-        return len(self.packed)
+    tree: int
+    start: int
+    end: int
+    tokens: int
+    pairs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,78 +48,59 @@ class Schedule:
     """Micro-batches of all data-parallel ranks.
 
     Attributes:
-        ranks: micro-batches of each rank, equally many.
+        ranks: of each rank its micro-batches, equally many, as the pieces they hold.
         balance: mean over largest cost of the ranks, 1 when all have the same.
         fill: tokens in all micro-batches over ``max_tokens`` times their number.
     """
 
-    ranks: list[list[MicroBatch]]
+    ranks: list[list[list[Piece]]]
     balance: float
     fill: float
 
 
-def take(batch: MicroBatch, index: IntArray, in_loss: IntArray) -> MicroBatch:
-    """The tokens at ``index`` as a packed sequence of their own.
-
-    Args:
-        index: increasing storage indices; with a token it holds all of the token's ancestors.
-        in_loss: the part of ``index`` that stays in the loss.
-    """
-    old = batch.packed
-    chosen = {field.name: getattr(old, field.name)[index] for field in fields(old)}
-    # Where each old index lies in the new sequence, or would lie if it were there.
-    position = np.searchsorted(index, np.arange(len(old) + 1))
-    chosen["subtree_end"] = position[chosen["subtree_end"]]
-    has_predecessor = chosen["predecessor"] >= 0
-    chosen["predecessor"] = np.where(has_predecessor, position[chosen["predecessor"]], -1)
-    chosen["loss_mask"] = chosen["loss_mask"] & np.isin(index, in_loss)
-    return MicroBatch(PackedTrees(**chosen), {name: values[index] for name, values in batch.fields.items()})
-
-
-def cut(batch: MicroBatch, max_tokens: int) -> list[MicroBatch]:
-    """Cut one tree into pieces of at most ``max_tokens`` tokens; a tree that fits is returned as it is.
+def cut(tree: int, laid: Layout | PackedBatch, max_tokens: int) -> list[Piece]:
+    """Cut one tree into pieces of at most ``max_tokens`` tokens; a tree that fits is one piece.
 
     Raises:
         ValueError: a path is longer than ``max_tokens``, so that no cut can help.
     """
-    packed, pieces, start = batch.packed, [], 0
-    if len(packed) <= max_tokens:
-        return [batch]
-    if (longest := int(packed.depth.max()) + 1) > max_tokens:
+    pieces, start = [], 0
+    if len(laid) > max_tokens and (longest := int(laid.depth.max()) + 1) > max_tokens:
         raise ValueError(
             f"a trajectory of {longest} tokens, prompt included, does not fit into a micro-batch of {max_tokens}; "
             f"set actor.max_tokens_per_microbatch to at least {longest}"
         )
-    while start < len(packed):
-        ancestors = np.flatnonzero(packed.subtree_end[:start] > start)
-        end = min(start + max_tokens - len(ancestors), len(packed))
-        if end < len(packed):
+    while start < len(laid):
+        ancestors = _ancestors(laid, start)
+        end = min(start + max_tokens - len(ancestors), len(laid))
+        if end < len(laid):
             # Of the later half of the places to cut, take the one that repeats the fewest ancestors.
             first = start + (end - start + 1) // 2
-            end = first + int(np.argmin(packed.depth[first : end + 1]))
-        body = np.arange(start, end)
-        pieces.append(take(batch, np.concatenate((ancestors, body)), body))
+            end = first + int(np.argmin(laid.depth[first : end + 1]))
+        tokens = len(ancestors) + end - start
+        pairs = int(laid.depth[ancestors].sum() + laid.depth[start:end].sum()) + tokens
+        pieces.append(Piece(tree, start, end, tokens, pairs))
         start = end
     return pieces
 
 
-def cost(packed: PackedTrees, attention_weight: float) -> float:
-    """Tokens plus ``attention_weight`` times the pairs that attend to each other."""
-    return len(packed) + attention_weight * float(packed.depth.sum() + len(packed))
+def _ancestors(laid: Layout | PackedBatch, token: int) -> IntArray:
+    """Storage indices of the tokens before ``token`` on its path."""
+    return np.flatnonzero(laid.subtree_end[:token] > token)
 
 
 def schedule(
-    trees: Sequence[MicroBatch],
+    layouts: Iterable[Layout | PackedBatch],
     *,
     max_tokens: int,
     num_ranks: int,
     multiple_of: int = 1,
     attention_weight: float = 0.0,
 ) -> Schedule:
-    """Distribute single trees over ranks and micro-batches.
+    """Distribute trees over ranks and micro-batches.
 
     Args:
-        trees: one tree each, with the values that its tokens carry.
+        layouts: of the trees.
         max_tokens: most tokens of a micro-batch.
         num_ranks: data-parallel ranks.
         multiple_of: what the number of micro-batches of a rank must be a multiple of.
@@ -124,30 +109,29 @@ def schedule(
     Raises:
         ValueError: there is no tree, or a trajectory is longer than ``max_tokens``.
     """
-    if not trees:
+    pieces = [piece for tree, laid in enumerate(layouts) for piece in cut(tree, laid, max_tokens)]
+    if not pieces:
         raise ValueError("no tree to schedule: every group was dropped")
-    pieces = [piece for tree in trees for piece in cut(tree, max_tokens)]
-    costs = [cost(piece.packed, attention_weight) for piece in pieces]
+    costs = [piece.tokens + attention_weight * piece.pairs for piece in pieces]
     loads = [0.0] * num_ranks
-    bins: list[list[list[MicroBatch]]] = [[] for _ in range(num_ranks)]
+    ranks: list[list[list[Piece]]] = [[] for _ in range(num_ranks)]
     for i in sorted(range(len(pieces)), key=lambda i: -costs[i]):
         rank = loads.index(min(loads))
         loads[rank] += costs[i]
-        room = (b for b in bins[rank] if sum(map(len, b)) + len(pieces[i]) <= max_tokens)
+        room = (own for own in ranks[rank] if _tokens(own) + pieces[i].tokens <= max_tokens)
         home = next(room, None)
         if home is None:
-            bins[rank].append([pieces[i]])
+            ranks[rank].append([pieces[i]])
         else:
             home.append(pieces[i])
-    passes = -(-max(map(len, bins)) // multiple_of) * multiple_of
-    for own in bins:
+    passes = -(-max(map(len, ranks)) // multiple_of) * multiple_of
+    # The first token of a prompt is in no loss. An empty pass would leave the other ranks waiting.
+    idle = Piece(tree=0, start=0, end=1, tokens=1, pairs=1)
+    for own in ranks:
         while len(own) < passes:
             crowded = max(own, key=len, default=[])
-            # A rank with fewer passes spreads its pieces; with nothing left to spread it repeats a piece
-            # outside the loss, because an empty pass would leave the others waiting.
-            own.append([crowded.pop()] if len(crowded) > 1 else [_idle(pieces[0])])
-    ranks = [[_merge(group) for group in own] for own in bins]
-    total = sum(len(batch) for own in ranks for batch in own)
+            own.append([crowded.pop()] if len(crowded) > 1 else [idle])
+    total = sum(_tokens(microbatch) for own in ranks for microbatch in own)
     return Schedule(
         ranks=ranks,
         balance=sum(loads) / num_ranks / max(loads),
@@ -155,13 +139,31 @@ def schedule(
     )
 
 
-def _idle(batch: MicroBatch) -> MicroBatch:
-    """The first token alone, outside the loss."""
-    return take(batch, np.array([0]), np.array([], dtype=np.int64))
+def _tokens(pieces: Sequence[Piece]) -> int:
+    return sum(piece.tokens for piece in pieces)
 
 
-def _merge(batches: Sequence[MicroBatch]) -> MicroBatch:
-    return MicroBatch(
-        concat([batch.packed for batch in batches]),
-        {name: np.concatenate([batch.fields[name] for batch in batches]) for name in batches[0].fields},
-    )
+def pack_microbatches(
+    microbatches: Sequence[Sequence[Piece]], trees: Sequence[Tree], credits: Sequence[Credit]
+) -> list[PackedBatch]:
+    """Pack the micro-batches of one rank; no other tree is packed.
+
+    Args:
+        microbatches: of this rank, from a schedule.
+        trees, credits: those that were scheduled, in that order.
+    """
+    needed = {piece.tree for pieces in microbatches for piece in pieces}
+    packed = {index: pack_tree(trees[index], credits[index]) for index in needed}
+    return [assemble(pieces, packed) for pieces in microbatches]
+
+
+def assemble(pieces: Sequence[Piece], packed: Mapping[int, PackedBatch]) -> PackedBatch:
+    """One micro-batch from its pieces and the packed trees that they are of."""
+    return concat([_cut_out(piece, packed[piece.tree]) for piece in pieces])
+
+
+def _cut_out(piece: Piece, tree: PackedBatch) -> PackedBatch:
+    if piece.tokens == len(tree):
+        return tree
+    body = np.arange(piece.start, piece.end)
+    return take(tree, np.concatenate((_ancestors(tree, piece.start), body)), body)

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nemo_ibtpo.tree.tree import ROOT, Tree
+from nemo_ibtpo.tree.tree import FloatArray as Float64Array
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
@@ -30,62 +31,92 @@ BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class PackedTrees:
-    """Trees packed for one forward pass. Every array has one entry a token, T in all.
+class Credit:
+    """What the tokens of each step of one tree weigh in the loss; [N] each, of which the root's entry is not used.
+
+    A token that several trajectories share is trained once, with sums over these trajectories. Let u_i be what each
+    token of trajectory i weighs and A_i its advantage at that step.
 
     Attributes:
-        tokens: token ids.
+        weight: sum of u_i.
+        positive: sum of u_i * max(A_i, 0).
+        negative: sum of u_i * max(-A_i, 0).
+        denominator: the tree's share of what the loss of an update is divided by; 0 if the tree is left out.
+    """
+
+    weight: Float64Array
+    positive: Float64Array
+    negative: Float64Array
+    denominator: float
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the tokens of one tree lie; [T] each, see the module. Needs no token, so planning with it is cheap.
+
+    Attributes:
+        node: index of the token's step in ``Tree.nodes``.
         depth: index of the token on its own path, 0 for the first prompt token.
         predecessor: storage index of the token before it on its path, -1 for the first prompt token.
         subtree_end: exclusive end of the token's subtree; ``t < subtree_end[t] <= T``. Inside a step every
             token has the same end, because the rest of the step follows it on each of its paths.
-        n_paths: trajectories through the token, a leaf counted once per draw that ended in it.
-        node: row of the token's node in per-node arrays of all packed trees, numbered tree after tree in the
-            order of ``Tree.nodes`` (root included), so that ``per_node[node]`` spreads them over tokens.
-        tree: index of the token's tree among the packed ones.
+    """
+
+    node: IntArray
+    depth: IntArray
+    predecessor: IntArray
+    subtree_end: IntArray
+
+    def __len__(self) -> int:
+        return len(self.node)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """Trees, or pieces of trees, packed for one forward and backward pass. [T] each.
+
+    Attributes:
+        tokens: token ids.
+        depth, predecessor, subtree_end: see :class:`Layout`.
+        sampled: True for sampled tokens, False for prompt tokens.
+        in_loss: True for tokens whose loss is computed here: the sampled ones but those that a piece of a tree
+            repeats because others of its tokens attend to them.
         behaviour_logprobs: log-probability (nats) under the policy that sampled the token, 0 in the prompt.
-        loss_mask: True for sampled tokens, False for prompt tokens.
+        weight, positive, negative: the :class:`Credit` of the token's step, 0 in the prompt.
+        old_logprobs: log-probability (nats) under the policy before the update; None until it has been computed.
+        reference_logprobs: under the reference policy; None until it has been computed, or without a KL term.
     """
 
     tokens: IntArray
     depth: IntArray
     predecessor: IntArray
     subtree_end: IntArray
-    n_paths: IntArray
-    node: IntArray
-    tree: IntArray
+    sampled: BoolArray
+    in_loss: BoolArray
     behaviour_logprobs: FloatArray
-    loss_mask: BoolArray
+    weight: FloatArray
+    positive: FloatArray
+    negative: FloatArray
+    old_logprobs: FloatArray | None = None
+    reference_logprobs: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __post_init__(self) -> None:
-        shapes = {field.name: getattr(self, field.name).shape for field in fields(self)}
+        shapes = {name: values.shape for name, values in _arrays(self).items()}
         if len(set(shapes.values())) != 1 or len(self.tokens.shape) != 1:
             raise ValueError(f"packed arrays must all have the one shape [T]; they have {shapes}")
 
-    @property
-    def num_trees(self) -> int:
-        """Trees in the sequence."""
-        return int(self.tree[-1]) + 1
 
-    @property
-    def num_nodes(self) -> int:
-        """Rows of a per-node array of all packed trees, roots included."""
-        return int(self.node.max()) + 1  # no node is empty, so the last one has a token
+def _arrays(batch: PackedBatch) -> dict[str, NDArray[Any]]:
+    """The arrays that are there, by name."""
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def pack_trees(trees: Sequence[Tree]) -> PackedTrees:
-    """Lay trees one after another, each depth-first with children oldest first.
-
-    Raises:
-        ValueError: there is no tree.
-    """
-    return concat([_pack_tree(tree) for tree in trees])
-
-
-def _pack_tree(tree: Tree) -> PackedTrees:
+def layout(tree: Tree) -> Layout:
+    """Lay a tree out depth-first, children oldest first."""
     order = _depth_first(tree)
     lengths_N = np.array([len(node.tokens) for node in tree.nodes])
     parent_N = np.array([node.parent for node in tree.nodes])
@@ -106,21 +137,48 @@ def _pack_tree(tree: Tree) -> PackedTrees:
     node_T = np.repeat(order, lengths_N[order])
     position_T = np.arange(len(node_T))
     offset_T = position_T - start_N[node_T]
-    sampled_T = node_T != ROOT
-    return PackedTrees(
-        tokens=_flatten((tree.nodes[i].tokens for i in order), np.int64, len(node_T)),
+    return Layout(
+        node=node_T,
         depth=depth_N[node_T] + offset_T,
         predecessor=np.where(offset_T == 0, before_N[node_T], position_T - 1),
         subtree_end=subtree_end_N[node_T],
-        n_paths=tree.n_paths()[node_T],
-        node=node_T,
-        tree=np.zeros_like(node_T),
+    )
+
+
+def pack_tree(tree: Tree, credit: Credit | None = None) -> PackedBatch:
+    """Pack one whole tree, every sampled token in the loss.
+
+    Args:
+        tree: the trajectories of one prompt.
+        credit: what its tokens weigh; None for nothing, where only log-probabilities are wanted.
+
+    Raises:
+        ValueError: the credit belongs to another tree.
+    """
+    zeros_N = np.zeros(len(tree.nodes))
+    credit = credit or Credit(zeros_N, zeros_N, zeros_N, 0.0)
+    if len(credit.weight) != len(tree.nodes):
+        raise ValueError(f"credit for {len(credit.weight)} steps does not fit a tree of {len(tree.nodes)}")
+    laid = layout(tree)
+    order = laid.node[np.flatnonzero(np.diff(laid.node, prepend=-1))]
+    sampled_T = laid.node != ROOT
+
+    def spread(per_node_N: Float64Array) -> FloatArray:
+        return np.where(sampled_T, per_node_N[laid.node], 0).astype(np.float32)
+
+    return PackedBatch(
+        tokens=_flatten((tree.nodes[i].tokens for i in order), np.int64, len(laid)),
+        depth=laid.depth,
+        predecessor=laid.predecessor,
+        subtree_end=laid.subtree_end,
+        sampled=sampled_T,
+        in_loss=sampled_T,
         behaviour_logprobs=_flatten(
-            (tree.nodes[i].logprobs or (0.0,) * len(tree.nodes[i].tokens) for i in order),
-            np.float32,
-            len(node_T),
+            (tree.nodes[i].logprobs or (0.0,) * len(tree.nodes[i].tokens) for i in order), np.float32, len(laid)
         ),
-        loss_mask=sampled_T,
+        weight=spread(credit.weight),
+        positive=spread(credit.positive),
+        negative=spread(credit.negative),
     )
 
 
@@ -136,81 +194,38 @@ def _flatten(rows: Iterable[Sequence[float]], dtype: type[np.generic], count: in
     return np.fromiter(chain.from_iterable(rows), dtype=dtype, count=count)
 
 
-def concat(parts: Sequence[PackedTrees]) -> PackedTrees:
+def take(batch: PackedBatch, index: IntArray, in_loss: IntArray) -> PackedBatch:
+    """The tokens at ``index`` as a packed sequence of their own.
+
+    Args:
+        batch: trees or pieces of trees.
+        index: increasing storage indices; with a token it holds all of the token's ancestors.
+        in_loss: the part of ``index`` that stays in the loss.
+    """
+    chosen = {name: values[index] for name, values in _arrays(batch).items()}
+    # Where each old index lies in the new sequence, or would lie if it were there.
+    position = np.searchsorted(index, np.arange(len(batch) + 1))
+    chosen["subtree_end"] = position[chosen["subtree_end"]]
+    has_predecessor = chosen["predecessor"] >= 0
+    chosen["predecessor"] = np.where(has_predecessor, position[chosen["predecessor"]], -1)
+    chosen["in_loss"] = chosen["in_loss"] & np.isin(index, in_loss)
+    return PackedBatch(**chosen)
+
+
+def concat(parts: Sequence[PackedBatch]) -> PackedBatch:
     """One sequence with the trees of all parts, in order.
 
     Raises:
-        ValueError: there is no part.
+        ValueError: there is no part, or log-probabilities are known for some of them only.
     """
     if not parts:
         raise ValueError("nothing to pack: at least one tree is needed")
     if len(parts) == 1:
         return parts[0]
-    token_offsets = _offsets([len(part) for part in parts])
-    node_offsets = _offsets([part.num_nodes for part in parts])
-    tree_offsets = _offsets([part.num_trees for part in parts])
-    predecessor = [
-        np.where(part.predecessor >= 0, part.predecessor + offset, -1)
-        for part, offset in zip(parts, token_offsets, strict=True)
-    ]
-    return PackedTrees(
-        tokens=np.concatenate([part.tokens for part in parts]),
-        depth=np.concatenate([part.depth for part in parts]),
-        predecessor=np.concatenate(predecessor),
-        subtree_end=np.concatenate([p.subtree_end + o for p, o in zip(parts, token_offsets, strict=True)]),
-        n_paths=np.concatenate([part.n_paths for part in parts]),
-        node=np.concatenate([p.node + o for p, o in zip(parts, node_offsets, strict=True)]),
-        tree=np.concatenate([p.tree + o for p, o in zip(parts, tree_offsets, strict=True)]),
-        behaviour_logprobs=np.concatenate([part.behaviour_logprobs for part in parts]),
-        loss_mask=np.concatenate([part.loss_mask for part in parts]),
-    )
-
-
-def _offsets(sizes: Sequence[int]) -> list[int]:
-    return list(accumulate(sizes, initial=0))[:-1]
-
-
-def tree_slices(packed: PackedTrees) -> list[slice]:
-    """The storage range of each tree, in order."""
-    bounds = np.searchsorted(packed.tree, np.arange(packed.num_trees + 1))
-    return [slice(int(start), int(end)) for start, end in pairwise(bounds)]
-
-
-def split(packed: PackedTrees) -> list[PackedTrees]:
-    """Each tree packed alone, in order: the inverse of :func:`concat`."""
-    parts, first_node = [], 0
-    for piece in tree_slices(packed):
-        local = {field.name: getattr(packed, field.name)[piece] for field in fields(packed)}
-        predecessor = local["predecessor"]
-        local["predecessor"] = np.where(predecessor >= 0, predecessor - piece.start, -1)
-        local["subtree_end"] = local["subtree_end"] - piece.start
-        local["node"] = local["node"] - first_node
-        local["tree"] = np.zeros_like(local["tree"])
-        parts.append(PackedTrees(**local))
-        first_node += parts[-1].num_nodes
-    return parts
-
-
-def ancestor_mask(packed: PackedTrees) -> BoolArray:
-    """Which token (column j) each token (row i) may attend to, itself included; [T, T].
-
-    For tests and for attention on short sequences: it takes T * T bytes.
-    """
-    position_T = np.arange(len(packed))
-    return (position_T <= position_T[:, None]) & (position_T[:, None] < packed.subtree_end)
-
-
-def unpack_paths(packed: PackedTrees) -> list[IntArray]:
-    """Storage indices of the tokens on each root-to-leaf path, in storage order of the leaves.
-
-    A path that several trajectories took appears once; ``packed.n_paths`` of its last token counts them.
-    """
-    position_T = np.arange(len(packed))
-    paths = []
-    for last in np.flatnonzero(packed.subtree_end == position_T + 1):  # nothing follows it on its path
-        path = np.empty(packed.depth[last] + 1, dtype=np.int64)
-        for place in range(len(path) - 1, -1, -1):
-            path[place] = last
-            last = packed.predecessor[last]
-        paths.append(path)
-    return paths
+    arrays = [_arrays(part) for part in parts]
+    if len({frozenset(own) for own in arrays}) != 1:
+        raise ValueError("some parts of a batch have log-probabilities that others lack")
+    for own, offset in zip(arrays, accumulate(map(len, parts), initial=0), strict=False):
+        own["predecessor"] = np.where(own["predecessor"] >= 0, own["predecessor"] + offset, -1)
+        own["subtree_end"] = own["subtree_end"] + offset
+    return PackedBatch(**{name: np.concatenate([own[name] for own in arrays]) for name in arrays[0]})

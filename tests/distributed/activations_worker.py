@@ -24,8 +24,7 @@ from nemo_ibtpo.megatron.parallel import initialize, shutdown
 from nemo_ibtpo.planning import activations
 from nemo_ibtpo.planning.model_shape import shape_of
 from nemo_ibtpo.planning.parameters import Layout
-from nemo_ibtpo.tree.microbatches import MicroBatch
-from nemo_ibtpo.tree.packing import pack_trees
+from nemo_ibtpo.tree.packing import PackedBatch, concat, pack_tree
 from nemo_ibtpo.tree.tree import ROOT, Tree
 
 TOKENS, CHAINS, VOCAB, LAYERS = 1024, 4, 384, 3
@@ -76,7 +75,7 @@ class Alive(TorchDispatchMode):
         self._alive -= self._sizes.pop(key)
 
 
-def make_batch() -> MicroBatch:
+def make_batch() -> PackedBatch:
     rng = np.random.default_rng(0)
     trees = []
     for i in range(CHAINS):
@@ -84,7 +83,8 @@ def make_batch() -> MicroBatch:
         length = TOKENS // CHAINS - 8
         tree.insert(ROOT, [(rng.integers(0, VOCAB, length).tolist(), [-1.0] * length)], "eos", round=0)
         trees.append(tree)
-    return MicroBatch(pack_trees(trees), {})
+    packed = concat([pack_tree(tree) for tree in trees])
+    return replace(packed, old_logprobs=packed.behaviour_logprobs)
 
 
 def check(family: str, recompute: Any, context: Any) -> dict[str, float]:
@@ -105,7 +105,7 @@ def check(family: str, recompute: Any, context: Any) -> dict[str, float]:
     batch = make_batch()
 
     def step() -> None:
-        actor.train_step([batch], lambda logprobs, entropies, fields: (-logprobs.sum() / 100, {}))
+        actor.train_step([batch], lambda inputs: (-inputs.logprobs.sum() / inputs.denominator, {}), 100)
 
     step()  # Adam makes its moments
     with Alive() as alive:

@@ -20,10 +20,10 @@ from toy_models import VOCAB, checkpoint_names, hf_weights, random_model, random
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.megatron.actor import Fields, MegatronActor
+from nemo_ibtpo.losses import LossInputs, LossOutput
+from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import architecture_from_config
-from nemo_ibtpo.tree.microbatches import MicroBatch
-from nemo_ibtpo.tree.packing import pack_trees
+from nemo_ibtpo.tree.packing import PackedBatch, pack_tree
 from nemo_ibtpo.tree.tree import ROOT, Tree
 
 EXPERT_LAYOUT: Layout = (2, 2, True, None, 2)
@@ -52,13 +52,18 @@ def make_actor(
     )
 
 
-def make_batches() -> list[MicroBatch]:
+def packed(tree: Tree) -> PackedBatch:
+    batch = pack_tree(tree)
+    return replace(batch, old_logprobs=batch.behaviour_logprobs)
+
+
+def make_batches() -> list[PackedBatch]:
     rng = np.random.default_rng(2)
-    return [MicroBatch(pack_trees([random_tree(rng)]), {}) for _ in range(3)]
+    return [packed(random_tree(rng)) for _ in range(3)]
 
 
-def likelihood(logprobs: Tensor, entropies: Tensor, fields: Fields) -> tuple[Tensor, dict[str, Tensor]]:
-    return -logprobs.sum() / 100, {"tokens": torch.tensor(float(len(logprobs)))}
+def likelihood(inputs: LossInputs) -> LossOutput:
+    return -inputs.logprobs.sum() / inputs.denominator, {"tokens": torch.tensor(float(len(inputs.logprobs)))}
 
 
 def weights(actor: MegatronActor) -> dict[str, Tensor]:
@@ -72,7 +77,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def reference_policy(family: str, layout: Layout) -> dict[str, Any]:
     actor, batches = make_actor(layout, torch.float32, family=family, lr=1e-2), make_batches()
     initial = actor.logprobs(batches)
-    losses = [actor.train_step(batches, likelihood)["loss"] for _ in range(5)]
+    losses = [actor.train_step(batches, likelihood, 100)["loss"] for _ in range(5)]
     before = weights(actor)
     reference = actor.reference_logprobs(batches)
     return {
@@ -88,14 +93,14 @@ def learning_rate() -> dict[str, Any]:
         make_actor((1, 2, False, None), torch.float32, lr=1.0, warmup_steps=4, decay_style="linear"),
         make_batches(),
     )
-    return {"lr": [actor.train_step(batches, likelihood)["lr"] for _ in range(10)]}
+    return {"lr": [actor.train_step(batches, likelihood, 100)["lr"] for _ in range(10)]}
 
 
 def clipping(family: str, layout: Layout) -> dict[str, Any]:
     free = make_actor(layout, torch.float32, family=family, sharded=False)
-    norm = free.train_step(make_batches(), likelihood)["grad_norm"]
+    norm = free.train_step(make_batches(), likelihood, 100)["grad_norm"]
     actor = make_actor(layout, torch.float32, family=family, sharded=False, clip_grad=norm / 10, lr=0.0)
-    actor.train_step(make_batches(), likelihood)
+    actor.train_step(make_batches(), likelihood, 100)
     clipped = sum(float(g.double().pow(2).sum()) for _, g in actor.named_gradients()) ** 0.5
     return {"norm": norm, "clipped": clipped}
 
@@ -108,15 +113,15 @@ def aux_loss(layout: Layout) -> dict[str, Any]:
     for length in (8, 12, 20, 6) * 2:  # not one length, and multiples of the tensor-parallel size
         tree = Tree("p", rng.integers(0, VOCAB, 2).tolist())
         tree.insert(ROOT, [(rng.integers(0, VOCAB, length - 2).tolist(), [-1.0] * (length - 2))], "eos", round=0)
-        chains.append(MicroBatch(pack_trees([tree]), {}))
+        chains.append(packed(tree))
     mine = chains[actor.data_parallel_rank :: actor.data_parallel_size]
-    actor.train_step(mine, lambda logprobs, entropies, fields: (0.0 * logprobs.sum(), {}))
+    actor.train_step(mine, lambda inputs: (0.0 * inputs.logprobs.sum(), {}), 1)
 
     model = random_model("qwen3_moe", dtype=torch.float64)
     experts, per_token = model.config.num_experts, model.config.num_experts_per_tok
     total, tokens = torch.zeros((), dtype=torch.float64), sum(len(chain) for chain in chains)
     for chain in chains:
-        output = model(torch.from_numpy(chain.packed.tokens)[None], output_router_logits=True)
+        output = model(torch.from_numpy(chain.tokens)[None], output_router_logits=True)
         for logits in output.router_logits:
             loss = load_balancing_loss_func((logits,), experts, per_token) / per_token
             total = total + model.config.router_aux_loss_coef * loss * len(chain) / tokens
@@ -134,7 +139,7 @@ def bf16() -> dict[str, Any]:
     start = weights(actor)
     moved = []
     for _ in range(60):
-        actor.train_step(batches, likelihood)
+        actor.train_step(batches, likelihood, 100)
         now = weights(actor)
         name = "model.layers.0.mlp.up_proj.weight"
         moved.append(float((now[name] != start[name]).float().mean()))
@@ -145,17 +150,17 @@ def non_finite(kind: str) -> dict[str, Any]:
     actor, batches = make_actor((1, 2, False, None), torch.float32), make_batches()
     before = weights(actor)
 
-    def loss(logprobs: Tensor, entropies: Tensor, fields: Fields) -> tuple[Tensor, dict[str, Tensor]]:
-        value, sums = likelihood(logprobs, entropies, fields)
+    def loss(inputs: LossInputs) -> LossOutput:
+        value, sums = likelihood(inputs)
         sums["hidden"] = torch.tensor(0.0)  # what a loss may report without being made of it
         if actor.data_parallel_rank == 1:  # one rank of one group meets it; all have to stop
-            finite = 0.0 * (logprobs - logprobs).sqrt().sum()  # whose gradient is 0 * inf
+            finite = 0.0 * (inputs.logprobs - inputs.logprobs).sqrt().sum()  # whose gradient is 0 * inf
             value = value + {"loss": torch.nan, "gradient": finite, "hidden": 0.0}[kind]
             sums["hidden"] += torch.inf if kind == "hidden" else 0.0
         return value, sums
 
     try:
-        actor.train_step(batches, loss)
+        actor.train_step(batches, loss, 100)
         message = "nothing was raised"
     except UserError as error:
         message = str(error)

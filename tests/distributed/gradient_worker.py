@@ -14,17 +14,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from layouts import enter
+from packing_oracles import unpack_paths
 from torch import Tensor
 from toy_models import checkpoint_names, hf_weights, random_model, random_tree
 
 from nemo_ibtpo.algorithms.advantages import StepAdvantages, compute_advantages
-from nemo_ibtpo.algorithms.credit import credit_nodes, token_targets
-from nemo_ibtpo.algorithms.losses import clipped_tree_loss
+from nemo_ibtpo.algorithms.credit import credit_nodes
 from nemo_ibtpo.config.schema import ActorConfig, AdvantageConfig, IBScoreConfig, LossConfig, OptimizerConfig
+from nemo_ibtpo.losses import ClippedLoss, LossInputs, LossOutput
+from nemo_ibtpo.losses.advantage_entropy import advantage_entropy_term
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import architecture_from_config
-from nemo_ibtpo.tree.microbatches import MicroBatch, schedule
-from nemo_ibtpo.tree.packing import PackedTrees, pack_trees
+from nemo_ibtpo.tree.microbatches import assemble, schedule
+from nemo_ibtpo.tree.packing import PackedBatch, layout, pack_tree
 from nemo_ibtpo.tree.tree import ROOT, Tree
 
 TEMPERATURE = 0.7
@@ -146,65 +148,56 @@ def reference_gradients(family: str, advantage: str, normalization: str) -> tupl
     return checkpoint_names(model, {names[id(p)]: p.grad for p in model.parameters()}), policies
 
 
-def as_batch(tree: Tree, policy: list[tuple[Tensor, Tensor]], case: dict[str, Any]) -> tuple[MicroBatch, float]:
+def as_batch(tree: Tree, policy: list[tuple[Tensor, Tensor]], case: dict[str, Any]) -> tuple[PackedBatch, float]:
     (advantages,) = compute_advantages([tree], advantage_config(case), IB_SCORE)
     credit = credit_nodes(tree, advantages, case["normalization"], "trajectories")
-    packed = pack_trees([tree])
-    targets = token_targets([credit], packed)
-    first = {int(n): int(np.flatnonzero(packed.node == n)[0]) for n in np.unique(packed.node)}
-    fields = {"weight": targets.weight, "positive": targets.positive, "negative": targets.negative}
-    for which, name in enumerate(("old_logprobs", "reference_logprobs")):
-        values = np.zeros(len(packed), dtype=np.float32)
+    batch, node_T = pack_tree(tree, credit), layout(tree).node
+    policies = [np.zeros(len(batch), dtype=np.float32) for _ in range(2)]
+    for which, values in enumerate(policies):
         for node in range(1, len(tree.nodes)):
-            own = policy[node - 1][which].numpy()
-            values[first[node] : first[node] + len(own)] = own
-        fields[name] = values
+            values[node_T == node] = policy[node - 1][which].numpy()
+    batch = replace(batch, old_logprobs=policies[0], reference_logprobs=policies[1])
     if case["mistake"] == "weight 1 per unique token":
-        scale = np.maximum(fields["weight"], 1e-9)
-        fields |= {name: fields[name] / scale for name in ("weight", "positive", "negative")}
-    return MicroBatch(spoil(packed, case["mistake"]), fields), credit.denominator
+        scale = np.maximum(batch.weight, 1e-9)
+        scaled = {name: getattr(batch, name) / scale for name in ("weight", "positive", "negative")}
+        batch = replace(batch, **scaled)
+    return spoil(batch, case["mistake"]), credit.denominator
 
 
-def spoil(packed: PackedTrees, mistake: str | None) -> PackedTrees:
-    index = np.arange(len(packed))
+def spoil(batch: PackedBatch, mistake: str | None) -> PackedBatch:
+    index = np.arange(len(batch))
     if mistake == "rotary by storage index":
-        return replace(packed, depth=index)
+        return replace(batch, depth=index)
     if mistake == "labels shifted by one":
-        return replace(packed, predecessor=index - 1)
-    return packed
+        return replace(batch, predecessor=index - 1)
+    return batch
 
 
-def flat(batch: MicroBatch, tree: Tree, case: dict[str, Any]) -> list[MicroBatch]:
+def flat(batch: PackedBatch, tree: Tree, case: dict[str, Any]) -> list[PackedBatch]:
     """The same credit on trees that share nothing: one chain per trajectory."""
-    from nemo_ibtpo.tree.packing import unpack_paths
-
     (advantages,) = compute_advantages([tree], advantage_config(case), IB_SCORE)
-    chains = []
-    for path in unpack_paths(batch.packed):
-        leaf = int(batch.packed.node[path[-1]])
+    chains, node_T = [], layout(tree).node
+    for path in unpack_paths(batch):
+        leaf = int(node_T[path[-1]])
         draws = tree.nodes[leaf].draws
         length = tree.depth_tokens(leaf)
         unit = 1.0 if case["normalization"] == "token_mean" else 1 / (tree.num_trajectories * length)
-        nodes = batch.packed.node[path]
         per_token = (
-            advantages.total[nodes]
+            advantages.total[node_T[path]]
             if isinstance(advantages, StepAdvantages)
             else np.full(len(path), advantages.at_leaf[leaf])
         )
-        weight = np.where(batch.packed.loss_mask[path], unit * draws, 0)
+        weight = np.where(batch.sampled[path], unit * draws, 0)
         n = len(path)
-        packed = replace(
-            PackedTrees(*(getattr(batch.packed, f)[path] for f in PackedTrees.__dataclass_fields__)),
-            predecessor=np.arange(n) - 1,
-            subtree_end=np.full(n, n),
-        )
-        fields = {
+        own = {f: values[path] for f in PackedBatch.__dataclass_fields__ if (values := getattr(batch, f)) is not None}
+        own |= {
+            "predecessor": np.arange(n) - 1,
+            "subtree_end": np.full(n, n),
             "weight": weight.astype(np.float32),
             "positive": (weight * np.maximum(per_token, 0)).astype(np.float32),
             "negative": (weight * np.maximum(-per_token, 0)).astype(np.float32),
-            **{name: batch.fields[name][path] for name in ("old_logprobs", "reference_logprobs")},
         }
-        chains.append(MicroBatch(packed, fields))
+        chains.append(PackedBatch(**own))
     return chains
 
 
@@ -249,28 +242,18 @@ def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) ->
         num_ranks=actor.data_parallel_size,
         multiple_of=actor.microbatch_multiple,
     )
-    mine = plan.ranks[actor.data_parallel_rank]
+    mine = [assemble(pieces, dict(enumerate(batches))) for pieces in plan.ranks[actor.data_parallel_rank]]
+    clipped, coef = ClippedLoss(loss_config(case)), advantage_config(case).entropy_coef
 
-    def loss(logprobs: Tensor, entropies: Tensor, fields: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        over = denominator
+    def loss(inputs: LossInputs) -> LossOutput:
         if case["mistake"] == "mean of micro-batch means":
-            over = float(fields["weight"].sum()) * len(mine) * actor.data_parallel_size or 1.0
-        return clipped_tree_loss(
-            logprobs,
-            entropies,
-            fields["old_logprobs"],
-            fields["reference_logprobs"],
-            importance_T=None,
-            weight_T=fields["weight"],
-            positive_T=fields["positive"],
-            negative_T=fields["negative"],
-            denominator=over,
-            config=loss_config(case),
-            advantage_entropy_coef=advantage_config(case).entropy_coef,
-        )
+            over = float(inputs.weight.sum()) * len(mine) * actor.data_parallel_size or 1.0
+            inputs = replace(inputs, denominator=over)
+        value, sums = clipped(inputs)
+        return (value + advantage_entropy_term(inputs, coef)[0] if coef else value), sums
 
     actor.prepare_for_training()
-    actor.train_step(mine, loss)
+    actor.train_step(mine, loss, denominator)
     if distributed_optimizer:
         # Adam's first step moves each weight by lr * g / (|g| + eps): compare the weights instead.
         before = hf_weights(model)

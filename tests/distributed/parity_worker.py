@@ -11,14 +11,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from layouts import enter
+from packing_oracles import pack_trees, unpack_paths
 from toy_models import hf_weights, random_model, random_tree
 
 from nemo_ibtpo.config.schema import ActorConfig
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import architecture_from_config
 from nemo_ibtpo.rollout.transport.segment import segment_of_host
-from nemo_ibtpo.tree.microbatches import MicroBatch
-from nemo_ibtpo.tree.packing import pack_trees, unpack_paths
+from nemo_ibtpo.tree.packing import pack_tree
 
 # Tensor- and pipeline-parallel size, sequence parallelism, chunks on a stage[, expert-parallel size].
 Layout = tuple[int, int, bool, int | None] | tuple[int, int, bool, int | None, int]
@@ -87,19 +87,19 @@ def check(family: str, layout: Layout, directory: Path) -> dict[str, float]:
     )
     rng = np.random.default_rng(5)
     batches = [
-        MicroBatch(pack_trees([random_tree(rng), random_tree(rng)]), {}),
-        MicroBatch(pack_trees([random_tree(rng)]), {}),
+        pack_trees([random_tree(rng), random_tree(rng)]),
+        pack_tree(random_tree(rng)),
     ]
     logit_error = logprob_error = 0.0
     for batch, logits, logprobs in zip(batches, actor.logits(batches), actor.logprobs(batches), strict=True):
-        for path in unpack_paths(batch.packed):
-            tokens = torch.from_numpy(batch.packed.tokens[path])
+        for path in unpack_paths(batch):
+            tokens = torch.from_numpy(batch.tokens[path])
             with torch.no_grad():
                 expected = model(tokens[None]).logits[0]
             logit_error = max(logit_error, float(np.abs(logits[path] - expected.numpy()).max()))
             log_softmax = torch.log_softmax(expected.double() / temperature, dim=-1)
             for place in range(1, len(path)):
-                if batch.packed.loss_mask[path[place]]:
+                if batch.in_loss[path[place]]:
                     error = abs(float(log_softmax[place - 1, tokens[place]]) - float(logprobs[path[place]]))
                     logprob_error = max(logprob_error, error)
     state = hf_weights(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from layouts import enter
-from torch import Tensor
 from toy_models import VOCAB, hf_weights, random_model
 
 from nemo_ibtpo.algorithms.advantages import compute_advantages
-from nemo_ibtpo.algorithms.credit import credit_nodes, token_targets
-from nemo_ibtpo.algorithms.losses import clipped_tree_loss
+from nemo_ibtpo.algorithms.credit import credit_nodes
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.megatron.actor import Fields, MegatronActor
+from nemo_ibtpo.losses import ClippedLoss
+from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import architecture_from_config
 from nemo_ibtpo.tree.branching import make_strategy
-from nemo_ibtpo.tree.microbatches import MicroBatch, schedule
-from nemo_ibtpo.tree.packing import pack_trees
+from nemo_ibtpo.tree.microbatches import pack_microbatches, schedule
+from nemo_ibtpo.tree.packing import layout
 from nemo_ibtpo.tree.tree import Tree
 
 FAMILY = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
@@ -73,43 +73,21 @@ def train_two_steps(name: str, architecture: str) -> dict[str, Any]:
             credit_nodes(tree, advantage, config.loss.normalization, config.loss.token_weight)
             for tree, advantage in zip(trees, advantages, strict=True)
         ]
-        items = []
-        for tree, credit in zip(trees, credits, strict=True):
-            packed = pack_trees([tree])
-            targets = token_targets([credit], packed)
-            fields = {"weight": targets.weight, "positive": targets.positive, "negative": targets.negative}
-            items.append(MicroBatch(packed, fields))
         plan = schedule(
-            items,
+            map(layout, trees),
             max_tokens=config.actor.max_tokens_per_microbatch,
             num_ranks=actor.data_parallel_size,
             multiple_of=actor.microbatch_multiple,
         )
-        batches = plan.ranks[actor.data_parallel_rank]
+        batches = pack_microbatches(plan.ranks[actor.data_parallel_rank], trees, credits)
         old, reference = actor.logprobs(batches), actor.reference_logprobs(batches)
         batches = [
-            MicroBatch(batch.packed, {**batch.fields, "old": o, "reference": r})
+            replace(batch, old_logprobs=o, reference_logprobs=r)
             for batch, o, r in zip(batches, old, reference, strict=True)
         ]
         denominator = sum(credit.denominator for credit in credits)
-
-        def loss(logprobs: Tensor, entropies: Tensor, fields: Fields) -> tuple[Tensor, dict[str, Tensor]]:
-            return clipped_tree_loss(
-                logprobs,
-                entropies,
-                fields["old"],
-                fields["reference"],
-                importance_T=None,
-                weight_T=fields["weight"],
-                positive_T=fields["positive"],
-                negative_T=fields["negative"],
-                denominator=denominator,  # noqa: B023
-                config=config.loss,
-                advantage_entropy_coef=0.0,
-            )
-
         actor.prepare_for_training()
-        losses.append(actor.train_step(batches, loss)["loss"])
+        losses.append(actor.train_step(batches, ClippedLoss(config.loss), denominator)["loss"])
         actor.finish_training()
     moved = sum(not torch.equal(tensor, before[key]) for key, tensor in actor.named_weights())
     return {"losses": losses, "moved": moved / len(before), "trajectories": trees[0].num_trajectories}

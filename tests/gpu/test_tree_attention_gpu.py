@@ -12,13 +12,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from packing_oracles import pack_trees
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.nn.functional import scaled_dot_product_attention
 from toy_models import random_tree
 
 from nemo_ibtpo.megatron.attention_cuda import BLOCK, attend, prepare
-from nemo_ibtpo.tree.packing import pack_trees
 
 pytestmark = pytest.mark.gpu
 

@@ -6,20 +6,18 @@ gradients included, is test_losses.py.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import IB, add, hand_tree, mixed_trees, places, step, trajectories, trees
+from strategies import IB, hand_tree, mixed_trees, places, trajectories
 
 from nemo_ibtpo.algorithms.advantages import StepAdvantages, TrajectoryAdvantages
 from nemo_ibtpo.algorithms.advantages.grpo import grpo
 from nemo_ibtpo.algorithms.advantages.ibtpo import ibtpo
-from nemo_ibtpo.algorithms.credit import credit_nodes, token_targets
-from nemo_ibtpo.tree.packing import pack_trees
-from nemo_ibtpo.tree.tree import ROOT, Tree
+from nemo_ibtpo.algorithms.credit import credit_nodes
+from nemo_ibtpo.tree.packing import pack_tree
+from nemo_ibtpo.tree.tree import Tree
 
 
 def test_token_mean_by_hand() -> None:
@@ -111,51 +109,14 @@ def test_credit_does_not_depend_on_where_steps_are_split(tree: Tree, data: st.Da
         np.testing.assert_allclose(parts[prefix], values, atol=1e-12)
 
 
-@given(st.lists(trees(), min_size=1, max_size=3))
-def test_targets_follow_the_nodes_of_packed_trees(forest: list[Tree]) -> None:
-    values = [np.arange(len(tree.nodes)) + 1.0 + 100 * i for i, tree in enumerate(forest)]
-    credits = [
-        credit_nodes(tree, StepAdvantages(v, v, v), "token_mean", "trajectories")
-        for tree, v in zip(forest, values, strict=True)
-    ]
-    packed = pack_trees(forest)
-    targets = token_targets(credits, packed)
-    first = np.cumsum([0] + [len(tree.nodes) for tree in forest])
-    for t in range(len(packed)):
-        node = packed.node[t] - first[packed.tree[t]]
-        credit = credits[packed.tree[t]]
-        prompt = node == 0
-        assert targets.weight[t] == (0 if prompt else credit.weight[node])
-        assert targets.positive[t] == (0 if prompt else np.float32(credit.positive[node]))
-        assert targets.negative[t] == 0
-    assert targets.weight.sum() == sum(credit.denominator for credit in credits)
-    assert targets.weight.dtype == targets.positive.dtype == targets.negative.dtype == np.float32
-
-
 def test_a_tree_left_out_weighs_nothing() -> None:
     tree = hand_tree()
-    credits = [
-        credit_nodes(tree, None, "token_mean", "trajectories"),
-        credit_nodes(tree, grpo(tree), "token_mean", "trajectories"),
-    ]
-    targets = token_targets(credits, pack_trees([tree, tree]))
-    half = len(targets.weight) // 2
-    for values in (targets.weight, targets.positive, targets.negative):
-        assert not values[:half].any()
-        assert values[half:].any()
-    assert [credit.denominator for credit in credits] == [0.0, 12.0]
-    assert math.isclose(targets.weight.sum(), 12.0)
+    left_out = credit_nodes(tree, None, "token_mean", "trajectories")
+    assert not np.concatenate([left_out.weight, left_out.positive, left_out.negative]).any()
+    assert left_out.denominator == 0.0
 
 
-def test_credit_of_other_trees_is_refused() -> None:
-    tree = hand_tree()
+@given(mixed_trees())
+def test_the_denominator_is_the_weight_of_the_packed_tokens(tree: Tree) -> None:
     credit = credit_nodes(tree, grpo(tree), "token_mean", "trajectories")
-    with pytest.raises(ValueError, match="credit for 1 trees with 6 nodes does not fit 2 packed trees with 12"):
-        token_targets([credit], pack_trees([tree, tree]))
-    small = Tree("p", (1,))
-    with pytest.raises(ValueError, match="credit for 1 trees with 6 nodes does not fit 1 packed trees with 1"):
-        token_targets([credit], pack_trees([small]))
-    add(small, ROOT, [step([1], 0.5), step([2], 0.5)], 1.0)
-    three_nodes = credit_nodes(small, None, "token_mean", "trajectories")
-    with pytest.raises(ValueError, match="credit for 2 trees with 6 nodes does not fit 1 packed trees with 6"):
-        token_targets([three_nodes, three_nodes], pack_trees([tree]))
+    assert pack_tree(tree, credit).weight.sum() == credit.denominator

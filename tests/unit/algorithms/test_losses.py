@@ -15,17 +15,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from packing_oracles import n_paths_of, nodes_of, pack_trees, tree_slices, unpack_paths
 from strategies import IB, hand_tree, mixed_trees
 
 from nemo_ibtpo.algorithms.advantages import StepAdvantages
 from nemo_ibtpo.algorithms.advantages.grpo import grpo
 from nemo_ibtpo.algorithms.advantages.ibtpo import ibtpo
-from nemo_ibtpo.algorithms.credit import credit_nodes, token_targets
-from nemo_ibtpo.algorithms.losses import clipped_tree_loss, mean_metrics
-from nemo_ibtpo.algorithms.mismatch import importance_weights
+from nemo_ibtpo.algorithms.credit import credit_nodes
+from nemo_ibtpo.algorithms.mismatch import importance_weighted
 from nemo_ibtpo.config.schema import LossConfig
-from nemo_ibtpo.tree.microbatches import MicroBatch
-from nemo_ibtpo.tree.packing import PackedTrees, pack_trees, tree_slices, unpack_paths
+from nemo_ibtpo.losses import ClippedLoss, LossInputs, mean_metrics
+from nemo_ibtpo.losses.advantage_entropy import advantage_entropy_term
+from nemo_ibtpo.tree.packing import PackedBatch
 from nemo_ibtpo.tree.tree import Tree
 
 CONFIG = LossConfig(
@@ -41,7 +42,7 @@ CONFIG = LossConfig(
 ADVANTAGES = {"ibtpo": lambda tree: ibtpo(tree, 0.1, IB), "grpo": grpo}
 
 
-def random_logprobs(packed: PackedTrees, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def random_logprobs(packed: PackedBatch, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Current, old and reference log-probabilities in float64; about half of the ratios are clipped."""
     generator = torch.Generator().manual_seed(seed)
     shape = (3, len(packed))
@@ -50,36 +51,42 @@ def random_logprobs(packed: PackedTrees, seed: int) -> tuple[torch.Tensor, torch
 
 
 def tree_loss(
-    packed, credits, current, old, reference, config, piece=slice(None), *, entropies=None, importance=None, ibro=0.0
+    forest, credits, current, old, reference, config, piece=slice(None), *, entropies=None, behaviour=None, ibro=0.0
 ):
+    """The loss of packed trees, or of the tokens in a storage range of them."""
+    packed = pack_trees(forest, credits)
+    if behaviour is not None:
+        known = replace(packed, old_logprobs=old.numpy(), behaviour_logprobs=behaviour.numpy())
+        packed = importance_weighted(known, config.tis_cap)
     entropies = torch.zeros(len(packed), dtype=torch.float64) if entropies is None else entropies
-    targets = token_targets(credits, packed)
-    in_loss = np.arange(len(packed))[piece][packed.loss_mask[piece]]
-    return clipped_tree_loss(
-        current[in_loss],
-        entropies[in_loss],
-        old[in_loss],
-        None if reference is None else reference[in_loss],
-        importance_T=None if importance is None else importance[in_loss],
-        weight_T=torch.from_numpy(targets.weight)[in_loss],
-        positive_T=torch.from_numpy(targets.positive)[in_loss],
-        negative_T=torch.from_numpy(targets.negative)[in_loss],
+    in_loss = np.arange(len(packed))[piece][packed.in_loss[piece]]
+    inputs = LossInputs(
+        logprobs=current[in_loss],
+        entropies=entropies[in_loss],
+        old_logprobs=old[in_loss],
+        reference_logprobs=None if reference is None else reference[in_loss],
+        weight=torch.from_numpy(packed.weight)[in_loss],
+        positive=torch.from_numpy(packed.positive)[in_loss],
+        negative=torch.from_numpy(packed.negative)[in_loss],
         denominator=sum(credit.denominator for credit in credits),
-        config=config,
-        advantage_entropy_coef=ibro,
     )
+    loss, sums = ClippedLoss(config)(inputs)
+    if ibro:
+        term, own = advantage_entropy_term(inputs, ibro)
+        return loss + term, sums | own
+    return loss, sums
 
 
-def duplicated_loss(
-    forest, packed, advantages, current, old, reference, config, *, entropies=None, behaviour=None, ibro=0.0
-):
+def duplicated_loss(forest, advantages, current, old, reference, config, *, entropies=None, behaviour=None, ibro=0.0):
     """Every trajectory on its own: -v min(r A, clip(r) A) - ibro v A H - bonus H + kl_coef k3, as the config says."""
     first = np.cumsum([0] + [len(tree.nodes) for tree in forest])
+    packed, node_T, n_paths_T = pack_trees(forest), nodes_of(forest), n_paths_of(forest)
+    begins = [piece.start for piece in tree_slices(packed)]
     losses, lengths, groups = [], [], []
     for path in unpack_paths(packed):
-        group = packed.tree[path[0]]
-        path = path[packed.loss_mask[path]]
-        nodes = packed.node[path] - first[group]
+        group = begins.index(path[0])
+        path = path[packed.sampled[path]]
+        nodes = node_T[path] - first[group]
         given_advantages = advantages[group]
         if isinstance(given_advantages, StepAdvantages):
             a = torch.from_numpy(given_advantages.total[nodes])
@@ -95,7 +102,7 @@ def duplicated_loss(
         if behaviour is not None:  # truncated importance sampling
             policy = policy * torch.minimum((old[path] - behaviour[path]).exp(), torch.tensor(config.tis_cap))
         per_token = policy + other
-        for _ in range(packed.n_paths[path[-1]]):
+        for _ in range(n_paths_T[path[-1]]):
             losses.append(per_token)
             lengths.append(len(path))
             groups.append(group)
@@ -121,13 +128,13 @@ def test_unique_tokens_train_what_duplicated_trajectories_train(name: str, norma
             credit_nodes(tree, a, normalization, "trajectories") for tree, a in zip(forest, advantages, strict=True)
         ]
         current, old, reference = random_logprobs(packed, seed)
-        loss, _ = tree_loss(packed, credits, current, old, reference, config)
-        expected = duplicated_loss(forest, packed, advantages, current, old, reference, config)
+        loss, _ = tree_loss(forest, credits, current, old, reference, config)
+        expected = duplicated_loss(forest, advantages, current, old, reference, config)
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
         (gradient,) = torch.autograd.grad(loss, current)
         (expected_gradient,) = torch.autograd.grad(expected, current)
         torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-6)
-        assert gradient[packed.loss_mask].abs().max() > 1e-3  # the comparison is not one of zeros
+        assert gradient[packed.in_loss].abs().max() > 1e-3  # the comparison is not one of zeros
 
     check()
 
@@ -144,15 +151,9 @@ def test_entropies_and_importance_weights_on_unique_tokens(name: str, normalizat
         credits = [credit_nodes(tree, advantages, normalization, "trajectories")]
         current, old, reference = random_logprobs(packed, seed)
         entropies, _, behaviour = random_logprobs(packed, seed + 1)
-        fields = {"old_logprobs": old.numpy(), "behaviour_logprobs": behaviour.numpy()}
-        importance = torch.from_numpy(importance_weights(MicroBatch(packed, fields), config.tis_cap))
-        loss, _ = tree_loss(
-            packed, credits, current, old, reference, config, entropies=entropies, importance=importance, ibro=0.3
-        )
-        expected = duplicated_loss(
-            [tree], packed, [advantages], current, old, reference, config,
-            entropies=entropies, behaviour=behaviour, ibro=0.3,
-        )  # fmt: skip
+        extra = {"entropies": entropies, "behaviour": behaviour.detach(), "ibro": 0.3}
+        loss, _ = tree_loss([tree], credits, current, old, reference, config, **extra)
+        expected = duplicated_loss([tree], [advantages], current, old, reference, config, **extra)
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
         found = torch.autograd.grad(loss, (current, entropies))
         for gradient, wanted in zip(found, torch.autograd.grad(expected, (current, entropies)), strict=True):
@@ -169,7 +170,7 @@ def test_unused_entropies_get_no_gradient() -> None:
     credits = [credit_nodes(tree, grpo(tree), "token_mean", "trajectories")]
     current, old, reference = random_logprobs(packed, 0)
     entropies = torch.ones(len(packed), dtype=torch.float64, requires_grad=True)
-    loss, sums = tree_loss(packed, credits, current, old, reference, CONFIG, entropies=entropies)
+    loss, sums = tree_loss([tree], credits, current, old, reference, CONFIG, entropies=entropies)
     loss.backward()
     assert entropies.grad is None
     assert mean_metrics({name: value.item() for name, value in sums.items()})["entropy"] == 1
@@ -185,7 +186,7 @@ def test_shared_tokens_clip_each_trajectory_on_its_own_side() -> None:
     averaged = credit_nodes(tree, StepAdvantages(mean, mean, mean), "token_mean", "trajectories")
     old = torch.full((len(packed),), -1.0, dtype=torch.float64)
     losses = [
-        tree_loss(packed, [c], old + math.log(2), old, None, replace(CONFIG, kl_coef=0.0))[0].item()
+        tree_loss([tree], [c], old + math.log(2), old, None, replace(CONFIG, kl_coef=0.0))[0].item()
         for c in (credit, averaged)
     ]
     # r = 2 is clipped at 1.28 for the two right trajectories through a, not for the wrong one: a's two tokens
@@ -210,17 +211,20 @@ def test_shared_tokens_clip_each_trajectory_on_its_own_side() -> None:
 def test_one_token_by_hand(ratio, positive, negative, surrogate, slope) -> None:
     old, reference, weight, denominator = -1.0, -1.3, 4.0, 10.0
     current = torch.tensor([old + math.log(ratio)], dtype=torch.float64, requires_grad=True)
-    values = {"weight_T": weight, "positive_T": positive, "negative_T": negative}
-    loss, _ = clipped_tree_loss(
-        current,
-        torch.zeros(1),
-        torch.tensor([old], dtype=torch.float64),
-        torch.tensor([reference], dtype=torch.float64),
-        **{name: torch.tensor([value], dtype=torch.float64) for name, value in values.items()},
-        importance_T=None,
-        denominator=denominator,
-        config=CONFIG,
-        advantage_entropy_coef=0.0,
+    values = {
+        "old_logprobs": old,
+        "reference_logprobs": reference,
+        "weight": weight,
+        "positive": positive,
+        "negative": negative,
+    }
+    loss, _ = ClippedLoss(CONFIG)(
+        LossInputs(
+            logprobs=current,
+            entropies=torch.zeros(1),
+            **{name: torch.tensor([value], dtype=torch.float64) for name, value in values.items()},
+            denominator=denominator,
+        )
     )
     d = reference - current.item()
     k3 = math.exp(d) - d - 1
@@ -236,18 +240,17 @@ def test_metrics_by_hand() -> None:
     weight = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0], dtype=torch.float64)
     advantage = torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
     old = torch.full((5,), -1.0, dtype=torch.float64)
-    _, sums = clipped_tree_loss(
-        old + ratios.log(),
-        torch.arange(5, dtype=torch.float64),
-        old,
-        old,
-        importance_T=None,
-        weight_T=weight,
-        positive_T=weight * advantage.clamp(min=0),
-        negative_T=weight * (-advantage).clamp(min=0),
-        denominator=30.0,
-        config=CONFIG,
-        advantage_entropy_coef=0.0,
+    _, sums = ClippedLoss(CONFIG)(
+        LossInputs(
+            logprobs=old + ratios.log(),
+            entropies=torch.arange(5, dtype=torch.float64),
+            old_logprobs=old,
+            reference_logprobs=old,
+            weight=weight,
+            positive=weight * advantage.clamp(min=0),
+            negative=weight * (-advantage).clamp(min=0),
+            denominator=30.0,
+        )
     )
     metrics = mean_metrics({name: value.item() for name, value in sums.items()})
     r, w = ratios.numpy(), weight.numpy()
@@ -269,8 +272,8 @@ def test_loss_gradient_and_metrics_add_up_over_micro_batches(forest: list[Tree],
     packed = pack_trees(forest)
     credits = [credit_nodes(tree, ibtpo(tree, 0.1, IB), "token_mean", "trajectories") for tree in forest]
     current, old, reference = random_logprobs(packed, seed)
-    whole, whole_sums = tree_loss(packed, credits, current, old, reference, CONFIG)
-    parts = [tree_loss(packed, credits, current, old, reference, CONFIG, piece) for piece in tree_slices(packed)]
+    whole, whole_sums = tree_loss(forest, credits, current, old, reference, CONFIG)
+    parts = [tree_loss(forest, credits, current, old, reference, CONFIG, piece) for piece in tree_slices(packed)]
     together = sum(loss for loss, _ in parts)
     torch.testing.assert_close(together, whole)
     (gradient,) = torch.autograd.grad(together, current)
@@ -288,9 +291,9 @@ def test_on_policy_the_gradient_is_the_advantage() -> None:
     credit = credit_nodes(tree, ibtpo(tree, 0.1, IB), "token_mean", "trajectories")
     current, _, _ = random_logprobs(packed, 0)
     config = replace(CONFIG, kl_coef=0.0)
-    loss, sums = tree_loss(packed, [credit], current, current.detach(), None, config)
+    loss, sums = tree_loss([tree], [credit], current, current.detach(), None, config)
     loss.backward()
-    advantage = (ibtpo(tree, 0.1, IB).total * tree.n_paths())[packed.node] * packed.loss_mask
+    advantage = (ibtpo(tree, 0.1, IB).total * tree.n_paths())[nodes_of([tree])] * packed.in_loss
     np.testing.assert_allclose(current.grad.numpy(), -advantage / 12, rtol=1e-6)
     metrics = mean_metrics({name: value.item() for name, value in sums.items()})
     assert "reference_kl" not in metrics
@@ -307,9 +310,9 @@ def test_what_is_not_finite_shows(broken: float) -> None:
     for token in (2, 8):
         current = old.clone()
         current[token] = broken
-        loss, _ = tree_loss(packed, credits, current, old, reference, CONFIG)
+        loss, _ = tree_loss([tree], credits, current, old, reference, CONFIG)
         assert not math.isfinite(loss.item())
-        _, sums = tree_loss(packed, credits, current, old, None, replace(CONFIG, kl_coef=0.0))
+        _, sums = tree_loss([tree], credits, current, old, None, replace(CONFIG, kl_coef=0.0))
         assert not math.isfinite(sums["policy_kl"].item())
 
 
@@ -318,7 +321,7 @@ def test_a_micro_batch_without_tokens_in_the_loss_still_has_a_gradient() -> None
     packed = pack_trees([tree])
     credits = [credit_nodes(tree, grpo(tree), "token_mean", "trajectories")]
     current, old, reference = random_logprobs(packed, 0)
-    loss, sums = tree_loss(packed, credits, current, old, reference, CONFIG, slice(0, 2))
+    loss, sums = tree_loss([tree], credits, current, old, reference, CONFIG, slice(0, 2))
     loss.backward()
     assert loss.item() == 0
     assert not current.grad.any()
@@ -331,8 +334,8 @@ def test_what_is_missing_is_named() -> None:
     credits = [credit_nodes(tree, grpo(tree), "token_mean", "trajectories")]
     current, old, _ = random_logprobs(packed, 0)
     with pytest.raises(ValueError, match=r"kl_coef=0.05 needs the log-probabilities of the reference policy"):
-        tree_loss(packed, credits, current, old, None, CONFIG)
-    with pytest.raises(ValueError, match=r"divided by 0.0; a step needs a trajectory"):
+        tree_loss([tree], credits, current, old, None, CONFIG)
+    with pytest.raises(ValueError, match=r"divided by 0.0; an update needs a trajectory"):
         tree_loss(
-            packed, [credit_nodes(tree, None, "token_mean", "trajectories")], current, old, current.detach(), CONFIG
+            [tree], [credit_nodes(tree, None, "token_mean", "trajectories")], current, old, current.detach(), CONFIG
         )

@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 from strategies import hand_tree
 
-from nemo_ibtpo.algorithms.mismatch import Mismatch, importance_weights, measure, refuse_mismatch, total
+from nemo_ibtpo.algorithms.mismatch import Mismatch, importance_weighted, measure, refuse_mismatch, total
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.tree.microbatches import MicroBatch
-from nemo_ibtpo.tree.packing import pack_trees
+from nemo_ibtpo.tree.packing import PackedBatch, pack_tree
 
 RATIOS = [1.0, 0.5, 3.0, 2.0, 1.0, 1.0, 0.25]  # actor over engine, of the seven sampled tokens
 
 
-def batch(ratios: list[float]) -> MicroBatch:
-    packed = pack_trees([hand_tree()])
+def batch(ratios: list[float]) -> PackedBatch:
+    packed = pack_tree(hand_tree())
     behaviour = np.full(len(packed), -1.0, dtype=np.float32)
     old = behaviour.copy()
-    old[packed.loss_mask] += np.log(np.array(ratios, dtype=np.float32))
-    old[~packed.loss_mask] = 50.0  # outside the loss: read by nobody
-    return MicroBatch(packed, {"old_logprobs": old, "behaviour_logprobs": behaviour})
+    old[packed.in_loss] += np.log(np.array(ratios, dtype=np.float32))
+    old[~packed.in_loss] = 50.0  # outside the loss: read by nobody
+    ones = np.ones(len(packed), dtype=np.float32)
+    return replace(packed, old_logprobs=old, behaviour_logprobs=behaviour, positive=ones, negative=2 * ones)
 
 
 def test_metrics_by_hand() -> None:
@@ -56,18 +56,20 @@ def test_ranks_and_updates_add_up() -> None:
 
 def test_a_piece_counts_the_tokens_of_its_own_loss() -> None:
     whole = batch(RATIOS)
-    mask = whole.packed.loss_mask.copy()
+    mask = whole.in_loss.copy()
     mask[:4] = False
-    piece = MicroBatch(replace(whole.packed, loss_mask=mask), whole.fields)
+    piece = replace(whole, in_loss=mask)
     assert measure([piece], 2.5).tokens == 5
-    assert importance_weights(piece, 2.5)[:4].tolist() == [1] * 4
-    nothing = MicroBatch(replace(whole.packed, loss_mask=np.zeros_like(mask)), whole.fields)
-    assert measure([nothing], 2.5) == Mismatch()
+    assert importance_weighted(piece, 2.5).positive[:4].tolist() == [1] * 4
+    assert measure([replace(whole, in_loss=np.zeros_like(mask))], 2.5) == Mismatch()
 
 
 def test_importance_weights_are_truncated_above() -> None:
-    np.testing.assert_allclose(importance_weights(batch(RATIOS), 2.5), [1, 1, 1, 0.5, 2.5, 2, 1, 1, 0.25], rtol=1e-6)
-    assert importance_weights(batch([1e30, *RATIOS[1:]]), 2.0)[2] == 2.0
+    weighted = importance_weighted(batch(RATIOS), 2.5)
+    np.testing.assert_allclose(weighted.positive, [1, 1, 1, 0.5, 2.5, 2, 1, 1, 0.25], rtol=1e-6)
+    np.testing.assert_array_equal(weighted.negative, 2 * weighted.positive)
+    np.testing.assert_array_equal(weighted.weight, batch(RATIOS).weight)
+    assert importance_weighted(batch([1e30, *RATIOS[1:]]), 2.0).positive[2] == 2.0
 
 
 def test_the_gate() -> None:

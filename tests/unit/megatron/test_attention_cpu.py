@@ -12,25 +12,26 @@ import numpy as np
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from packing_oracles import ancestor_mask, pack_trees
 from strategies import trees
 from torch import Tensor
 
 from nemo_ibtpo.megatron.attention_cpu import attend, prepare
-from nemo_ibtpo.tree.microbatches import MicroBatch, cut
-from nemo_ibtpo.tree.packing import PackedTrees, ancestor_mask, pack_trees
+from nemo_ibtpo.tree.microbatches import assemble, cut
+from nemo_ibtpo.tree.packing import PackedBatch, layout, pack_tree
 from nemo_ibtpo.tree.tree import Tree
 
 HEADS, GROUPS, HEAD_DIM, SCALE = 4, 2, 8, 0.4
 
 
-def dense(query: Tensor, key: Tensor, value: Tensor, packed: PackedTrees) -> Tensor:
+def dense(query: Tensor, key: Tensor, value: Tensor, packed: PackedBatch) -> Tensor:
     """Softmax over all pairs that the mask allows, written out."""
     k, v = (x.repeat_interleave(HEADS // GROUPS, dim=1) for x in (key, value))
     scores = (query @ k.mT * SCALE).masked_fill(~torch.from_numpy(ancestor_mask(packed)), -torch.inf)
     return scores.softmax(dim=-1) @ v
 
 
-def assert_equals_dense(packed: PackedTrees) -> None:
+def assert_equals_dense(packed: PackedBatch) -> None:
     generator = torch.Generator().manual_seed(len(packed))
     inputs = [
         torch.randn(1, heads, len(packed), HEAD_DIM, dtype=torch.float64, generator=generator).requires_grad_()
@@ -55,15 +56,15 @@ def test_trees_attend_along_their_paths(forest: list[Tree]) -> None:
 
 @given(trees(), st.integers(3, 20))
 def test_pieces_of_a_tree_attend_along_their_paths(tree: Tree, budget: int) -> None:
-    packed = pack_trees([tree])
+    packed = pack_tree(tree)
     assume(packed.depth.max() < budget)
-    for piece in cut(MicroBatch(packed, {}), budget):
-        assert_equals_dense(piece.packed)
+    for piece in cut(0, layout(tree), budget):
+        assert_equals_dense(assemble([piece], {0: packed}))
 
 
 @given(trees())
 def test_there_is_one_run_for_each_leaf(tree: Tree) -> None:
-    packed = pack_trees([tree])
+    packed = pack_tree(tree)
     runs = prepare(torch.from_numpy(packed.subtree_end))
     assert len(runs.lengths) == len(list(tree.leaves()))
     # All that is attended to: the path of each leaf, once.

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from packing_oracles import pack_trees
 from strategies import trees
 from torch import Tensor
 from torch._dynamo.exc import FailOnRecompileLimitHit
@@ -24,7 +25,6 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from nemo_ibtpo.megatron import attention_cpu, attention_cuda
 from nemo_ibtpo.megatron.attention_cuda import BLOCK, prepare
-from nemo_ibtpo.tree.packing import pack_trees
 from nemo_ibtpo.tree.tree import Tree
 
 

@@ -13,36 +13,23 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from packing_oracles import ancestor_mask, n_paths_of, nodes_of, pack_trees, tree_slices, unpack_paths
 from strategies import hand_tree, places, trajectories, trees
 
-from nemo_ibtpo.tree.packing import (
-    PackedTrees,
-    ancestor_mask,
-    concat,
-    pack_trees,
-    split,
-    tree_slices,
-    unpack_paths,
-)
+from nemo_ibtpo.tree.packing import Credit, PackedBatch, concat, layout, pack_tree
 from nemo_ibtpo.tree.tree import Tree
 
 forests = st.lists(trees(), min_size=1, max_size=3)
 
 
-def assert_same(a: PackedTrees, b: PackedTrees) -> None:
-    for field in fields(PackedTrees):
-        np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name), err_msg=field.name)
-        assert getattr(a, field.name).dtype == getattr(b, field.name).dtype
-
-
-def whereabouts(packed: PackedTrees, forest: list[Tree]) -> list[tuple[int, int, int]]:
-    """(tree, node, offset within the node) of every token."""
-    first_node = np.cumsum([0] + [len(tree.nodes) for tree in forest])
-    seen: Counter[int] = Counter()
+def whereabouts(forest: list[Tree]) -> list[tuple[int, int, int]]:
+    """(tree, node, offset within the node) of every token of packed whole trees."""
     result = []
-    for tree, node in zip(packed.tree.tolist(), packed.node.tolist(), strict=True):
-        result.append((tree, node - int(first_node[tree]), seen[node]))
-        seen[node] += 1
+    for number, tree in enumerate(forest):
+        seen: Counter[int] = Counter()
+        for node in layout(tree).node.tolist():
+            result.append((number, node, seen[node]))
+            seen[node] += 1
     return result
 
 
@@ -50,14 +37,12 @@ def test_layout_by_hand() -> None:
     packed = pack_trees([hand_tree()])
     # Depth first, children oldest first: root (7 8), a (1 2), b (3), c (4 5), e (9), d (6).
     assert packed.tokens.tolist() == [7, 8, 1, 2, 3, 4, 5, 9, 6]
-    assert packed.node.tolist() == [0, 0, 1, 1, 2, 3, 3, 5, 4]
+    assert layout(hand_tree()).node.tolist() == [0, 0, 1, 1, 2, 3, 3, 5, 4]
     assert packed.depth.tolist() == [0, 1, 2, 3, 4, 4, 5, 4, 2]
     # b, c and e follow the last token of a (3); d follows the last token of the prompt (1).
     assert packed.predecessor.tolist() == [-1, 0, 1, 2, 3, 3, 5, 3, 1]
     assert packed.subtree_end.tolist() == [9, 9, 8, 8, 5, 7, 7, 8, 9]
-    assert packed.n_paths.tolist() == [5, 5, 3, 3, 1, 1, 1, 1, 2]
-    assert packed.tree.tolist() == [0] * 9
-    assert packed.loss_mask.tolist() == [False, False] + [True] * 7
+    assert packed.sampled.tolist() == packed.in_loss.tolist() == [False, False] + [True] * 7
     expected = np.log([1, 1, 0.5, 0.5, 0.8, 0.4, 0.9, 0.1, 0.25]).astype(np.float32)
     np.testing.assert_array_equal(packed.behaviour_logprobs, expected)
     assert [path.tolist() for path in unpack_paths(packed)] == [
@@ -72,24 +57,23 @@ def test_layout_by_hand() -> None:
 def test_no_token_is_lost_or_doubled(forest: list[Tree]) -> None:
     packed = pack_trees(forest)
     assert len(packed) == sum(len(node.tokens) for tree in forest for node in tree.nodes)
-    assert packed.num_trees == len(forest)
-    assert packed.num_nodes == sum(len(tree.nodes) for tree in forest)
-    for t, (tree, index, offset) in enumerate(whereabouts(packed, forest)):
+    assert len(tree_slices(packed)) == len(forest)
+    for t, (tree, index, offset) in enumerate(whereabouts(forest)):
         node = forest[tree].nodes[index]
         assert packed.tokens[t] == node.tokens[offset]
-        assert packed.loss_mask[t] == (index != 0)
+        assert packed.sampled[t] == packed.in_loss[t] == (index != 0)
         assert packed.behaviour_logprobs[t] == np.float32(node.logprobs[offset] if index else 0.0)
-        assert packed.n_paths[t] == sum(index in path for path in trajectories(forest[tree]))
 
 
 @given(forests)
 def test_every_path_can_be_read_back(forest: list[Tree]) -> None:
-    packed = pack_trees(forest)
+    packed, n_paths_T = pack_trees(forest), n_paths_of(forest)
+    begins = [piece.start for piece in tree_slices(packed)]
     read = Counter()
     for path in unpack_paths(packed):
         assert packed.depth[path].tolist() == list(range(len(path)))
-        key = (int(packed.tree[path[0]]), tuple(packed.tokens[path].tolist()))
-        read[key] += int(packed.n_paths[path[-1]])
+        key = (begins.index(path[0]), tuple(packed.tokens[path].tolist()))
+        read[key] += int(n_paths_T[path[-1]])
     expected = Counter(
         (i, tuple(token for index in path for token in tree.nodes[index].tokens))
         for i, tree in enumerate(forest)
@@ -101,7 +85,7 @@ def test_every_path_can_be_read_back(forest: list[Tree]) -> None:
 @given(forests)
 def test_mask_is_the_ancestor_relation(forest: list[Tree]) -> None:
     packed = pack_trees(forest)
-    where = whereabouts(packed, forest)
+    where = whereabouts(forest)
 
     def is_ancestor(a: tuple[int, int, int], b: tuple[int, int, int]) -> bool:
         """Whether token a is b or lies before it on its path, from the parent pointers alone."""
@@ -123,26 +107,45 @@ def test_mask_is_the_ancestor_relation(forest: list[Tree]) -> None:
 
 
 @given(forests)
-def test_split_undoes_concat(forest: list[Tree]) -> None:
+def test_a_tree_among_others_is_the_tree_alone(forest: list[Tree]) -> None:
     packed = pack_trees(forest)
-    alone = [pack_trees([tree]) for tree in forest]
-    for a, b in zip(split(packed), alone, strict=True):
-        assert_same(a, b)
-    assert_same(concat(alone), packed)
-    for piece, part in zip(tree_slices(packed), alone, strict=True):
-        np.testing.assert_array_equal(packed.tokens[piece], part.tokens)
+    for tree, piece in zip(forest, tree_slices(packed), strict=True):
+        alone = pack_tree(tree)
+        shift = {"subtree_end": piece.start, "predecessor": np.where(alone.predecessor < 0, 0, piece.start)}
+        for field in fields(PackedBatch):
+            own, expected = getattr(packed, field.name), getattr(alone, field.name)
+            if expected is None:
+                assert own is None
+                continue
+            assert own.dtype == expected.dtype
+            np.testing.assert_array_equal(own[piece], expected + shift.get(field.name, 0), err_msg=field.name)
+
+
+@given(forests)
+def test_credit_is_that_of_the_step(forest: list[Tree]) -> None:
+    values = [100.0 * i + np.arange(len(tree.nodes)) for i, tree in enumerate(forest)]
+    packed = pack_trees(forest, [Credit(v + 0.25, v + 0.5, v + 0.75, 1.0) for v in values])
+    per_token = np.where(packed.sampled, np.concatenate(values)[nodes_of(forest)], np.nan)
+    for name, shift in (("weight", 0.25), ("positive", 0.5), ("negative", 0.75)):
+        np.testing.assert_array_equal(getattr(packed, name), np.nan_to_num(per_token + shift).astype(np.float32))
+
+
+def test_credit_of_another_tree_is_refused() -> None:
+    three = np.zeros(3)
+    with pytest.raises(ValueError, match="credit for 3 steps does not fit a tree of 6"):
+        pack_tree(hand_tree(), Credit(three, three, three, 0.0))
 
 
 def test_a_tree_without_trajectories_is_a_prompt() -> None:
-    packed = pack_trees([Tree("p", (4, 5, 6))])
-    assert packed.n_paths.tolist() == [0, 0, 0]
-    assert not packed.loss_mask.any()
+    assert not pack_trees([Tree("p", (4, 5, 6))]).sampled.any()
 
 
 def test_nothing_and_ragged_arrays_are_refused() -> None:
     with pytest.raises(ValueError, match="nothing to pack"):
-        pack_trees([])
+        concat([])
     packed = pack_trees([hand_tree()])
+    with pytest.raises(ValueError, match="log-probabilities that others lack"):
+        concat([packed, replace(packed, old_logprobs=packed.behaviour_logprobs)])
     with pytest.raises(ValueError, match=r"one shape \[T\]"):
         replace(packed, depth=packed.depth[1:])
 
@@ -160,15 +163,16 @@ def test_a_large_tree_packs_in_linear_time() -> None:
 def test_a_split_tree_packs_the_same_paths_with_the_same_weights(tree: Tree, data: st.DataObject) -> None:
     """Trajectories through each prefix, which is what a token weighs, do not depend on where nodes end."""
 
-    def through_prefixes(packed: PackedTrees) -> Counter[tuple[int, ...]]:
+    def through_prefixes() -> Counter[tuple[int, ...]]:
+        packed, n_paths_T = pack_trees([tree]), n_paths_of([tree])
         counts: Counter[tuple[int, ...]] = Counter()
         for t in range(len(packed)):
             ancestors = np.flatnonzero(ancestor_mask(packed)[t])
             assert packed.depth[ancestors].tolist() == list(range(len(ancestors)))
-            counts[tuple(packed.tokens[ancestors].tolist())] += int(packed.n_paths[t])
+            counts[tuple(packed.tokens[ancestors].tolist())] += int(n_paths_T[t])
         return counts
 
     ends = data.draw(places(tree))
-    before = through_prefixes(pack_trees([tree]))
+    before = through_prefixes()
     tree.split(ends)
-    assert through_prefixes(pack_trees([tree])) == before
+    assert through_prefixes() == before

@@ -1,0 +1,11 @@
+"""Losses on one typed input, one small file each; pure torch.
+
+The denominator belongs to the whole update, over all ranks and micro-batches. Losses of micro-batches therefore add
+up, and so do the metrics, which are sums until :func:`mean_metrics` divides them.
+"""
+
+from nemo_ibtpo.losses.clipped import ClippedLoss
+from nemo_ibtpo.losses.inputs import Loss, LossInputs, LossOutput
+from nemo_ibtpo.losses.metrics import mean_metrics
+
+__all__ = ["ClippedLoss", "Loss", "LossInputs", "LossOutput", "mean_metrics"]

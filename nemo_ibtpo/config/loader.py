@@ -2,7 +2,7 @@
 
 Hydra composes: ``conf/`` holds every default, a recipe is the primary config whose defaults list starts with
 ``config``, and words of the command line come last. What comes out is built into the frozen dataclasses of
-``schema``, field by field, with exact types: an integer serves as a float, nothing else is converted.
+``schema`` (``building``).
 
 Invariants (held by ``tests/unit/config/test_config_loader.py``): a key that the schema does not know, a key without
 a value and a value of another type are refused with one line that names the key, where it was written and the
@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
-import math
 import re
-import types
 import typing
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,10 +29,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_ibtpo.config import exp_manager
+from nemo_ibtpo.config.building import Sources, at, build, meaning
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.exp_manager_schema import ExpManagerConfig
 from nemo_ibtpo.config.paths import conf_dir, did_you_mean, find_recipe, recipes_dir
-from nemo_ibtpo.config.reference import field_types, keys, sections
+from nemo_ibtpo.config.reference import keys, sections
 from nemo_ibtpo.config.schema import EvalConfig, RunConfig
 
 _MISSING = "???"  # OmegaConf's mark of a value that must be given
@@ -54,7 +52,7 @@ class Composition:
         overrides: words of the command line.
 
     Attributes:
-        path: of the primary config.
+        root, path: as given.
         words: the words that Hydra takes, its search path among them.
 
     Raises:
@@ -62,12 +60,13 @@ class Composition:
     """
 
     def __init__(self, root: type, path: Path, overrides: Sequence[str]) -> None:
+        self.root = root
         self.path = path
         written = _read(path)
         words = [_checked_override(word, root) for word in overrides]
         search = ", ".join(f"'file://{directory}'" for directory in (conf_dir(), recipes_dir()))
         self.words = [f"hydra.searchpath=[{search}]", *words]
-        self.sources = _Sources(root, path, written, words)
+        self.sources = Sources(path, written, words)
 
     def compose(self) -> DictConfig:
         """Let Hydra compose.
@@ -83,7 +82,7 @@ class Composition:
         Raises:
             UserError: a value is missing or not as it should be.
         """
-        return _build(self.sources.root, _resolved(composed, self.sources), "", self.sources)
+        return build(self.root, _resolved(composed, self.root, self.sources), self.sources)
 
     def asked(self, composed: DictConfig) -> Asked:
         """What a recipe asks for, from what Hydra composed.
@@ -93,7 +92,7 @@ class Composition:
         """
         if composed.get("name", _MISSING) == _MISSING:
             OmegaConf.update(composed, "name", self.path.stem, force_add=True)
-        block = _exp_manager(_resolved(composed, self.sources).get(exp_manager.BLOCK), self.sources)
+        block = _exp_manager(_resolved(composed, self.root, self.sources).get(exp_manager.BLOCK), self.sources)
         run = copy.deepcopy(composed)
         with open_dict(run):
             run.pop(exp_manager.BLOCK, None)
@@ -197,47 +196,7 @@ def default_values(root: type = RunConfig) -> dict[str, Any]:
     """Every default of ``conf/`` by its dotted key, interpolations and ``???`` as they are written."""
     primary = {EvalConfig: "eval.yaml", ExpManagerConfig: "exp_manager.yaml"}.get(root, "config.yaml")
     composed = OmegaConf.to_container(Composition(root, conf_dir() / primary, []).compose())
-    return {key: _at(composed, key) for key in keys(root)}
-
-
-class _Sources:
-    """Tells where the value of a key was written, and what the key means.
-
-    Attributes:
-        root: the dataclass that is built.
-        recipe: the primary config.
-    """
-
-    def __init__(self, root: type, recipe: Path, written: Mapping[str, Any], words: Sequence[str]) -> None:
-        self.root = root
-        self.recipe = recipe
-        self._written = written
-        self._words = {word.lstrip("+").partition("=")[0] for word in words}
-
-    def meaning(self, key: str) -> str:
-        known = keys(self.root)
-        return f" ({known[key].doc.rstrip('.')})" if key in known and known[key].doc else ""
-
-    def of(self, key: str) -> str:
-        if self._is_word(key):
-            return "on the command line"
-        return f"in {self.recipe}" if self._is_in_recipe(key) else f"in the defaults under {conf_dir()}"
-
-    def is_written(self, key: str) -> bool:
-        """Whether the recipe's file itself or the command line gives the key."""
-        return self._is_word(key) or self._is_in_recipe(key)
-
-    def _is_word(self, key: str) -> bool:
-        names = key.split(".")
-        return any(".".join(names[: depth + 1]) in self._words for depth in range(len(names)))
-
-    def _is_in_recipe(self, key: str) -> bool:
-        node: Any = self._written
-        for name in key.split("."):
-            if not isinstance(node, Mapping) or name not in node:
-                return False
-            node = node[name]
-        return True
+    return {key: at(composed, key) for key in keys(root)}
 
 
 def _read(recipe: Path) -> Mapping[str, Any]:
@@ -315,12 +274,12 @@ def _compose(recipe: Path, words: Sequence[str]) -> DictConfig:
         raise UserError(f"{recipe}: {_first_line(error)}") from None
 
 
-def _resolved(composed: DictConfig, sources: _Sources) -> dict[str, Any]:
+def _resolved(composed: DictConfig, root: type, sources: Sources) -> dict[str, Any]:
     """Plain values, none of which is missing."""
     for key in _missing(OmegaConf.to_container(composed)):
-        where = f"in {sources.recipe} or " if sources.root is RunConfig else ""
+        where = f"in {sources.recipe} or " if root is RunConfig else ""
         raise UserError(
-            f"{key} has no value: give it {where}as {key}=<value> on the command line{sources.meaning(key)}"
+            f"{key} has no value: give it {where}as {key}=<value> on the command line{meaning(root, key)}"
         )
     try:
         resolved = OmegaConf.to_container(composed, resolve=True)
@@ -331,86 +290,16 @@ def _resolved(composed: DictConfig, sources: _Sources) -> dict[str, Any]:
     return cast("dict[str, Any]", resolved)
 
 
-def _exp_manager(written: Any, sources: _Sources) -> ExpManagerConfig | None:
+def _exp_manager(written: Any, sources: Sources) -> ExpManagerConfig | None:
     if written is None:
         return None
     if not isinstance(written, Mapping):
         raise UserError(f"{exp_manager.BLOCK} {sources.of(exp_manager.BLOCK)} is a section of keys, not {written!r}")
     defaults = OmegaConf.load(conf_dir() / "exp_manager.yaml")
     merged = OmegaConf.merge(defaults, OmegaConf.create(exp_manager.without_idle(written, sources.of)))
-    block: ExpManagerConfig = _build(ExpManagerConfig, OmegaConf.to_container(merged), exp_manager.BLOCK, sources)
+    plain = cast("dict[str, Any]", OmegaConf.to_container(merged))
+    block: ExpManagerConfig = build(ExpManagerConfig, plain, sources, f"{exp_manager.BLOCK}.")
     return block
-
-
-def _build(section: type, raw: Any, path: str, sources: _Sources) -> Any:
-    """Build one dataclass of the schema from plain values."""
-    if not isinstance(raw, Mapping):
-        raise UserError(f"{path} {sources.of(path)} is a section of keys, not {raw!r}")
-    hints = field_types(section)
-    prefix = f"{path}." if path else ""
-    for name in raw:
-        if name not in hints:
-            known = (
-                [*keys(sources.root), *sections(sources.root)] if not path else [f"{prefix}{hint}" for hint in hints]
-            )
-            raise UserError(
-                f"unknown key '{prefix}{name}' {sources.of(f'{prefix}{name}')}"
-                f"{did_you_mean(f'{prefix}{name}', known)}"
-            )
-    for name in hints:
-        if name not in raw:
-            start = "; does the recipe's defaults list start with `config`?" if not path else ""
-            raise UserError(f"{prefix}{name} is missing{sources.meaning(f'{prefix}{name}')}{start}")
-    return section(
-        **{
-            name: (_build if dataclasses.is_dataclass(hint) else _typed)(hint, raw[name], f"{prefix}{name}", sources)
-            for name, hint in hints.items()
-        }
-    )
-
-
-def _typed(hint: Any, value: Any, key: str, sources: _Sources) -> Any:
-    """The value if it is of the asked type, else a ``UserError``; an integer serves as a float."""
-    if hint is float and type(value) is int:
-        return float(value)
-    if not _matches(hint, value):
-        shown = json.dumps(value, ensure_ascii=False, default=repr)
-        raise UserError(f"{key}={shown} {sources.of(key)}: expected {_spoken(hint)}{sources.meaning(key)}")
-    return value
-
-
-def _matches(hint: Any, value: Any) -> bool:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return value in args and isinstance(value, str)
-    if origin is types.UnionType:
-        return any(_matches(arg, value) for arg in args)
-    if origin is list:
-        return isinstance(value, list) and all(_matches(args[0], item) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(isinstance(name, str) for name in value)
-    if hint is float:
-        return type(value) is float and math.isfinite(value)
-    return type(value) is hint  # exact: True is not an integer here
-
-
-def _spoken(hint: Any) -> str:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return f"one of {', '.join(args)}"
-    if origin is types.UnionType:
-        return " or ".join(_spoken(arg) for arg in args)
-    if origin is list:
-        return f"a list, each item {_spoken(args[0])}"
-    if origin is dict:
-        return "a mapping of names to values"
-    return {
-        int: "an integer",
-        float: "a finite number",
-        bool: "true or false",
-        str: "a quoted text",
-        type(None): "null",
-    }[hint]
 
 
 def _missing(node: Any, prefix: str = "") -> Iterator[str]:
@@ -419,12 +308,6 @@ def _missing(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _missing(value, f"{prefix}{name}.")
         elif value == _MISSING:
             yield f"{prefix}{name}"
-
-
-def _at(node: Any, key: str) -> Any:
-    for name in key.split("."):
-        node = node[name]
-    return node
 
 
 def _is_free_form(key: str, root: type) -> bool:

@@ -1,22 +1,17 @@
 """Every configuration key with its type and its meaning, read from the schema.
 
-The schema's docstrings are the one place that says what a key means; ``nemo-ibtpo train --help`` prints them
-and error messages quote them. ``tests/unit/config/test_key_reference.py`` holds that no field lacks its sentence.
+The docstrings below the schema's fields are the one place that says what a key means; ``nemo-ibtpo train --help``
+prints them and error messages quote them. ``tests/unit/config/test_key_reference.py`` checks that no field lacks one.
 """
 
 from __future__ import annotations
 
-import inspect
-import re
-import typing
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cache
 from typing import Any
 
 from nemo_ibtpo.config.schema import RunConfig
-
-_ENTRY = re.compile(r"^    (?P<names>\w+(?:, \w+)*): (?P<text>.*?)(?=^    \w|\Z)", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,27 +42,10 @@ def sections(root: type = RunConfig) -> frozenset[str]:
     return frozenset(".".join(names[:depth]) for names in parts for depth in range(1, len(names) + 1))
 
 
-def field_types(section: type) -> dict[str, Any]:
-    """Field names of a schema dataclass with their resolved types."""
-    return typing.get_type_hints(section)
-
-
-def _walk(section: type, prefix: str) -> Iterator[Key]:
-    docs = _attribute_docs(section)
-    types = field_types(section)
-    for field in fields(section):
-        path = f"{prefix}{field.name}"
-        if is_dataclass(types[field.name]):
-            yield from _walk(types[field.name], f"{path}.")
+def _walk(section: Any, prefix: str) -> Iterator[Key]:
+    for name, field in section.__pydantic_fields__.items():
+        path = f"{prefix}{name}"
+        if is_dataclass(field.annotation):
+            yield from _walk(field.annotation, f"{path}.")
         else:
-            yield Key(path, types[field.name], docs.get(field.name, ""))
-
-
-def _attribute_docs(section: type) -> dict[str, str]:
-    """Sentences of a Google-style ``Attributes:`` block by field name."""
-    _, _, block = inspect.cleandoc(section.__doc__ or "").partition("Attributes:\n")
-    docs = {}
-    for entry in _ENTRY.finditer(block):
-        text = " ".join(entry["text"].replace("``", "").split())
-        docs.update(dict.fromkeys(entry["names"].split(", "), text))
-    return docs
+            yield Key(path, field.annotation, " ".join((field.description or "").replace("``", "").split()))

@@ -43,4 +43,3 @@ def make_strategy(sampler: SamplerConfig, ib_score: IBScoreConfig, max_new_token
             return FixedWidthBranching(sampler, max_new_tokens)
         case "full":
             return FullTreeBranching(sampler, max_new_tokens)
-    raise UserError(f"sampler.name={sampler.name!r} is unknown")

@@ -27,8 +27,8 @@ def test_help_of_evaluations_names_every_benchmark_and_key() -> None:
     assert "sampler=" not in text and all(f"\n  {path}=" in text for path in keys(EvalConfig))
 
 
-def test_shared_entries_and_line_breaks_are_read() -> None:
-    assert keys()["optimizer.adam_beta2"].doc == keys()["optimizer.adam_eps"].doc == "Adam's constants."
+def test_docstrings_and_types_are_read() -> None:
+    assert keys()["optimizer.warmup_steps"].doc == "Optimizer steps from 0 to lr."
     assert "the sum (product) of its tokens'" in keys()["ib_score.step_probability"].doc
     assert keys()["seed"].type is int
 
@@ -54,4 +54,4 @@ def test_help_names_every_recipe_group_and_key() -> None:
     for path in keys():
         assert f"\n  {path}=" in text or path.startswith("data.validation.")
     assert all(f"\n  exp_manager.{path}=" in text for path in keys(ExpManagerConfig))
-    assert "stages that share the layers" in text
+    assert "Stages that share the layers" in text

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from nemo_ibtpo.config.schema import IBScoreConfig
 from nemo_ibtpo.tree.tree import ROOT, Tree
 
-IB = IBScoreConfig(beta=5.0, step_probability="geometric_mean", value_estimator="leaf_mean")
-IB_CHILDREN_MEAN = IBScoreConfig(beta=5.0, step_probability="geometric_mean", value_estimator="children_mean")
+IB = IBScoreConfig(beta=5.0, step_probability="geometric_mean", value_estimator="leaf_mean", selection="paper")
+IB_CHILDREN_MEAN = IBScoreConfig(
+    beta=5.0, step_probability="geometric_mean", value_estimator="children_mean", selection="paper"
+)
 
 
 def step(tokens: Sequence[int], probability: float) -> tuple[list[int], list[float]]:

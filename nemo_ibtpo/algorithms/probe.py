@@ -35,6 +35,7 @@ def probe_strategy(probe: ProbeConfig, sampler: SamplerConfig, max_new_tokens: i
         branch_points=probe.branch_points,
         rollouts_per_branch=probe.rollouts_per_branch,
         segment_tokens=None,
+        max_sequences_per_tree=None,
     )
     return make_strategy(shape, probe.ib_score, max_new_tokens)
 

@@ -96,6 +96,9 @@ class IBScoreConfig:
     log-probabilities."""
     value_estimator: Literal["leaf_mean", "children_mean"]
     """P_hat of a node, the mean over its leaves or over its children."""
+    selection: Literal["paper", "per_draw"]
+    """What ``sampler.name=ib`` branches first: the highest IB-Score (``paper``), or the highest J * u / B
+    (``per_draw``), whose return falls with every draw."""
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -123,6 +126,9 @@ class SamplerConfig:
     """Whether ``ib`` and ``random`` may continue the prompt itself; the other samplers have rules of their own."""
     min_new_tokens: int
     """A node is a candidate only with so many tokens left under the length limit."""
+    max_sequences_per_tree: int | None
+    """Sequences that ``ib`` and ``random`` keep in flight in a tree: when one has ended the next branch is chosen from
+    what is known (1 is the paper's serial growth); null grows in rounds of branch_points * rollouts_per_branch."""
     max_trees_in_flight: int
     """Trees grown at once on one engine."""
 

@@ -311,6 +311,8 @@ def _check_shape(sampler: SamplerConfig, max_new_tokens: int) -> None:
         f"sampler.branch_points={sampler.branch_points} has no meaning for sampler.name=full, which branches every "
         "segment of a level; set it to 1",
     )
+    if sampler.max_sequences_per_tree is not None:
+        _check_window(sampler, sampler.max_sequences_per_tree)
     refuse_if(
         not sampler.branch_root and sampler.name not in ("ib", "random"),
         f"sampler.branch_root=false has no meaning for sampler.name={sampler.name}; set it to true",
@@ -320,6 +322,25 @@ def _check_shape(sampler: SamplerConfig, max_new_tokens: int) -> None:
         f"sampler.branch_points={sampler.branch_points} is no multiple of sampler.initial_rollouts="
         f"{sampler.initial_rollouts}: sampler.name=entropy forks equally many tokens of every chain",
     )
+
+
+def _check_window(sampler: SamplerConfig, window: int) -> None:
+    trajectories = sampler.trajectories_per_prompt
+    refuse_if(
+        sampler.name not in ("ib", "random"),
+        f"sampler.max_sequences_per_tree={window} has no meaning for sampler.name={sampler.name}, which grows in "
+        "rounds; set it to null",
+    )
+    refuse_if(
+        not 1 <= window <= trajectories,
+        f"sampler.max_sequences_per_tree={window} must lie between 1 and the {trajectories} trajectories of a tree",
+    )
+    for name in ("branch_points", "rollouts_per_branch"):
+        refuse_if(
+            getattr(sampler, name) != 1,
+            f"sampler.{name}={getattr(sampler, name)} with sampler.max_sequences_per_tree={window}: branches are "
+            "chosen one by one; set it to 1, or sampler.max_sequences_per_tree to null to grow in rounds",
+        )
 
 
 def check_probe(config: RunConfig) -> None:

@@ -22,7 +22,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 from nemo_ibtpo.config.schema import IBScoreConfig
-from nemo_ibtpo.tree.tree import ROOT, FloatArray, IntArray, Tree
+from nemo_ibtpo.tree.tree import ROOT, FloatArray, IntArray, Node, Tree
 
 
 def eta1(tree: Tree, config: IBScoreConfig) -> FloatArray:
@@ -37,15 +37,75 @@ def eta1(tree: Tree, config: IBScoreConfig) -> FloatArray:
 
 def eta2(tree: Tree, config: IBScoreConfig) -> FloatArray:
     """Probability of each step under the policy that sampled it; [N], in [0, 1], nan at the root."""
-    exponents = [sum(node.logprobs) for node in tree.nodes[1:]]
     if config.step_probability == "geometric_mean":
-        exponents = [e / len(node.tokens) for e, node in zip(exponents, tree.nodes[1:], strict=True)]
-    return np.exp([np.nan, *exponents])
+        exponents = [node.logprob / len(node.tokens) for node in tree.nodes]
+    else:
+        exponents = [node.logprob for node in tree.nodes]
+    exponents[ROOT] = np.nan
+    return np.exp(exponents)
 
 
 def ib_scores(tree: Tree, config: IBScoreConfig) -> FloatArray:
     """IB-Score of each node; [N], nan for leaves, which have no continuation."""
     return (1 + config.beta) * _mean_over_draws(tree, eta1(tree, config) * eta2(tree, config))
+
+
+def ib_scores_in_flight(tree: Tree, config: IBScoreConfig, in_flight_N: IntArray) -> FloatArray:
+    """IB-Score of each node, sequences in flight counted as draws where they were branched; [N].
+
+    A draw in flight counts as one that tells nothing, ratio 1 and probability 1 (declared), so that the branches
+    chosen before it ends go elsewhere. Where nothing is in flight this is :func:`ib_scores`.
+    """
+    scores_N, drawn_N = ib_scores(tree, config), draws_at(tree)
+    nothing = -(1 + config.beta) / config.beta
+    with_virtual_N = (drawn_N * scores_N + in_flight_N * nothing) / np.maximum(1, drawn_N + in_flight_N)
+    return np.where(in_flight_N > 0, with_virtual_N, scores_N)
+
+
+def values_per_draw(tree: Tree, config: IBScoreConfig, in_flight_N: IntArray) -> FloatArray:
+    """What one more draw at each node is worth, max(0, J) u / B; [N], nan for leaves.
+
+    The information-bottleneck objective of a node, whose affine image the IB-Score is, is (``children_mean``)::
+
+        J = 1 + beta E[eta1 eta2] = 1 + beta / (1 + beta) IB = 1 + beta Cov(eta1, eta2) - E[pi]
+
+    It is a mean over draws, so drawing again does not lower it, and the paper's rule returns to the same steps. What
+    a draw adds is a new child, which enters that mean with weight 1/B; a draw that repeats a known child adds none.
+    Hence
+    J u / B, with B the draws so far, those in flight included, and u the probability that a draw is new::
+
+        u = 1 - sum over distinct children of exp(sum of the log-probabilities of their tokens)
+
+    u is exact for whole steps under the policy that sampled them. A step that ends the answer may begin with another
+    one that goes on: the former is then part of the latter's probability and is not counted twice, and that the
+    answer may also end there is not known where it has not been seen; u is then a lower bound.
+
+    J < 0 (less is learned than confidence costs) and u = 0 (all continuations are known) are worth 0, never less:
+    divided by B, a negative value would grow with draws. A node without the room that another continuation needs is
+    no candidate (:mod:`nemo_ibtpo.tree.branching.ranked`), nor is a leaf.
+    """
+    objective_N = 1 + config.beta / (1 + config.beta) * ib_scores(tree, config)
+    drawn_N = draws_at(tree) + in_flight_N
+    worth_N = np.maximum(0.0, objective_N) * new_probability(tree) / np.maximum(1, drawn_N)
+    return np.asarray(worth_N)
+
+
+def new_probability(tree: Tree) -> FloatArray:
+    """u, the probability that a draw at each node begins with a step that is no child yet; [N], 1 for leaves."""
+    mass_N = np.exp(np.array([node.logprob for node in tree.nodes]))
+    for node in tree.nodes:
+        if len(node.children) > 1:
+            children = [tree.nodes[index] for index in node.children]
+            for child in children:
+                if child.is_leaf and any(_goes_on(other, child) for other in children):
+                    mass_N[child.index] = 0.0
+    return np.maximum(0.0, 1 - _sum_over_children(tree, mass_N))
+
+
+def _goes_on(step: Node, last: Node) -> bool:
+    """Whether a step that ends its trajectory begins with another one, which goes on."""
+    shorter = len(step.tokens)
+    return not step.is_leaf and shorter < len(last.tokens) and last.tokens[:shorter] == step.tokens
 
 
 def _parents(tree: Tree) -> IntArray:

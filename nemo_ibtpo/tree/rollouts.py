@@ -6,7 +6,7 @@ sampler in a test as well as by vLLM.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,6 +55,12 @@ class RolloutSource(Protocol):
 
     def poll(self) -> list[Rollout]:
         """Advance the work a little and return what has finished since the last call (perhaps nothing)."""
+
+    def progress(self) -> Mapping[Hashable, int]:
+        """Tokens drawn so far, at least, for unfinished requests that got further since the last call.
+
+        Reports may come late or be left out: growth waits longer then, and grows the same trees.
+        """
 
 
 class RewardSource(Protocol):

@@ -17,7 +17,7 @@ Invariants (asserted by ``tests/unit/tree/test_tree.py``):
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -43,10 +43,12 @@ class Node:
         tokens: token ids as they were sampled (the prompt's ids at the root).
         logprobs: log-probability (nats) of each token under the distribution that sampled it.
         draws: how often this step was sampled freely at its parent (0 at the root).
+        versions: version of the policy that sampled each token; empty where versions are not counted.
         round: the round of growth that created the node (0 for the first trajectories).
         children: indices of the child steps, oldest first.
         finish_reason: why the trajectory ended here; None for a step that goes on.
         reward: outcome reward in [0, 1] of a leaf, None until it is known and for every other node.
+        logprob: log-probability of the whole step, the sum of ``logprobs``.
     """
 
     index: int
@@ -58,6 +60,11 @@ class Node:
     children: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     reward: float | None = None
+    versions: tuple[int, ...] = ()
+    logprob: float = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.logprob = sum(self.logprobs)
 
     @property
     def is_leaf(self) -> bool:
@@ -82,7 +89,14 @@ class Tree:
         self.prompt_id = prompt_id
         self.nodes: list[Node] = [Node(index=ROOT, parent=-1, tokens=tuple(prompt_tokens))]
 
-    def insert(self, branch_node: int, steps: Sequence[Step], finish_reason: FinishReason, round: int) -> int:
+    def insert(
+        self,
+        branch_node: int,
+        steps: Sequence[Step],
+        finish_reason: FinishReason,
+        round: int,
+        versions: Sequence[int] = (),
+    ) -> int:
         """Add a trajectory that was sampled from ``branch_node`` on.
 
         Steps that equal existing ones, token for token and in whether the trajectory ends there, are merged
@@ -94,6 +108,7 @@ class Tree:
             steps: (token ids, log-probabilities) of each sampled step, in order.
             finish_reason: why the trajectory ended with the last of them.
             round: the round of growth it belongs to.
+            versions: of the policy that sampled each token of all steps; empty where versions are not counted.
 
         Returns:
             Index of the leaf.
@@ -116,10 +131,15 @@ class Tree:
                     f"{where}: a step below node {branch_node} has {len(tokens)} tokens but {len(logprobs)} "
                     "log-probabilities; it needs one for each token"
                 )
-        current = branch_node
+        length = sum(len(tokens) for tokens, _ in steps)
+        if len(versions) not in (0, length):
+            raise ValueError(f"{where}: {len(versions)} versions for {length} tokens below node {branch_node}")
+        current, done = branch_node, 0
         for position, (tokens, logprobs) in enumerate(steps):
             reason = finish_reason if position == len(steps) - 1 else None
-            current = self._child(current, tuple(tokens), tuple(logprobs), reason, round)
+            own = tuple(versions[done : done + len(tokens)])
+            done += len(tokens)
+            current = self._child(current, tuple(tokens), tuple(logprobs), own, reason, round)
             self.nodes[current].draws += 1
         return current
 
@@ -128,6 +148,7 @@ class Tree:
         parent: int,
         tokens: tuple[int, ...],
         logprobs: tuple[float, ...],
+        versions: tuple[int, ...],
         finish_reason: FinishReason | None,
         round: int,
     ) -> int:
@@ -136,7 +157,9 @@ class Tree:
             child = self.nodes[index]
             if child.tokens == tokens and child.is_leaf == (finish_reason is not None):
                 return index
-        node = Node(len(self.nodes), parent, tokens, logprobs, round=round, finish_reason=finish_reason)
+        node = Node(
+            len(self.nodes), parent, tokens, logprobs, round=round, finish_reason=finish_reason, versions=versions
+        )
         self.nodes.append(node)
         self.nodes[parent].children.append(node.index)
         return node.index
@@ -180,7 +203,9 @@ class Tree:
             for start, end in pairwise([0, *sorted(cuts.get(node.index, ())), length]):
                 part = slice(start, end)
                 reason = node.finish_reason if end == length else None
-                current = self._child(current, node.tokens[part], node.logprobs[part], reason, node.round)
+                current = self._child(
+                    current, node.tokens[part], node.logprobs[part], node.versions[part], reason, node.round
+                )
                 self.nodes[current].draws += node.draws
                 node_at[node.index, end] = current
             if self.nodes[current].reward is None:
@@ -298,7 +323,7 @@ class Tree:
 
     def to_dict(self) -> dict[str, Any]:
         """The tree as plain lists and numbers, for JSON."""
-        return {"version": _VERSION, "prompt_id": self.prompt_id, "nodes": [asdict(n) for n in self.nodes]}
+        return {"version": _VERSION, "prompt_id": self.prompt_id, "nodes": [_described(n) for n in self.nodes]}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Tree:
@@ -311,7 +336,7 @@ class Tree:
             raise ValueError(f"a tree of version {data.get('version')!r}; this release reads version {_VERSION}")
         try:
             nodes = [
-                Node(**{**node, "tokens": tuple(node["tokens"]), "logprobs": tuple(node["logprobs"])})
+                Node(**{**node, **{name: tuple(node.get(name, ())) for name in ("tokens", "logprobs", "versions")}})
                 for node in data["nodes"]
             ]
             tree = cls(data["prompt_id"], nodes[ROOT].tokens)
@@ -333,8 +358,19 @@ class Tree:
                 and all(index < c < len(self.nodes) and self.nodes[c].parent == index for c in node.children)
                 and len(node.tokens) > 0
                 and len(node.logprobs) == (0 if is_root else len(node.tokens))
+                and len(node.versions) in (0, len(node.logprobs))
                 and (is_root or node.draws > 0)
                 and (is_root or node.is_leaf != bool(node.children))
                 and (node.reward is None or (node.is_leaf and 0.0 <= node.reward <= 1.0))
             ):
                 raise ValueError(f"tree {self.prompt_id!r}: node {index} breaks an invariant of trees: {node}")
+
+
+_FIELDS = tuple(entry.name for entry in fields(Node) if entry.init)
+
+
+def _described(node: Node) -> dict[str, Any]:
+    described = {name: getattr(node, name) for name in _FIELDS}
+    if not node.versions:
+        del described["versions"]
+    return described | {"children": list(node.children)}

@@ -31,7 +31,7 @@ from nemo_ibtpo.tree.tree import ROOT, Tree
 
 TEMPERATURE = 0.7
 IBRO_COEF, ENTROPY_BONUS = 0.2, 0.05
-IB_SCORE = IBScoreConfig(beta=5.0, step_probability="geometric_mean", value_estimator="leaf_mean")
+IB_SCORE = IBScoreConfig(beta=5.0, step_probability="geometric_mean", value_estimator="leaf_mean", selection="paper")
 OPTIMIZER = OptimizerConfig(
     lr=1e-3,
     min_lr=0.0,

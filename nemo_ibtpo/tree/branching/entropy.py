@@ -20,13 +20,13 @@ Declared:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from nemo_ibtpo.config.schema import SamplerConfig
-from nemo_ibtpo.tree.branching.protocol import BranchPoint, depths, share
+from nemo_ibtpo.tree.branching.protocol import NOTHING_IN_FLIGHT, BranchPoint, depths, share
 from nemo_ibtpo.tree.ib_score import draws_at
 from nemo_ibtpo.tree.tree import ROOT, Tree
 
@@ -52,8 +52,15 @@ class EntropyBranching:
 
     sampler: SamplerConfig
     max_new_tokens: int
+    window: int = 1
 
-    def next_round(self, tree: Tree, round: int, rng: np.random.Generator) -> list[BranchPoint]:
+    def next_round(
+        self,
+        tree: Tree,
+        round: int,
+        rng: np.random.Generator,
+        in_flight: Mapping[int, int] = NOTHING_IN_FLIGHT,
+    ) -> list[BranchPoint]:
         """See :class:`~nemo_ibtpo.tree.branching.protocol.BranchingStrategy`."""
         sampler = self.sampler
         if round == 0:

@@ -13,12 +13,13 @@ G where SPO's stay smaller.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from nemo_ibtpo.config.schema import SamplerConfig
-from nemo_ibtpo.tree.branching.protocol import BranchPoint, open_steps
+from nemo_ibtpo.tree.branching.protocol import NOTHING_IN_FLIGHT, BranchPoint, open_steps
 from nemo_ibtpo.tree.tree import ROOT, Tree
 
 
@@ -28,8 +29,15 @@ class FullTreeBranching:
 
     sampler: SamplerConfig
     max_new_tokens: int
+    window: int = 1
 
-    def next_round(self, tree: Tree, round: int, rng: np.random.Generator) -> list[BranchPoint]:
+    def next_round(
+        self,
+        tree: Tree,
+        round: int,
+        rng: np.random.Generator,
+        in_flight: Mapping[int, int] = NOTHING_IN_FLIGHT,
+    ) -> list[BranchPoint]:
         """See :class:`~nemo_ibtpo.tree.branching.protocol.BranchingStrategy`."""
         sampler = self.sampler
         if round == 0:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
 
 from nemo_ibtpo.tree.tree import IntArray, Tree
+
+NOTHING_IN_FLIGHT: Mapping[int, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +31,31 @@ class BranchPoint:
 
 
 class BranchingStrategy(Protocol):
-    """Decides how a tree grows."""
+    """Decides how a tree grows.
 
-    def next_round(self, tree: Tree, round: int, rng: np.random.Generator) -> list[BranchPoint]:
-        """Branch points of a round (0 is the first), distinct places; empty once the tree is complete.
+    Attributes:
+        window: it is asked while fewer sequences of a tree are in flight; 1 asks it between rounds only.
+    """
+
+    @property
+    def window(self) -> int: ...
+
+    def next_round(
+        self,
+        tree: Tree,
+        round: int,
+        rng: np.random.Generator,
+        in_flight: Mapping[int, int] = NOTHING_IN_FLIGHT,
+    ) -> list[BranchPoint]:
+        """Branch points of a round (0 is the first), distinct places; empty once nothing more is to be launched.
 
         All rewards in the tree are known. Trajectories of the round are numbered in the order of the answer.
+
+        Args:
+            tree: the trajectories that have ended.
+            round: number of this round.
+            rng: the tree's generator.
+            in_flight: sequences in flight by the node that they were branched at.
         """
 
 

@@ -148,6 +148,19 @@ INDEPENDENT = {"sampler__name": "independent", "sampler__rounds": 1, "advantage_
         ({"sampler__branch_points": 0}, "sampler.branch_points=0 must be above 0"),
         ({"sampler__rollouts_per_branch": 0}, "sampler.rollouts_per_branch=0 must be above 0"),
         ({"sampler__max_trees_in_flight": 0}, "sampler.max_trees_in_flight=0 must be above 0"),
+        (
+            {"sampler__max_sequences_per_tree": 0},
+            "sampler.max_sequences_per_tree=0 must lie between 1 and the 12 trajectories of a tree",
+        ),
+        ({"sampler__max_sequences_per_tree": 13}, "sampler.max_sequences_per_tree=13 must lie between 1 and the 12"),
+        (
+            {"sampler__max_sequences_per_tree": 4, "sampler__branch_points": 2},
+            "sampler.branch_points=2 with sampler.max_sequences_per_tree=4: branches are chosen one by one",
+        ),
+        (
+            {"sampler__max_sequences_per_tree": 4, "sampler__name": "independent", "sampler__rounds": 1},
+            "sampler.max_sequences_per_tree=4 has no meaning for sampler.name=independent",
+        ),
         ({"sampler__name": "independent"}, "sampler.rounds=9 has no meaning for sampler.name=independent"),
         ({"sampler__initial_rollouts": 1, "sampler__rounds": 1}, "the sampler grows one trajectory a prompt"),
         (

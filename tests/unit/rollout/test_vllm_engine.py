@@ -331,6 +331,7 @@ def grow_trees(
         min_new_tokens=1,
         segment_tokens=None,
         branch_root=True,
+        max_sequences_per_tree=None,
         max_trees_in_flight=max_in_flight,
     )
     return grow(

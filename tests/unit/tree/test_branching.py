@@ -6,6 +6,7 @@ Not exercised: whether branching by IB-Score pays off in training (that needs a 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,8 +20,9 @@ from nemo_ibtpo.tree.tree import ROOT, Tree
 
 def sampler(name: str = "ib", **changes: int | None) -> SamplerConfig:
     sizes = {"initial_rollouts": 4, "rounds": 9, "branch_points": 1, "rollouts_per_branch": 1}
-    rest = {"segment_tokens": None, "branch_root": True, "min_new_tokens": 1, "max_trees_in_flight": 8}
-    return SamplerConfig(name=name, **{**sizes, **rest, **changes})
+    rest = {"segment_tokens": None, "branch_root": True, "min_new_tokens": 1}
+    limits = {"max_sequences_per_tree": None, "max_trees_in_flight": 8}
+    return SamplerConfig(name=name, **{**sizes, **rest, **limits, **changes})
 
 
 def choose(tree: Tree, config: SamplerConfig, round: int = 1, seed: int = 0, max_new_tokens: int = 100):
@@ -62,6 +64,30 @@ def test_low_confidence_attracts_and_ties_go_to_the_oldest() -> None:
     # 0 root (-0.6), 1 (-0.6), 2 (-1.2 * 0.8), 3 leaf, 4 (-0.6), 5 (-1.2 * 0.2), 6 leaf.
     order = [node for node, _ in choose(chains(), sampler(branch_points=5))]
     assert order == [5, ROOT, 1, 4, 2]
+
+
+def test_per_draw_takes_the_highest_value_of_a_draw() -> None:
+    per_draw = replace(IB, selection="per_draw")
+
+    def order(tree: Tree, **in_flight: int) -> list[int]:
+        strategy = make_strategy(sampler(branch_points=5), per_draw, 100)
+        flying = {int(node[1:]): count for node, count in in_flight.items()}
+        return [point.node for point in strategy.next_round(tree, 1, np.random.default_rng(0), flying)]
+
+    # J = 1 - pi of its child, u = 1 - pi: the root (0.5, 1 - 2 * 0.5, two draws) 0, nodes 1 and 4 0.5 * 0.5,
+    # 2 0.2 * 0.2, 5 0.8 * 0.8.
+    assert order(chains()) == [5, 1, 4, 2, ROOT]
+    # One in flight halves; two make a third of 0.64 below 0.25.
+    assert order(chains(), n1=1) == [5, 4, 1, 2, ROOT]
+    assert order(chains(), n5=2) == [1, 4, 5, 2, ROOT]
+    # Values of 0 come last, fewest draws first, then the oldest: nodes 1 and 2 are certain, the root is drawn twice.
+    tree = Tree("p", (1,))
+    add(tree, ROOT, [step([2], 1.0), step([3], 1.0), step([4], 1.0)], 1.0)
+    add(tree, ROOT, [step([2], 1.0), step([3], 1.0), step([4], 1.0)], 1.0)
+    add(tree, 1, [step([5], 0.5)], 1.0)
+    assert [tree.nodes[node].draws for node in (1, 2)] == [2, 2]
+    assert order(tree) == [ROOT, 2, 1]
+    assert order(tree, n0=1) == [2, ROOT, 1]
 
 
 @pytest.mark.parametrize("name", ["ib", "random"])

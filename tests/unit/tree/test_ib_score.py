@@ -14,7 +14,16 @@ import pytest
 from hypothesis import given
 from strategies import IB, IB_CHILDREN_MEAN, add, hand_tree, step, trajectories, trees
 
-from nemo_ibtpo.tree.ib_score import draws_at, eta1, eta2, ib_scores, tree_statistics
+from nemo_ibtpo.tree.ib_score import (
+    draws_at,
+    eta1,
+    eta2,
+    ib_scores,
+    ib_scores_in_flight,
+    new_probability,
+    tree_statistics,
+    values_per_draw,
+)
 from nemo_ibtpo.tree.tree import ROOT, Tree
 
 nan = math.nan
@@ -121,3 +130,40 @@ def test_expected_gain_and_covariance_identities(tree: Tree) -> None:
     if covariances:
         mean = tree_statistics([tree], IB_CHILDREN_MEAN).means()["cov"]
         assert mean == pytest.approx(np.mean(covariances), abs=1e-12)
+
+
+def test_value_of_a_draw_by_hand() -> None:
+    tree, none = hand_tree(), np.zeros(6, dtype=np.int64)
+    # A draw at the root repeats a (0.5 * 0.5) or d (0.25): u = 0.5. At a it repeats b 0.8 or c 0.36 or e 0.1: 1.26 >
+    # 1, which real probabilities never are; u = 0.
+    np.testing.assert_allclose(new_probability(tree), [0.5, 0.0, 1.0, 1.0, 1.0, 1.0])
+    # J = 1 + 5/6 IB: root 1 - 1/6 = 5/6; a 1 - 0.75 = 0.25. B: 4 and 3.
+    expected = [5 / 6 * 0.5 / 4, 0.0, nan, nan, nan, nan]
+    np.testing.assert_allclose(values_per_draw(tree, IB, none), expected)
+    # Two sequences in flight at the root are draws.
+    in_flight = np.array([2, 0, 0, 0, 0, 0])
+    np.testing.assert_allclose(values_per_draw(tree, IB, in_flight)[ROOT], 5 / 6 * 0.5 / 6)
+    # In the paper's mean a draw in flight has ratio 1 and probability 1, so a score of -1.2: (4 * -0.2 - 2.4) / 6.
+    np.testing.assert_allclose(ib_scores_in_flight(tree, IB, in_flight)[:2], [-3.2 / 6, -0.9])
+
+
+def test_a_negative_objective_is_worth_nothing_however_often_it_was_drawn() -> None:
+    tree = Tree("p", (1,))
+    add(tree, ROOT, [step([2], 0.9), step([3], 0.5)], 0.0)
+    add(tree, ROOT, [step([2], 0.9), step([4], 0.5)], 0.0)
+    add(tree, ROOT, [step([5], 0.05)], 1.0)
+    # Root 1/3; node 1 is wrong: eta1 -1.2, pi 0.9, twice; node 4: eta1 1.8, pi 0.05.
+    ib = 6 / 3 * (2 * -1.2 * 0.9 + 1.8 * 0.05)
+    assert ib_scores(tree, IB)[ROOT] == pytest.approx(ib)
+    assert 1 + 5 / 6 * ib < 0
+    assert values_per_draw(tree, IB, np.zeros(5, dtype=np.int64))[ROOT] == 0.0
+
+
+def test_an_end_behind_a_blank_line_is_not_counted_twice() -> None:
+    """(2) goes on, (2, 9) ends: what begins with 2 has probability 0.5, its end included."""
+    tree = Tree("p", (1,))
+    add(tree, ROOT, [step([2], 0.5), step([3], 0.4)], 1.0)
+    add(tree, ROOT, [([2, 9], [math.log(0.5), math.log(0.6)])], 1.0)
+    np.testing.assert_allclose(new_probability(tree)[ROOT], 0.5)
+    add(tree, ROOT, [([4, 9], [math.log(0.2), math.log(0.5)])], 1.0)  # (4) alone was never seen to go on
+    np.testing.assert_allclose(new_probability(tree)[ROOT], 0.4)

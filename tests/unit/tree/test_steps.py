@@ -72,7 +72,11 @@ def ids(*texts: str) -> list[int]:
         [["\n\n", "\n\n", "\n\n"]],  # nothing but blanks: one step, since a step has tokens
         [["a", " \n", "\n"], ["b"]],  # a space before the line feeds does not matter
         [["a", "\n", " \n"]],  # a space between them does: that line is not empty
-        [["a", "\n\n"], ["\n\n"]],
+        [["a", "\n\n", "\n\n"]],  # a last step without visible text belongs to the one before it
+        [["a", "\n\n", "<|end|>"]],
+        [["a", "\n\n"], ["b", "\n\n", "\n", "<|end|>"]],
+        [["<|end|>"]],  # alone
+        [["a", "\n\n"], ["b", "<|end|>"]],
         [["a", "\n\n"]],
         [["ä½", "ł", "\n\n"], ["ä", "½", "ł"]],  # characters that only decode together
         [["ä", "\n", "\n"], ["ä½", "b"]],  # broken ones
@@ -105,6 +109,9 @@ def test_boundaries_lie_where_the_decoded_text_says(name: str) -> None:
     tokenizer = TOKENIZERS[name]
     splitter = StepSplitter(tokenizer)
 
+    def visible(token: int) -> bool:
+        return bool(tokenizer.decode([token], skip_special_tokens=True).strip())
+
     def complete(step: list[int]) -> bool:
         return SEPARATOR in tokenizer.decode(step, skip_special_tokens=False).lstrip()
 
@@ -115,7 +122,11 @@ def test_boundaries_lie_where_the_decoded_text_says(name: str) -> None:
         assert [token for step in steps for token in step] == tokens
         assert all(steps)
         assert all(complete(step) for step in steps[:-1])
-        assert not any(complete(step[:-1]) for step in steps)
+        assert not any(complete(step[:-1]) for step in steps[:-1])
+        if steps:  # the last one goes on behind its blank line only with what cannot be seen
+            whole = next((end for end in range(len(steps[-1])) if complete(steps[-1][:end])), len(steps[-1]))
+            assert not any(visible(t) for t in steps[-1][whole:])
+            assert len(steps) == 1 or any(visible(t) for t in steps[-1])
         for piece in split:  # a continuation after a step is cut as it was inside the whole
             rest = [tokens[piece.stop :][later] for later in splitter.split(tokens[piece.stop :])]
             assert rest == steps[split.index(piece) + 1 :]
@@ -135,4 +146,5 @@ def test_each_token_is_decoded_once() -> None:
     tokens = ids("a", "\n\n", "b", "\n") * 5_000
     assert len(splitter.split(tokens)) == 5_001
     splitter.split(tokens)
-    assert decoded == Counter(dict.fromkeys(tokens, 3))  # alone and twice in a row, once in its life
+    # Alone and twice in a row, once in its life; the last step's last token once more, to see whether it is visible.
+    assert decoded == Counter(dict.fromkeys(tokens, 3)) + Counter(ids("b"))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,7 +38,7 @@ from nemo_ibtpo.megatron.safetensors_io import copy_companions
 from nemo_ibtpo.reporting.metrics import FILE_NAME, drop_metrics_after
 from nemo_ibtpo.reporting.progress import RunConsole
 from nemo_ibtpo.rollout.engine import RolloutEngine
-from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest
+from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest, Unfinished
 
 Value = TypeVar("Value")
 
@@ -367,3 +367,11 @@ class InterruptibleSource:
         if self._stop.code:
             raise StoppedError(reason(self._stop.code))
         return self._engine.poll()
+
+    def progress(self) -> Mapping[Hashable, int]:
+        """How far unfinished requests are."""
+        return self._engine.progress()
+
+    def cut(self, at_least: Mapping[Hashable, int]) -> list[Unfinished]:
+        """End all requests."""
+        return self._engine.cut(at_least)

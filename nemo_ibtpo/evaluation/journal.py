@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.evaluation.settings import describe_difference
-from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest, RolloutSource
+from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest, RolloutSource, Unfinished
 
 _FORMAT = "nemo_ibtpo.evaluation_journal/1"
 
@@ -134,3 +134,9 @@ class JournaledSource(RolloutSource):
         if sampled:
             self._journal.append([(self._seeds.pop(rollout.request_id), rollout) for rollout in sampled])
         return ready + sampled
+
+    def progress(self) -> Mapping[Hashable, int]:
+        return self._source.progress()
+
+    def cut(self, at_least: Mapping[Hashable, int]) -> list[Unfinished]:
+        raise RuntimeError("an evaluation samples every response to its end")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import torch
 
 from nemo_ibtpo.rollout.engine import EngineStats, SamplingParams
-from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest
+from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest, Unfinished
 
 
 class EngineElsewhere:
@@ -30,6 +30,14 @@ class EngineElsewhere:
             raise RuntimeError(f"this rank has no engine, but was given {len(requests)} requests")
 
     def poll(self) -> list[Rollout]:
+        """Nothing, ever."""
+        return []
+
+    def progress(self) -> Mapping[Hashable, int]:
+        """Nothing, ever."""
+        return {}
+
+    def cut(self, at_least: Mapping[Hashable, int]) -> list[Unfinished]:
         """Nothing, ever."""
         return []
 

@@ -47,6 +47,21 @@ class Rollout:
     finish_reason: FinishReason
 
 
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """What had been sampled of a continuation that was cut off.
+
+    Attributes:
+        request_id: the request's.
+        tokens: sampled token ids, perhaps none.
+        logprobs: log-probability (nats) of each token under the sampling distribution.
+    """
+
+    request_id: Hashable
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
 class RolloutSource(Protocol):
     """Samples continuations; new requests may join while others run."""
 
@@ -60,6 +75,15 @@ class RolloutSource(Protocol):
         """Tokens drawn so far, at least, for unfinished requests that got further since the last call.
 
         Reports may come late or be left out: growth waits longer then, and grows the same trees.
+        """
+
+    def cut(self, at_least: Mapping[Hashable, int]) -> list[Unfinished]:
+        """End all requests, and return what was sampled of those that have not finished.
+
+        Rollouts that finish meanwhile come with the next :meth:`poll`. The source is idle then.
+
+        Args:
+            at_least: tokens that a request is to have before it ends; 0 for those that are left out.
         """
 
 

@@ -18,7 +18,7 @@ Invariants (asserted by ``tests/unit/rollout/``):
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from nemo_ibtpo.rollout.embedded.stopping import StopRules
 from nemo_ibtpo.rollout.embedded.weight_update import copy_weights
 from nemo_ibtpo.rollout.engine import EngineStats, SamplingParams
 from nemo_ibtpo.rollout.requests import check_request, check_sampling
-from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest
+from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest, Unfinished
 from nemo_ibtpo.tree.tree import FinishReason
 
 # Tokens of one prefill pass, padding included: bounds its activations and masks.
@@ -93,6 +93,7 @@ class TransformersEngine:
         self._batch = RunningBatch(max_batch_size, max_model_len)
         self._queue: deque[RolloutRequest] = deque()
         self._unfinished: set[Hashable] = set()
+        self._finished: list[Rollout] = []  # while requests were cut
         self.stats = EngineStats()
         check_sampling(sampling, self._vocab_size)
         self.sampling = sampling
@@ -135,12 +136,33 @@ class TransformersEngine:
             UserError: the model's logits are not finite; every unfinished request is dropped.
         """
         self._admit()
-        finished: list[Rollout] = []
+        finished, self._finished = self._finished, []
         for _ in range(_DECODE_STEPS_PER_POLL):
             if not self._batch:
                 break
             finished += self._decode_step()
         return finished
+
+    def progress(self) -> Mapping[Hashable, int]:
+        """Tokens drawn so far for the running requests."""
+        drawn = self._batch.sampled.tolist()
+        return {request.request_id: count for request, count in zip(self._batch.requests, drawn, strict=True)}
+
+    @torch.inference_mode()
+    def cut(self, at_least: Mapping[Hashable, int]) -> list[Unfinished]:
+        """End all requests, each with at least so many tokens; see ``RolloutSource``.
+
+        Raises:
+            UserError: as :meth:`poll`.
+        """
+        while any(self.progress().get(id_, 0) < at_least.get(id_, 0) for id_ in self._unfinished):
+            self._finished = self.poll()
+        cut = [self._batch.unfinished(row) for row in range(len(self._batch))]
+        cut += [Unfinished(request.request_id, (), ()) for request in self._queue]
+        self._queue.clear()
+        self._unfinished.clear()
+        self._batch.clear()
+        return cut
 
     def sleep(self) -> None:
         """Drop the cached prefixes, which the next weights make worthless.
@@ -177,6 +199,7 @@ class TransformersEngine:
         """Drop requests and caches. Rows are erased too: after NaN they would poison every later sequence."""
         self._queue.clear()
         self._unfinished.clear()
+        self._finished.clear()
         self._batch.clear()
         self._prefixes.clear()
         self._rows.zero()

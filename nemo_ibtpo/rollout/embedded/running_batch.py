@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest
+from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest, Unfinished
 from nemo_ibtpo.tree.tree import FinishReason
 
 
@@ -86,6 +86,11 @@ class RunningBatch:
             logprobs=tuple(self.logprobs[row, sampled].tolist()),
             finish_reason=finish_reason,
         )
+
+    def unfinished(self, row: int) -> Unfinished:
+        """What there is so far of the continuation in a row."""
+        so_far = self.rollout(row, "length")
+        return Unfinished(so_far.request_id, so_far.tokens, so_far.logprobs)
 
     def remove(self, rows: list[int]) -> tuple[list[int], list[int]]:
         """Take rows out and close the gaps.

@@ -23,7 +23,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import groupby
@@ -38,6 +38,9 @@ from nemo_ibtpo.rollout.requests import check_request, check_sampling
 from nemo_ibtpo.rollout.transport.segment import WeightSegment
 from nemo_ibtpo.rollout.vllm.messages import (
     Abort,
+    Cut,
+    CutOff,
+    Drawn,
     Failed,
     Finished,
     FromProcess,
@@ -46,6 +49,7 @@ from nemo_ibtpo.rollout.vllm.messages import (
     LoadSegment,
     NumberedRequest,
     Ready,
+    Report,
     SetSampling,
     Sleep,
     Start,
@@ -53,7 +57,7 @@ from nemo_ibtpo.rollout.vllm.messages import (
     Written,
 )
 from nemo_ibtpo.rollout.vllm.process import EndedError, VLLMProcess
-from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest
+from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest, Unfinished
 
 _STREAM_BYTES = 8 * 2**20
 _POLL_S = 0.002  # growth looks after its verifiers in between
@@ -110,6 +114,9 @@ class VLLMEngine:
         self._last_number = 0
         self._unanswered: dict[int, RolloutRequest] = {}
         self._ids: set[Hashable] = set()
+        self._finished: list[Rollout] = []  # while requests were cut
+        self._drawn: dict[Hashable, int] = {}  # reported, and not passed on
+        self._reports = False
         self._segment = segment or WeightSegment(model_path, dtype)
         self._devices = _visible_devices(device, config.tensor_parallel_size)
         self._over_ipc = not loads_from_host(config, device)
@@ -184,7 +191,7 @@ class VLLMEngine:
             UserError: the process died or hung again and again, or the model's logits are not finite; every
                 unfinished request is dropped.
         """
-        rollouts: list[Rollout] = []
+        rollouts, self._finished = self._finished, []
         while self._unanswered:
             try:
                 message = self._process.receive(0 if rollouts else _POLL_S)
@@ -195,6 +202,40 @@ class VLLMEngine:
             except EndedError as error:
                 self._replace(str(error))
         return rollouts
+
+    def progress(self) -> Mapping[Hashable, int]:
+        """Tokens drawn so far, at least, for unfinished requests that got further since the last call."""
+        if not self._reports:
+            self._reports = True
+            self._process.send(Report())
+        drawn, self._drawn = self._drawn, {}
+        return {request_id: count for request_id, count in drawn.items() if request_id in self._ids}
+
+    def cut(self, at_least: Mapping[Hashable, int]) -> list[Unfinished]:
+        """End all requests, each with at least so many tokens; see ``RolloutSource``.
+
+        Raises:
+            UserError: as :meth:`poll`.
+        """
+        cut: list[Unfinished] = []
+        while self._unanswered:
+            counts = {number: at_least.get(request.request_id, 0) for number, request in self._unanswered.items()}
+            try:
+                self._process.last_heard = time.monotonic()
+                self._process.send(Cut(counts))
+                while not isinstance(message := self._process.receive(1.0), CutOff):
+                    if message is not None:
+                        self._finished += self._take(message)
+                    self._refuse_silence()
+            except EndedError as error:
+                self._replace(str(error))
+                continue
+            for number, (tokens, logprobs) in message.requests.items():
+                request = self._unanswered.pop(number)
+                self.stats.sampled_tokens += len(tokens)
+                cut.append(Unfinished(request.request_id, tokens, logprobs))
+            self._forget()
+        return cut
 
     def sleep(self) -> None:
         """Free the GPU's memory until the next update; a CPU engine keeps its memory.
@@ -243,6 +284,10 @@ class VLLMEngine:
         """
         if isinstance(message, Failed):
             raise EndedError(message.reason)
+        if isinstance(message, Drawn):
+            for number, count in message.tokens.items():
+                if (request := self._unanswered.get(number)) is not None:
+                    self._drawn[request.request_id] = count
         if not isinstance(message, Finished):
             return []
         rollouts = []
@@ -325,6 +370,8 @@ class VLLMEngine:
                 break
             except EndedError as error:
                 reason = str(error)
+        if self._reports:
+            self._process.send(Report())
         if self._unanswered:
             self._process.send(Submit([_numbered(*waiting) for waiting in self._unanswered.items()]))
 
@@ -335,6 +382,7 @@ class VLLMEngine:
     def _forget(self) -> None:
         self._unanswered.clear()
         self._ids.clear()
+        self._drawn.clear()
 
     # --- weights -------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ Both are this program, so that messages are pickled. Requests go by a number of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -96,6 +96,22 @@ class Abort:
 
 
 @dataclass(frozen=True, slots=True)
+class Report:
+    """Tell from now on how far requests are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """End all requests; answered by ``CutOff``, rollouts that finish meanwhile by ``Finished``.
+
+    Attributes:
+        at_least: tokens that a request is to have before it ends, by number.
+    """
+
+    at_least: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Sleep:
     """Free device memory until the next weights."""
 
@@ -131,7 +147,7 @@ class LoadBucket:
     first: bool
 
 
-ToProcess = Submit | SetSampling | Abort | Sleep | LoadSegment | Written | LoadBucket
+ToProcess = Submit | SetSampling | Abort | Report | Cut | Sleep | LoadSegment | Written | LoadBucket
 
 # --- from the process ----------------------------------------------------------------------------------------------
 
@@ -174,6 +190,20 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class Drawn:
+    """Tokens drawn so far for requests that got further, by number; a few may have been drawn since."""
+
+    tokens: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class CutOff:
+    """All requests have ended: token ids and log-probabilities of those that had not finished, by number."""
+
+    requests: Mapping[int, tuple[tuple[int, ...], tuple[float, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The process gives up.
 
@@ -184,4 +214,4 @@ class Failed:
     reason: str
 
 
-FromProcess = Ready | Loaded | Alive | Finished | Failed
+FromProcess = Ready | Loaded | Alive | Finished | Drawn | CutOff | Failed

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
@@ -19,6 +19,9 @@ from nemo_ibtpo.rollout.engine import SamplingParams
 from nemo_ibtpo.rollout.vllm.messages import (
     Abort,
     Alive,
+    Cut,
+    CutOff,
+    Drawn,
     Failed,
     Finished,
     FinishedRequest,
@@ -27,6 +30,7 @@ from nemo_ibtpo.rollout.vllm.messages import (
     LoadSegment,
     NumberedRequest,
     Ready,
+    Report,
     SetSampling,
     Sleep,
     Start,
@@ -37,6 +41,8 @@ from nemo_ibtpo.rollout.vllm.messages import (
 from nemo_ibtpo.tree.tree import FinishReason
 
 _ALIVE_PERIOD_S = 1.0
+_REPORT_PERIOD_S = 0.02
+_STREAM_TOKENS = 8  # how far a request is becomes known after its first token, and then every so many
 _CPU_BLOCK_TOKENS = 32  # the smallest that vLLM's CPU attention takes: prefixes are shared in whole blocks
 
 
@@ -52,6 +58,10 @@ class Worker:
         self._asleep = False
         self._last_sent = time.monotonic()
         self._numbers: set[int] = set()
+        self._latest: dict[int, Any] = {}  # what vLLM said last of a request that runs
+        self._reports = False
+        self._reported: dict[int, int] = {}
+        self._last_report = 0.0
         self._segment = (f"/proc/{os.getpid()}/fd/{start.segment_fd}", start.layout)
         self._llm = vllm.LLM(**_engine_arguments(start))
         self._set_sampling(start.sampling)
@@ -77,8 +87,11 @@ class Worker:
         elif isinstance(message, SetSampling):
             self._set_sampling(message.sampling)
         elif isinstance(message, Abort):
-            self._llm.llm_engine.abort_request([str(number) for number in self._numbers])
-            self._numbers.clear()
+            self._abort()
+        elif isinstance(message, Report):
+            self._reports = True
+        elif isinstance(message, Cut):
+            self._cut(message.at_least)
         elif isinstance(message, Sleep):
             if self._on_gpu:  # vLLM has no sleep on a CPU
                 self._llm.sleep(level=2)
@@ -106,7 +119,8 @@ class Worker:
             detokenize=self._stops,
             skip_special_tokens=False,
             spaces_between_special_tokens=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.CUMULATIVE,
+            stream_interval=_STREAM_TOKENS,
         )
 
     def _add(self, request: NumberedRequest) -> None:
@@ -118,12 +132,47 @@ class Worker:
     def _step(self) -> None:
         if not self._numbers:
             return
-        finished = [_finished(output) for output in self._llm.llm_engine.step() if output.finished]
-        self._numbers.difference_update(request.number for request in finished)
+        outputs = self._llm.llm_engine.step()
+        finished = [_finished(output) for output in outputs if output.finished]
+        self._latest.update((int(output.request_id), output) for output in outputs)
+        for request in finished:
+            self._numbers.discard(request.number)
+            self._latest.pop(request.number, None)
+            self._reported.pop(request.number, None)
         if finished:
             self._send(Finished(finished))
+        if self._reports and time.monotonic() - self._last_report > _REPORT_PERIOD_S:
+            self._report()
         elif time.monotonic() - self._last_sent > _ALIVE_PERIOD_S:
             self._send(Alive())
+
+    def _report(self) -> None:
+        drawn = {number: len(output.outputs[0].token_ids) for number, output in self._latest.items()}
+        news = {number: count for number, count in drawn.items() if count > self._reported.get(number, 0)}
+        self._last_report = time.monotonic()
+        if news:
+            self._reported.update(news)
+            self._send(Drawn(news))
+
+    def _cut(self, at_least: Mapping[int, int]) -> None:
+        def missing(number: int) -> bool:
+            output = self._latest.get(number)
+            return (0 if output is None else len(output.outputs[0].token_ids)) < at_least.get(number, 0)
+
+        while any(map(missing, self._numbers)):
+            self._step()
+        cut_off = {}
+        for number in self._numbers:
+            output = self._latest.get(number)
+            cut_off[number] = ((), ()) if output is None else _sampled(output.outputs[0])
+        self._abort()
+        self._send(CutOff(cut_off))
+
+    def _abort(self) -> None:
+        self._llm.llm_engine.abort_request([str(number) for number in self._numbers])
+        self._numbers.clear()
+        self._latest.clear()
+        self._reported.clear()
 
     def _load_segment(self, names: Iterable[str]) -> None:
         self._wake("weights")
@@ -198,7 +247,7 @@ def _engine_arguments(start: Start) -> dict[str, Any]:
 def _finished(output: Any) -> FinishedRequest:
     """What vLLM's ``RequestOutput`` says of a finished request."""
     answer = output.outputs[0]
-    tokens = tuple(answer.token_ids)
+    tokens, logprobs = _sampled(answer)
     reason: FinishReason
     if answer.finish_reason == "length":
         reason = "length"
@@ -206,8 +255,13 @@ def _finished(output: Any) -> FinishedRequest:
         reason = "stop" if isinstance(answer.stop_reason, str) else "eos"
     else:
         raise RuntimeError(f"vLLM ended request {output.request_id} with {answer.finish_reason!r}")
-    logprobs = tuple(entry[token].logprob for token, entry in zip(tokens, answer.logprobs, strict=False))
     return FinishedRequest(int(output.request_id), tokens, logprobs, reason, output.num_cached_tokens or 0)
+
+
+def _sampled(answer: Any) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Token ids and their log-probabilities of vLLM's ``CompletionOutput``."""
+    tokens = tuple(answer.token_ids)
+    return tokens, tuple(entry[token].logprob for token, entry in zip(tokens, answer.logprobs, strict=False))
 
 
 def main(descriptor: int) -> None:

@@ -163,6 +163,26 @@ def test_rollouts_are_decoded_side_by_side(make_engine: MakeEngine, monkeypatch:
     assert list(drain(engine)) == [0]
 
 
+def test_cut_requests_have_the_first_tokens_of_their_rollouts(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    requests = [request(i, prefix, max_new_tokens=30) for i, prefix in enumerate(prompts(12))]
+    whole = drain(engine, requests)
+    engine.submit(requests)
+    engine.poll()
+    drawn = engine.progress()
+    assert drawn and set(drawn.values()) == {8}  # the steps of a poll; some wait for a row
+    cut = engine.cut({0: 8, 11: 9})
+    rollouts = engine.poll()
+    assert sorted([one.request_id for one in [*cut, *rollouts]]) == list(range(12))
+    for one in cut:
+        assert one.tokens == whole[one.request_id].tokens[: len(one.tokens)]
+        assert len(one.logprobs) == len(one.tokens)
+    (last,) = [one for one in [*cut, *rollouts] if one.request_id == 11]
+    assert len(last.tokens) >= 9
+    engine.sleep()  # it is idle
+    assert tokens_of(drain(engine, requests)) == tokens_of(whole)
+
+
 def test_a_seed_means_one_rollout(make_engine: MakeEngine) -> None:
     engine = make_engine()
     first = drain(engine, [request(i, seed=i % 4) for i in range(8)])

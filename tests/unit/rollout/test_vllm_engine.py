@@ -249,6 +249,38 @@ def test_a_seed_means_one_rollout(engine: VLLMEngine) -> None:
     assert len(set(tokens_of(first).values())) == 4
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_cut_requests_have_the_first_tokens_of_their_rollouts(engine: VLLMEngine, killed: bool) -> None:
+    """Also when the process dies at that moment and has to sample them once more."""
+    engine.set_sampling(SamplingParams())  # no end-of-sequence token: the lengths are known
+    requests = [request(i, max_new_tokens=40 if i else 4) for i in range(14)]  # two wait, twelve run
+    whole = drain(engine, requests)
+    sampled = engine.stats.sampled_tokens
+    engine.submit(requests)
+    drawn: dict[int, int] = {}
+    rollouts: list[Rollout] = []
+    while drawn.get(1, 0) < 10:
+        rollouts += engine.poll()
+        drawn |= engine.progress()
+    if killed:
+        os.kill(engine.pid, signal.SIGKILL)
+    cut = engine.cut({1: drawn[1], 2: 15, 13: 3})
+    rollouts += engine.poll()
+    assert sorted([one.request_id for one in [*cut, *rollouts]]) == list(range(14))
+    for one in cut:
+        length = len(one.tokens)
+        assert (one.tokens, one.logprobs) == (
+            whole[one.request_id].tokens[:length],
+            pytest.approx(whole[one.request_id].logprobs[:length], abs=1e-4),
+        )
+    lengths = {one.request_id: len(one.tokens) for one in cut}
+    assert lengths[1] >= drawn[1] and lengths[2] >= 15 and lengths[13] >= 3
+    assert all(drawn[number] <= 40 for number in drawn)
+    assert engine.stats.sampled_tokens - sampled == sum(len(one.tokens) for one in [*cut, *rollouts])
+    engine.sleep()  # it is idle
+    assert tokens_of(drain(engine, [request(1)])) == {1: whole[1].tokens[:20]}
+
+
 def test_responses_end_where_the_embedded_engine_ends_them(
     engine: VLLMEngine, ids: Callable[..., list[int]], tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -321,6 +353,7 @@ def grow_trees(
     tokenizer: PreTrainedTokenizerFast,
     max_in_flight: int = 8,
     on_progress: Callable | None = None,
+    window: int | None = None,
 ) -> list[Tree]:
     sampler = SamplerConfig(
         name="ib",
@@ -331,7 +364,7 @@ def grow_trees(
         min_new_tokens=1,
         segment_tokens=None,
         branch_root=True,
-        max_sequences_per_tree=None,
+        max_sequences_per_tree=window,
         max_trees_in_flight=max_in_flight,
     )
     return grow(
@@ -357,6 +390,14 @@ def test_trees_do_not_depend_on_how_many_grow_at_once(engine: VLLMEngine, tokeni
     assert [shape_of(tree) for tree in grow_trees(engine, tokenizer, max_in_flight=1)] == [
         shape_of(tree) for tree in together
     ]
+
+
+def test_with_a_window_trees_do_not_depend_on_how_many_grow_at_once_either(
+    engine: VLLMEngine, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    together = [shape_of(tree) for tree in grow_trees(engine, tokenizer, window=4)]
+    assert [shape_of(tree) for tree in grow_trees(engine, tokenizer, max_in_flight=2, window=4)] == together
+    assert [shape_of(tree) for tree in grow_trees(engine, tokenizer)] != together
 
 
 def test_nothing_of_torchrun_reaches_the_process(started: VLLMEngine) -> None:

@@ -127,8 +127,9 @@ class SamplerConfig:
     min_new_tokens: int
     """A node is a candidate only with so many tokens left under the length limit."""
     max_sequences_per_tree: int | None
-    """Sequences that ``ib`` and ``random`` keep in flight in a tree: when one has ended the next branch is chosen from
-    what is known (1 is the paper's serial growth); null grows in rounds of branch_points * rollouts_per_branch."""
+    """Sequences that ``ib`` and ``random`` keep in flight in a tree: when one has ended the next branch is chosen
+    from what is known (1 is the paper's serial growth); null grows in rounds of branch_points *
+    rollouts_per_branch."""
     max_trees_in_flight: int
     """Trees grown at once on one engine."""
 

@@ -7,20 +7,29 @@ import re
 # Longer answers count as none. The longest gold answer of reasoning-gym's tasks has about 4,000 characters.
 MAX_ANSWER_CHARS = 16_384
 
-_OPENING = "\\boxed{"
+_OPENING = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])")
+_BRACE = re.compile(r"\s*\{")
+# What a box without braces holds: one word that begins as mathematics does. Other words are prose about boxes.
+_BARE = re.compile(r"\s*(?:\$\s*)?((?:[+-]?[\d.]|\\[A-Za-z{])[^\s$]*?)[.,;:]?(?=[\s$]|$)")
 _DIGIT_SEPARATOR = re.compile(r"\d_\d", re.ASCII)
 
 
 def extract_boxed(text: str) -> str | None:
     """The content of the last ``\\boxed{...}``, or None if there is no complete, non-empty one of sane length.
 
-    Braces nest; a brace after a backslash is a character of the answer. If the last box was never closed there
-    is no answer, even if an earlier one was: the response was about to change it.
+    ``\\boxed {5}``, ``\\boxed 5`` and ``\\fbox{5}`` are boxes, too. Braces nest; a brace after a backslash is a
+    character of the answer. If the last box was never closed there is no answer, even if an earlier one was: the
+    response was about to change it.
     """
-    start = text.rfind(_OPENING)
-    if start < 0:
-        return None
-    start += len(_OPENING)
+    for opening in reversed(list(_OPENING.finditer(text))):
+        if brace := _BRACE.match(text, opening.end()):
+            return _until_closed(text, brace.end())
+        if bare := _BARE.match(text, opening.end(), opening.end() + MAX_ANSWER_CHARS):
+            return bare[1]
+    return None
+
+
+def _until_closed(text: str, start: int) -> str | None:
     depth = 1
     position = start
     end = min(len(text), start + MAX_ANSWER_CHARS + 1)

@@ -1,52 +1,36 @@
-"""Verifier ``math``: math-verify decides whether answer and gold answer are mathematically equal.
-
-math-verify parses LaTeX with a grammar, so that no text of a model is evaluated as Python. Its own time-outs,
-which rest on signals, are off: the worker's limit holds. The comparison is not symmetric; the gold answer comes
-first.
-"""
+"""Verifier ``math``: an answer and a gold answer say the same (``rewards.mathematics``)."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any
-
-import math_verify
+import re
 
 from nemo_ibtpo.data.problems import Problem
+from nemo_ibtpo.rewards.mathematics.equality import says_the_same
+from nemo_ibtpo.rewards.mathematics.reading import Listing, Word, read
 from nemo_ibtpo.rewards.verifiers import Verdict
 
 # Answers to mathematical problems are short; parsing takes longer than linear time.
 MAX_EXPRESSION_CHARS = 1_000
 
-_LATEX_ONLY = (math_verify.LatexExtractionConfig(boxed_match_priority=0),)
+_NO_WORD = re.compile(r"[?\u00a7\u00b6@#~]|^[^\w\\(\[]*$|^[^\\]*\|")
 
 
-def verify(answer: str, problem: Problem) -> Verdict:
-    """Compare with the gold answer, a percent sign on either side left out (declared: 50 % and 50 are equal)."""
-    answer, gold = _without_percent(answer), _without_percent(problem.answer)
-    if answer == gold:
+def verify(answer: str, problem: Problem, tolerance: float = 0.0) -> Verdict:
+    """Compare with the gold answer; ``tolerance`` is the relative error that two real numbers may differ by."""
+    if answer.strip() == problem.answer.strip():
         return "correct"
     if len(answer) > MAX_EXPRESSION_CHARS:
         return "unparsable"
-    parsed = _parse(answer)
-    if not parsed:
+    found, gold = read(answer), read(problem.answer)
+    if found is None:
         return "unparsable"
-    equal = math_verify.verify(list(_parse(gold)), list(parsed), timeout_seconds=None)
-    return "correct" if equal else "wrong"
+    return "correct" if says_the_same(gold, found, tolerance) else "wrong"
 
 
 def gold_defect(problem: Problem) -> str | None:
-    """A gold answer that is no mathematical expression would accept its own spelling only."""
-    if all(isinstance(parsed, str) for parsed in _parse(_without_percent(problem.answer))):
+    """A gold answer that is neither mathematics nor words would accept its own spelling only."""
+    gold = read(problem.answer)
+    words = [item for item in (gold.items if isinstance(gold, Listing) else [gold]) if isinstance(item, Word)]
+    if gold is None or any(_NO_WORD.search(word.text) for word in words):
         return "the gold answer is no mathematical expression"
     return None
-
-
-@lru_cache(maxsize=4096)  # the gold answer comes back with every response to its problem
-def _parse(expression: str) -> tuple[Any, ...]:
-    """What math-verify makes of a LaTeX expression: SymPy objects and, last, its normalised text."""
-    return tuple(math_verify.parse(f"\\boxed{{{expression}}}", _LATEX_ONLY, parsing_timeout=None))
-
-
-def _without_percent(text: str) -> str:
-    return text.replace("\\%", "").replace("%", "").strip()

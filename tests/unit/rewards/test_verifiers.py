@@ -76,41 +76,9 @@ def test_choice(answer: str, verdict: str) -> None:
     assert choice.gold_defect(problem("12")) == "the gold answer is no capital letter"
 
 
-@pytest.mark.parametrize(
-    ("answer", "gold", "verdict"),
-    [
-        ("34", "34", "correct"),
-        ("034", "34", "correct"),
-        ("1,234", "1234", "correct"),
-        ("\\frac{2}{4}", "0.5", "correct"),
-        ("\\dfrac12", "\\frac{1}{2}", "correct"),
-        ("x = 3", "3", "correct"),
-        ("(x+1)^2", "x^2+2x+1", "correct"),
-        ("\\sqrt{12}", "2\\sqrt{3}", "correct"),
-        ("\\{2, 1\\}", "\\{1, 2\\}", "correct"),
-        ("50\\%", "50", "correct"),
-        ("50", "50 %", "correct"),
-        ("$7$", "7", "correct"),
-        ("90^\\circ", "90", "correct"),
-        ("\\text{Monday}", "\\text{Monday}", "correct"),
-        ("35", "34", "wrong"),
-        ("-34", "34", "wrong"),
-        ("(1, 2]", "[1, 2]", "wrong"),
-        ("x", "y", "wrong"),
-        ("34 or 35", "34", "wrong"),
-        ("\x00", "34", "wrong"),
-        ("9" * 1_001, "34", "unparsable"),
-    ],
-)
-def test_math(answer: str, gold: str, verdict: str) -> None:
-    assert math.verify(answer, problem(gold)) == verdict
-
-
-def test_math_gives_the_gold_answer_the_first_place() -> None:
-    """math-verify simplifies an assignment only on the side of the gold answer."""
-    assert math.verify("1", problem("x = 1")) == "correct"
-    assert math.verify("2x + z = 1", problem("1")) == "correct"
-    assert math.verify("1", problem("2x + z = 1")) == "wrong"
+def test_an_answer_too_long_to_parse_is_unparsable() -> None:
+    assert math.verify("9" * 1_001, problem("34")) == "unparsable"
+    assert math.verify("  ", problem("34")) == "unparsable"
 
 
 @pytest.mark.parametrize("gold", ["?", "§ 5 ¶", "see above: 5; 6 | 7"])

@@ -25,11 +25,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from measure import describe, report
-from workloads import ADVANTAGE, IB_SCORE, LOSS, SHAPES, defaults, grow_tree
+from workloads import IB_SCORE, LOSS, METHOD, SHAPES, defaults, grow_tree
 
-from nemo_ibtpo.algorithms.advantages import compute_advantages
-from nemo_ibtpo.algorithms.credit import credit_nodes
 from nemo_ibtpo.algorithms.metrics import advantage_metrics, sampling_metrics
+from nemo_ibtpo.methods import make_method
+from nemo_ibtpo.methods.credit import credit_nodes
 from nemo_ibtpo.tree.branching import BranchingStrategy, BranchPoint
 from nemo_ibtpo.tree.microbatches import pack_microbatches, schedule
 from nemo_ibtpo.tree.packing import layout
@@ -73,7 +73,7 @@ def bookkeeping(trees: list[Tree], max_tokens: int, stopwatch: Stopwatch) -> Non
     with stopwatch.part("metrics"):
         sampling_metrics(trees, IB_SCORE)
     with stopwatch.part("advantages"):
-        advantages = compute_advantages(trees, ADVANTAGE, IB_SCORE)
+        advantages = make_method(METHOD).of_update(trees, IB_SCORE)
         advantage_metrics(trees, advantages)
     with stopwatch.part("credit"):
         credits = [

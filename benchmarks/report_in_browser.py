@@ -26,19 +26,19 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 from tree_records import VOCAB, make_tokenizer
-from workloads import ADVANTAGE, IB_SCORE, SHAPES, grow_tree
+from workloads import IB_SCORE, METHOD, SHAPES, grow_tree
 
-from nemo_ibtpo.algorithms.advantages import compute_advantages, per_node
 from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.inspection.archive import StepTrees, TreeArchive
 from nemo_ibtpo.inspection.records import TreeRecord, record_tree
 from nemo_ibtpo.inspection.report import write_report
 from nemo_ibtpo.inspection.run_data import read_runs
+from nemo_ibtpo.methods import make_method, per_node
 from nemo_ibtpo.reporting.metrics import MetricsWriter
 
 _PER_STEP = 8
 _GROWN = 24
-_SETTINGS = {"beta": IB_SCORE.beta, "ib_coef": ADVANTAGE.ib_coef, "advantage": ADVANTAGE.name}
+_SETTINGS = {"beta": IB_SCORE.beta, **METHOD}
 
 
 def make_records(rng: np.random.Generator) -> list[TreeRecord]:
@@ -49,7 +49,7 @@ def make_records(rng: np.random.Generator) -> list[TreeRecord]:
     decode = partial(make_tokenizer(rng).decode, clean_up_tokenization_spaces=False)
     return [
         record_tree(tree, Problem(tree.prompt_id, "?", "", "math", {}, (1,)), per_node(tree, own), IB_SCORE, decode)
-        for tree, own in zip(trees, compute_advantages(trees, ADVANTAGE, IB_SCORE), strict=True)
+        for tree, own in zip(trees, make_method(METHOD).of_update(trees, IB_SCORE), strict=True)
     ]
 
 

@@ -23,13 +23,13 @@ from measure import describe, in_turn, report
 from overhead import PUBLISHED_STEP_S, PUBLISHED_TOKENS, SHAPE
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
-from workloads import ADVANTAGE, IB_SCORE, defaults, grow_tree
+from workloads import IB_SCORE, METHOD, defaults, grow_tree
 
-from nemo_ibtpo.algorithms.advantages import compute_advantages, per_node
 from nemo_ibtpo.config.schema import TreesConfig
 from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.inspection.archive import TreeArchive
 from nemo_ibtpo.inspection.keeping import TreeKeeper
+from nemo_ibtpo.methods import make_method, per_node
 
 VOCAB = 32_000
 _PROMPTS = 512
@@ -61,7 +61,7 @@ def main() -> None:
     trees = [grow_tree(shape, strategy, rng, prompt_id=f"{i:03}", vocab_size=VOCAB) for i in range(count)]
     advantages = [
         per_node(tree, advantage)
-        for tree, advantage in zip(trees, compute_advantages(trees, ADVANTAGE, IB_SCORE), strict=True)
+        for tree, advantage in zip(trees, make_method(METHOD).of_update(trees, IB_SCORE), strict=True)
     ]
     problems = {tree.prompt_id: Problem(tree.prompt_id, "?", "", "math", {}, (1,)) for tree in trees}
     decode = partial(make_tokenizer(rng).decode, clean_up_tokenization_spaces=False)

@@ -23,15 +23,15 @@ import torch
 from measure import MIB, describe, in_fresh_process, in_turn, peak_memory, ratio, report
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2Config
-from workloads import ADVANTAGE, IB_SCORE, LOSS, SHAPES, Shape, defaults, grow_tree, paths
+from workloads import IB_SCORE, LOSS, METHOD, SHAPES, Shape, defaults, grow_tree, paths
 
-from nemo_ibtpo.algorithms.advantages import compute_advantages
-from nemo_ibtpo.algorithms.credit import credit_nodes
 from nemo_ibtpo.config.schema import ActorConfig, OptimizerConfig
 from nemo_ibtpo.losses import ClippedLoss
 from nemo_ibtpo.megatron import parallel
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import Architecture, architecture_from_config
+from nemo_ibtpo.methods import make_method
+from nemo_ibtpo.methods.credit import credit_nodes
 from nemo_ibtpo.tree.microbatches import assemble, schedule
 from nemo_ibtpo.tree.packing import PackedBatch, pack_tree, take
 
@@ -128,7 +128,7 @@ class Step:
     def _packed_tree(self, shape: Shape, rng: np.random.Generator, prompt_id: str) -> tuple[PackedBatch, float]:
         vocab_size = self.architecture.vocab_size
         tree = grow_tree(shape, shape.strategy("random"), rng, prompt_id=prompt_id, vocab_size=vocab_size)
-        (advantages,) = compute_advantages([tree], ADVANTAGE, IB_SCORE)
+        (advantages,) = make_method(METHOD).of_update([tree], IB_SCORE)
         credit = credit_nodes(tree, advantages, LOSS.normalization, LOSS.token_weight)
         batch = pack_tree(tree, credit)
         (own,) = self.actor.logprobs([batch])

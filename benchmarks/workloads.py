@@ -15,7 +15,6 @@ import numpy as np
 import yaml
 
 from nemo_ibtpo.config.schema import (
-    AdvantageConfig,
     IBScoreConfig,
     LossConfig,
     RolloutConfig,
@@ -42,7 +41,7 @@ def defaults(section: str) -> dict[str, Any]:
 
 
 IB_SCORE = IBScoreConfig(**defaults("ib_score"))
-ADVANTAGE = AdvantageConfig(**defaults("advantage/ibtpo"))
+METHOD = defaults("method/ibtpo")["method"]
 LOSS = LossConfig(**defaults("loss/clipped"))
 
 

@@ -21,9 +21,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from nemo_ibtpo.algorithms.advantages import Advantages, compute_advantages, per_node
 from nemo_ibtpo.algorithms.checkpointing import ACCURACY, Checkpointer, StoppedError
-from nemo_ibtpo.algorithms.credit import credit_nodes
 from nemo_ibtpo.algorithms.metrics import (
     advantage_metrics,
     engine_metrics,
@@ -40,10 +38,11 @@ from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.evaluation.evaluator import evaluate
 from nemo_ibtpo.evaluation.result import merge
 from nemo_ibtpo.inspection.keeping import TreeKeeper
-from nemo_ibtpo.losses import ClippedLoss, LossInputs, LossOutput
-from nemo_ibtpo.losses.advantage_entropy import advantage_entropy_term
+from nemo_ibtpo.losses import ClippedLoss
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.collectives import Dealing, gather_from_all
+from nemo_ibtpo.methods import Advantages, Method, per_node
+from nemo_ibtpo.methods.credit import credit_nodes
 from nemo_ibtpo.reporting.metrics import MetricsWriter
 from nemo_ibtpo.reporting.progress import Phase, RunConsole
 from nemo_ibtpo.rewards.pool import VerifierPool
@@ -95,6 +94,7 @@ class IBTPOTrainer:
     weights: Callable[[], Iterable[tuple[str, Tensor]]]
     sampling: SamplingParams
     strategy: BranchingStrategy
+    method: Method
     splitter: Splitter
     probe_splitter: Splitter
     rewards: VerifierPool
@@ -139,7 +139,7 @@ class IBTPOTrainer:
         trees, counts = self.sample(step)
         metrics = sampling_metrics(trees, self.config.ib_score) | counts
         groups = list(_groups(trees, self.config.trainer.num_prompts_per_update))
-        advantages = [compute_advantages(group, self.config.advantage, self.config.ib_score) for group in groups]
+        advantages = [self.method.of_update(group, self.config.ib_score) for group in groups]
         metrics |= advantage_metrics(trees, list(chain(*advantages)))
         self._keep_trees(step, trees, list(chain(*advantages)))
         # All log-probabilities of the old policy come before the first update changes it.
@@ -208,16 +208,7 @@ class IBTPOTrainer:
 
     def update(self, update: Update) -> dict[str, float]:
         """One optimizer step."""
-
-        clipped, coef = ClippedLoss(self.config.loss), self.config.advantage.entropy_coef
-
-        def loss(inputs: LossInputs) -> LossOutput:
-            value, sums = clipped(inputs)
-            if coef:
-                term, own = advantage_entropy_term(inputs, coef)
-                return value + term, sums | own
-            return value, sums
-
+        loss = self.method.with_term(ClippedLoss(self.config.loss))
         self.actor.prepare_for_training()
         with self._phase("train", len(update.batches), "micro-batches"):
             sums = self.actor.train_step(update.batches, loss, update.denominator)

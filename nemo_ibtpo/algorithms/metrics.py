@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from nemo_ibtpo.algorithms.advantages import Advantages, StepAdvantages
 from nemo_ibtpo.config.schema import IBScoreConfig
 from nemo_ibtpo.losses import mean_metrics
+from nemo_ibtpo.methods import Advantages, StepAdvantages
 from nemo_ibtpo.tree.ib_score import tree_statistics
 from nemo_ibtpo.tree.microbatches import Schedule
 from nemo_ibtpo.tree.tree import FloatArray, Tree

@@ -34,6 +34,7 @@ from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import load_architecture
 from nemo_ibtpo.megatron.collectives import Dealing
 from nemo_ibtpo.megatron.safetensors_io import SafetensorsDirectory, write_model
+from nemo_ibtpo.methods import make_method
 from nemo_ibtpo.reporting.metrics import MetricsWriter
 from nemo_ibtpo.reporting.progress import RunConsole
 from nemo_ibtpo.reporting.trackers import make_trackers
@@ -134,7 +135,7 @@ def run_training(config: RunConfig) -> str | None:
             TreeArchive(output),
             config.logger.trees,
             config.ib_score,
-            {**asdict(config.ib_score), "advantage": config.advantage.name, "ib_coef": config.advantage.ib_coef},
+            {**asdict(config.ib_score), **config.method},
             {problem.problem_id: problem for problem in problems["training"]},
             partial(tokenizer.decode, clean_up_tokenization_spaces=False),
         )
@@ -153,6 +154,7 @@ def run_training(config: RunConfig) -> str | None:
             weights=weights,
             sampling=engine.sampling,
             strategy=make_strategy(config.sampler, config.ib_score, config.rollout.max_new_tokens),
+            method=make_method(config.method),
             splitter=make_splitter(config.sampler.segment_tokens, tokenizer),
             probe_splitter=make_splitter(None, tokenizer),
             rewards=rewards,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.config.validation import (
-    check_advantage,
     check_checkpoints,
     check_data,
+    check_method,
     check_optimization,
     check_sampling,
 )
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"plan takes one recipe=<name or path>, not {len(recipes)}; `nemo-ibtpo train --help` lists them"
         )
     config = compose(recipes[0], [word for word in arguments.words if not word.startswith("recipe=")])
-    for check in (check_optimization, check_checkpoints, check_sampling, check_advantage, check_data):
+    for check in (check_optimization, check_checkpoints, check_sampling, check_method, check_data):
         check(config)
     assumptions, lengths = _assumptions(arguments), Lengths(arguments.prompt_tokens, arguments.response_tokens)
     for name, length, longest in (

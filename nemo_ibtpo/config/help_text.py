@@ -59,7 +59,8 @@ def eval_epilog() -> str:
 
 
 def _groups(root: type) -> Iterator[str]:
-    for group in sorted(path for path in conf_dir().iterdir() if path.is_dir() and path.name in sections(root)):
+    known = {*sections(root), *keys(root)}
+    for group in sorted(path for path in conf_dir().iterdir() if path.is_dir() and path.name in known):
         yield from _table(((f"{group.name}={path.stem}", _summary(path)) for path in _files(group)), _width())
 
 

@@ -35,6 +35,7 @@ from nemo_ibtpo.config.exp_manager_schema import ExpManagerConfig
 from nemo_ibtpo.config.paths import conf_dir, did_you_mean, find_recipe, recipes_dir
 from nemo_ibtpo.config.reference import keys, sections
 from nemo_ibtpo.config.schema import EvalConfig, RunConfig
+from nemo_ibtpo.methods.factory import find_class
 
 _MISSING = "???"  # OmegaConf's mark of a value that must be given
 _NO_CHOICE = re.compile(
@@ -126,6 +127,7 @@ class Asked:
             if sources.is_written(key) and OmegaConf.select(composed, key) != value:
                 raise UserError(f"{key} {sources.of(key)}: exp_manager.{by} decides it; take one of the two out")
             OmegaConf.update(composed, key, value)
+        _drop_replaced_defaults(composed, sources)
         config: RunConfig = self._composition.build(composed)
         return config
 
@@ -211,6 +213,9 @@ def _read(recipe: Path) -> Mapping[str, Any]:
         raise UserError(f"{recipe} is not YAML: {error.problem}{where}") from None
     if not isinstance(written, Mapping):
         raise UserError(f"{recipe} is no mapping of keys to values")
+    choices = (str(name) for entry in written.get("defaults") or [] if isinstance(entry, Mapping) for name in entry)
+    for key in (*written, *(name.removeprefix("override ").lstrip("/") for name in choices)):
+        _refuse_old_name(str(key), f"in {recipe}")
     namesake = recipe.parent / "config.yaml"
     if "config" in (written.get("defaults") or []) and namesake.is_file():
         raise UserError(f"{namesake} hides the defaults that {recipe} starts from: rename it or move the recipe")
@@ -237,8 +242,9 @@ def _checked_override(word: str, root: type) -> str:
         )
     if of_nemo:
         return f"++{word}"
-    if key in sections(root):
-        if not (conf_dir() / key).is_dir():
+    _refuse_old_name(key, "on the command line")
+    if key in sections(root) or _is_group(key, root):
+        if not _is_group(key, root):
             inside = ", ".join(path for path in keys(root) if path.startswith(f"{key}."))
             raise UserError(f"'{word}' on the command line: {key} is a section; set one of {inside}")
         if not isinstance(override.value(), str):
@@ -312,6 +318,32 @@ def _missing(node: Any, prefix: str = "") -> Iterator[str]:
 
 def _is_free_form(key: str, root: type) -> bool:
     return typing.get_origin(keys(root)[key].type) is dict
+
+
+def _drop_replaced_defaults(composed: DictConfig, sources: Sources) -> None:
+    """With a method.class of the user's own, the constants of the method that it replaces have no meaning."""
+    if sources.is_written("method.class"):
+        fields = find_class(OmegaConf.select(composed, "method.class")).model_fields
+        with open_dict(composed):
+            for name in set(composed.method) - {"class", *fields}:
+                if not sources.is_written(f"method.{name}"):
+                    composed.method.pop(name)
+
+
+def _is_group(key: str, root: type) -> bool:
+    """Whether the key chooses a file below ``conf/``."""
+    known = key in sections(root) or key in keys(root)
+    return known and (conf_dir() / key).is_dir()
+
+
+def _refuse_old_name(key: str, where: str) -> None:
+    section, _, field = key.partition(".")
+    if section == "advantage":
+        new = f"method.{field}" if field and field != "name" else "method"
+        raise UserError(
+            f"unknown key '{key}' {where}: it is called {new} now; method=<name> chooses one of "
+            f"{_choices('method')}, with its sampler, which sampler=<name> changes"
+        )
 
 
 def _choices(group: str) -> str:

@@ -36,7 +36,7 @@ def batch_plan(config: RunConfig, world_size: int) -> str:
         "step": (
             f"{_count(trees, 'prompt')} -> {_count(trees, 'tree')} ({sampler.name}) of "
             f"{_count(per_tree, 'trajectory')} ({growth}) = {_count(trees * per_tree, 'trajectory')}, "
-            f"advantage {config.advantage.name}"
+            f"method {config.method['class'].rpartition('.')[2]}"
         ),
         "updates": (
             f"{_count(updates, 'optimizer step')} a step, each on {_count(trees // updates, 'tree')} over "

@@ -142,20 +142,6 @@ class SamplerConfig:
 
 
 @dataclass(config=STRICT, frozen=True)
-class AdvantageConfig:
-    """What a step is credited with."""
-
-    name: Literal["ibtpo", "grpo", "ibro", "treerl", "treepo", "spo"]
-    """``ibtpo``, ``treerl``, ``spo`` (step level), ``grpo``, ``ibro``, ``treepo`` (one advantage a trajectory)."""
-    ib_coef: float
-    """Lambda, the weight of the local term; ``ibtpo`` only."""
-    entropy_coef: float
-    """Weight of the entropy of every token times its advantage; ``ibro`` only."""
-    zero_variance: Literal["drop", "keep"]
-    """``drop`` leaves a group whose rewards are all equal out, ``keep`` gives it advantage 0."""
-
-
-@dataclass(config=STRICT, frozen=True)
 class LossConfig:
     """The clipped surrogate, and what it does about an engine that is not quite the actor."""
 
@@ -427,7 +413,9 @@ class RunConfig:
     optimizer: OptimizerConfig
     ib_score: IBScoreConfig
     sampler: SamplerConfig
-    advantage: AdvantageConfig
+    method: dict[str, Any]
+    """What is learned from trees: ``class``, the import path of the method, and the values of its fields
+    (docs/methods.md)."""
     loss: LossConfig
     rollout: RolloutConfig
     data: DataConfig

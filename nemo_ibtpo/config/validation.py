@@ -26,6 +26,7 @@ from nemo_ibtpo.config.schema import (
     RunConfig,
     SamplerConfig,
 )
+from nemo_ibtpo.methods import make_method
 
 
 def validate(config: RunConfig, world_size: int) -> None:
@@ -38,7 +39,7 @@ def validate(config: RunConfig, world_size: int) -> None:
     check_checkpoints(config)
     check_logger(config)
     check_sampling(config)
-    check_advantage(config)
+    check_method(config)
     check_probe(config)
     check_data(config)
     check_world_size(config, world_size)
@@ -203,35 +204,10 @@ def check_logger(config: RunConfig) -> None:
     positive("logger.trees.max_gib", trees.max_gib)
 
 
-def check_advantage(config: RunConfig) -> None:
-    """What trees are credited with, against how they are sampled and how the loss weighs them."""
-    advantage, loss, sampler = config.advantage, config.loss, config.sampler
-    name = advantage.name
-    not_negative("advantage.ib_coef", advantage.ib_coef)
-    not_negative("advantage.entropy_coef", advantage.entropy_coef)
-    for key, owner in (("ib_coef", "ibtpo"), ("entropy_coef", "ibro")):
-        value = getattr(advantage, key)
-        refuse_if(
-            name != owner and value != 0,
-            f"advantage.{key}={value} has no meaning for advantage.name={name}; set it to 0",
-        )
-    if name == "ibro":
-        positive("advantage.entropy_coef", advantage.entropy_coef)
-    compared = {
-        "treerl": "a step with its parent step, which is the same where nothing branches",
-        "treepo": "trajectories within each subtree, of which there is none",
-        "spo": "a step with its parent step, which is the same where nothing branches",
-    }
-    refuse_if(
-        sampler.name == "independent" and name in compared,
-        f"advantage.name={name} compares {compared.get(name)}: sampler.name=independent never branches; choose "
-        "another sampler, or advantage=grpo",
-    )
-    refuse_if(
-        name == "spo" and loss.token_weight != "unique",
-        f"loss.token_weight={loss.token_weight}: advantage.name=spo trains each edge of the tree once; set it to "
-        "unique",
-    )
+def check_method(config: RunConfig) -> None:
+    """What is learned from trees, against how they are sampled and how the loss weighs them."""
+    loss = config.loss
+    make_method(config.method).check(config.sampler, loss)
     refuse_if(
         loss.token_weight == "unique" and loss.normalization != "token_mean",
         f"loss.token_weight=unique takes the mean over unique tokens; loss.normalization={loss.normalization} is a "
@@ -252,7 +228,7 @@ def check_sampling(config: RunConfig) -> None:
     )
     refuse_if(
         sampler.trajectories_per_prompt < 2,
-        "the sampler grows one trajectory a prompt; an advantage compares at least 2: raise "
+        "the sampler grows one trajectory a prompt; a method compares at least 2: raise "
         "sampler.initial_rollouts or sampler.rounds",
     )
     _check_rollout(rollout, config.reward)

@@ -34,8 +34,8 @@ class StepTrees:
 
     Attributes:
         step: their step.
-        settings: what the scores depend on: ``beta``, ``step_probability``, ``value_estimator``, ``advantage``,
-            ``ib_coef``.
+        settings: what the scores depend on: ``beta``, ``step_probability``, ``value_estimator``, the method's
+            ``class`` and fields.
         trees: at least one.
     """
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nemo_ibtpo.algorithms.advantages import StepAdvantages
 from nemo_ibtpo.config.schema import IBScoreConfig, TreesConfig
 from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.inspection.archive import StepTrees, TreeArchive
 from nemo_ibtpo.inspection.records import Decode, record_tree
+from nemo_ibtpo.methods import StepAdvantages
 from nemo_ibtpo.tree.tree import Tree
 
 

@@ -20,9 +20,9 @@ from typing import Any, get_args
 
 import numpy as np
 
-from nemo_ibtpo.algorithms.advantages import StepAdvantages
 from nemo_ibtpo.config.schema import IBScoreConfig
 from nemo_ibtpo.data.problems import Problem
+from nemo_ibtpo.methods import StepAdvantages
 from nemo_ibtpo.tree.ib_score import eta2, ib_scores
 from nemo_ibtpo.tree.tree import ROOT, FinishReason, Tree
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
-from torch import Tensor
+if TYPE_CHECKING:  # a configuration is checked, with its method, where there is no torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,5 +39,5 @@ class LossInputs:
 
 
 # -> the scalar loss, already over the denominator, and detached sums for `mean_metrics`.
-LossOutput = tuple[Tensor, dict[str, Tensor]]
-Loss = Callable[[LossInputs], LossOutput]
+LossOutput: TypeAlias = "tuple[Tensor, dict[str, Tensor]]"
+Loss: TypeAlias = Callable[[LossInputs], LossOutput]

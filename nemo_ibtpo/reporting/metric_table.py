@@ -100,7 +100,7 @@ SECTIONS: tuple[Section, ...] = (
             ),
             Metric("train/clip_fraction_high", "share", "tokens with positive advantage that clipping stops"),
             Metric("train/clip_fraction_low", "share", "tokens with negative advantage that clipping stops"),
-            Metric("train/advantage_entropy", "nats", "mean of advantage times entropy; with advantage=ibro only"),
+            Metric("train/advantage_entropy", "nats", "mean of advantage times entropy; with method=ibro only"),
             Metric("train/grad_norm", "1", "global gradient norm before clipping"),
             Metric("train/lr", "1", "learning rate"),
         ),

@@ -18,13 +18,15 @@ from packing_oracles import unpack_paths
 from torch import Tensor
 from toy_models import checkpoint_names, hf_weights, random_model, random_tree
 
-from nemo_ibtpo.algorithms.advantages import StepAdvantages, compute_advantages
-from nemo_ibtpo.algorithms.credit import credit_nodes
-from nemo_ibtpo.config.schema import ActorConfig, AdvantageConfig, IBScoreConfig, LossConfig, OptimizerConfig
+from nemo_ibtpo.config.schema import ActorConfig, IBScoreConfig, LossConfig, OptimizerConfig
 from nemo_ibtpo.losses import ClippedLoss, LossInputs, LossOutput
-from nemo_ibtpo.losses.advantage_entropy import advantage_entropy_term
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import architecture_from_config
+from nemo_ibtpo.methods import Method, StepAdvantages
+from nemo_ibtpo.methods.credit import credit_nodes
+from nemo_ibtpo.methods.grpo import GRPO
+from nemo_ibtpo.methods.ibro import IBRO
+from nemo_ibtpo.methods.ibtpo import IBTPO
 from nemo_ibtpo.tree.microbatches import assemble, schedule
 from nemo_ibtpo.tree.packing import PackedBatch, layout, pack_tree
 from nemo_ibtpo.tree.tree import ROOT, Tree
@@ -54,7 +56,7 @@ DEFAULT: dict[str, Any] = {
     "ep": 1,
     "recompute": "none",
     "max_tokens": 4096,
-    "advantage": "ibtpo",
+    "method": "ibtpo",
     "normalization": "token_mean",
     "form": "packed",
     "mistake": None,
@@ -66,7 +68,7 @@ def loss_config(case: dict[str, Any]) -> LossConfig:
         clip_eps_low=0.2,
         clip_eps_high=0.28,
         kl_coef=0.05,
-        entropy_coef=ENTROPY_BONUS if case["advantage"] == "ibro" else 0.0,
+        entropy_coef=ENTROPY_BONUS if case["method"] == "ibro" else 0.0,
         normalization=case["normalization"],
         token_weight="trajectories",
         tis_cap=0.0,
@@ -74,9 +76,11 @@ def loss_config(case: dict[str, Any]) -> LossConfig:
     )
 
 
-def advantage_config(case: dict[str, Any]) -> AdvantageConfig:
-    coef = IBRO_COEF if case["advantage"] == "ibro" else 0.0
-    return AdvantageConfig(name=case["advantage"], ib_coef=0.1, entropy_coef=coef, zero_variance="drop")
+METHODS: dict[str, Method] = {
+    "ibtpo": IBTPO(zero_variance="drop", ib_coef=0.1),
+    "grpo": GRPO(zero_variance="drop"),
+    "ibro": IBRO(zero_variance="drop", entropy_coef=IBRO_COEF),
+}
 
 
 def make_trees() -> list[Tree]:
@@ -97,9 +101,9 @@ def other_policies(tree: Tree, model_logprobs: Callable[[Sequence[int]], Tensor]
 
 
 @functools.cache
-def reference_gradients(family: str, advantage: str, normalization: str) -> tuple[dict[str, Tensor], list[Any]]:
+def reference_gradients(family: str, method: str, normalization: str) -> tuple[dict[str, Tensor], list[Any]]:
     """Every trajectory as a sequence of its own through transformers in float64, summed as the formulas say."""
-    case = {"advantage": advantage, "normalization": normalization}
+    case = {"method": method, "normalization": normalization}
     trees = make_trees()
     model = random_model(family, dtype=torch.float64)
 
@@ -113,7 +117,7 @@ def reference_gradients(family: str, advantage: str, normalization: str) -> tupl
     policies = [other_policies(tree, model_logprobs) for tree in trees]
     total, denominator = torch.zeros((), dtype=torch.float64), 0.0
     for tree, policy in zip(trees, policies, strict=True):
-        (advantages,) = compute_advantages([tree], advantage_config(case), IB_SCORE)
+        (advantages,) = METHODS[case["method"]].of_update([tree], IB_SCORE)
         assert advantages is not None
         paths = [tree.path(leaf.index)[1:] for leaf in tree.leaves() for _ in range(leaf.draws)]
         for path in paths:
@@ -136,7 +140,7 @@ def reference_gradients(family: str, advantage: str, normalization: str) -> tupl
             delta = reference - logprobs
             loss = -torch.minimum(ratio * advantage, clipped * advantage)
             loss = loss + config.kl_coef * (delta.exp() - delta - 1)
-            if case["advantage"] == "ibro":
+            if case["method"] == "ibro":
                 loss = loss - IBRO_COEF * advantage * entropies - ENTROPY_BONUS * entropies
             if case["normalization"] == "token_mean":
                 total, denominator = total + loss.sum(), denominator + len(logprobs)
@@ -149,7 +153,7 @@ def reference_gradients(family: str, advantage: str, normalization: str) -> tupl
 
 
 def as_batch(tree: Tree, policy: list[tuple[Tensor, Tensor]], case: dict[str, Any]) -> tuple[PackedBatch, float]:
-    (advantages,) = compute_advantages([tree], advantage_config(case), IB_SCORE)
+    (advantages,) = METHODS[case["method"]].of_update([tree], IB_SCORE)
     credit = credit_nodes(tree, advantages, case["normalization"], "trajectories")
     batch, node_T = pack_tree(tree, credit), layout(tree).node
     policies = [np.zeros(len(batch), dtype=np.float32) for _ in range(2)]
@@ -175,7 +179,7 @@ def spoil(batch: PackedBatch, mistake: str | None) -> PackedBatch:
 
 def flat(batch: PackedBatch, tree: Tree, case: dict[str, Any]) -> list[PackedBatch]:
     """The same credit on trees that share nothing: one chain per trajectory."""
-    (advantages,) = compute_advantages([tree], advantage_config(case), IB_SCORE)
+    (advantages,) = METHODS[case["method"]].of_update([tree], IB_SCORE)
     chains, node_T = [], layout(tree).node
     for path in unpack_paths(batch):
         leaf = int(node_T[path[-1]])
@@ -204,7 +208,7 @@ def flat(batch: PackedBatch, tree: Tree, case: dict[str, Any]) -> list[PackedBat
 def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) -> float:
     """Largest relative error over all parameters of this case's gradients against the reference."""
     trees = make_trees()
-    expected, policies = reference_gradients(case["family"], case["advantage"], case["normalization"])
+    expected, policies = reference_gradients(case["family"], case["method"], case["normalization"])
     actor_config = ActorConfig(
         device=case["device"],
         tensor_model_parallel_size=case["tp"],
@@ -243,14 +247,13 @@ def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) ->
         multiple_of=actor.microbatch_multiple,
     )
     mine = [assemble(pieces, dict(enumerate(batches))) for pieces in plan.ranks[actor.data_parallel_rank]]
-    clipped, coef = ClippedLoss(loss_config(case)), advantage_config(case).entropy_coef
+    own_loss = METHODS[case["method"]].with_term(ClippedLoss(loss_config(case)))
 
     def loss(inputs: LossInputs) -> LossOutput:
         if case["mistake"] == "mean of micro-batch means":
             over = float(inputs.weight.sum()) * len(mine) * actor.data_parallel_size or 1.0
             inputs = replace(inputs, denominator=over)
-        value, sums = clipped(inputs)
-        return (value + advantage_entropy_term(inputs, coef)[0] if coef else value), sums
+        return own_loss(inputs)
 
     actor.prepare_for_training()
     actor.train_step(mine, loss, denominator)

@@ -14,13 +14,13 @@ import torch.distributed as dist
 from layouts import enter
 from toy_models import VOCAB, hf_weights, random_model
 
-from nemo_ibtpo.algorithms.advantages import compute_advantages
-from nemo_ibtpo.algorithms.credit import credit_nodes
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.losses import ClippedLoss
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import architecture_from_config
+from nemo_ibtpo.methods import make_method
+from nemo_ibtpo.methods.credit import credit_nodes
 from nemo_ibtpo.tree.branching import make_strategy
 from nemo_ibtpo.tree.microbatches import pack_microbatches, schedule
 from nemo_ibtpo.tree.packing import layout
@@ -68,7 +68,7 @@ def train_two_steps(name: str, architecture: str) -> dict[str, Any]:
     losses = []
     for _ in range(2):
         trees = [grow(config, rng) for _ in range(3)]
-        advantages = compute_advantages(trees, config.advantage, config.ib_score)
+        advantages = make_method(config.method).of_update(trees, config.ib_score)
         credits = [
             credit_nodes(tree, advantage, config.loss.normalization, config.loss.token_weight)
             for tree, advantage in zip(trees, advantages, strict=True)

@@ -16,16 +16,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from advantages_of import ibtpo
 from strategies import IB, hand_tree
 
-from nemo_ibtpo.algorithms.advantages import per_node
-from nemo_ibtpo.algorithms.advantages.ibtpo import ibtpo
 from nemo_ibtpo.cli import main
 from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.evaluation.result import EvaluationResult, Sample
 from nemo_ibtpo.inspection.archive import StepTrees, TreeArchive
 from nemo_ibtpo.inspection.records import NodeRecord, TreeRecord, record_tree
 from nemo_ibtpo.inspection.run_data import write_questions
+from nemo_ibtpo.methods import per_node
 from nemo_ibtpo.reporting.metrics import MetricsWriter
 
 ATTACKS = (

@@ -133,7 +133,7 @@ def test_grpo_is_the_same_program_on_trees_that_share_nothing(tiny_base_model: P
         *layout,
         "rollout=transformers",
         "sampler=independent",
-        "advantage=grpo",
+        "method=grpo",
         "loss.kl_coef=0.0",
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]

@@ -19,7 +19,8 @@ ANYWHERE = {"config", "signals"}  # typed settings, the one user-facing error; h
 ALLOWED: dict[str, set[str]] = {
     "config": set(),
     "tree": set(),
-    "algorithms": {"tree", "losses"},
+    "algorithms": {"tree", "losses", "methods"},
+    "methods": {"tree", "losses"},
     "losses": set(),
     "data": set(),
     "rewards": {"data"},
@@ -29,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "reporting": set(),
     "checkpoints": set(),
     "conversion": {"megatron", "checkpoints", "reporting", "tree"},
-    "inspection": {"tree", "algorithms", "data", "evaluation", "reporting"},
+    "inspection": {"tree", "methods", "data", "evaluation", "reporting"},
     "launch": {"checkpoints"},
     "planning": set(),
     "nemo": {"checkpoints"},
@@ -51,6 +52,8 @@ JOINS = {
     "algorithms/run.py",
     "algorithms/checkpointing.py",
     "evaluation/run.py",
+    "config/loader.py",  # a method, found by its import path, says what its keys are
+    "config/validation.py",
 }
 # Start what the user asks for, and may therefore import anything; heavy libraries only where they are used.
 COMMANDS = "commands"

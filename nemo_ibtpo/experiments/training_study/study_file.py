@@ -25,9 +25,9 @@ from nemo_ibtpo.config.layout import check_world_size
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.config.validation import (
-    check_advantage,
     check_checkpoints,
     check_data,
+    check_method,
     check_optimization,
     check_output_dir,
     check_probe,
@@ -162,7 +162,7 @@ def _runs(output_dir: Path, tasks: Sequence[Task], groups: Sequence[Group], comm
 
 
 def _check(config: RunConfig) -> None:
-    for check in (check_optimization, check_checkpoints, check_sampling, check_advantage, check_probe, check_data):
+    for check in (check_optimization, check_checkpoints, check_sampling, check_method, check_probe, check_data):
         check(config)
     check_world_size(config, 1)  # a study trains in its own process
 

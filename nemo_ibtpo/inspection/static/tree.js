@@ -462,7 +462,7 @@ function drawView(main) {
       rounds ? element("label", {}, "rounds ", slider, " ", roundsNote) : null,
       search, matches,
       constant("beta", "\u03b2", settings.beta),
-      settings.advantage === "ibtpo" ? constant("coef", "\u03bb", settings.ib_coef) : null,
+      settings.ib_coef !== undefined ? constant("coef", "\u03bb", settings.ib_coef) : null,
       triedNote,
     ),
     element("div", {class: "bar slim"}, legendPlace, element("span", {class: "note"}, facts.join(" \u00b7 "))),

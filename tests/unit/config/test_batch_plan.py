@@ -33,7 +33,7 @@ def test_plan(config: RunConfig) -> None:
         "  engines  8 vllm replicas on 1 rank each, 64 sequences at once",
         # 4 + (3 - 1) * 2 * 3 = 16 trajectories a tree, 16 * 16 = 256 a step
         "  step     16 prompts -> 16 trees (ib) of 16 trajectories (4 from the prompt + 2 rounds of 6) "
-        "= 256 trajectories, advantage ibtpo",
+        "= 256 trajectories, method IBTPO",
         # 16 / 8 = 2 updates a step, 40 * 2 = 80 in all
         "  updates  2 optimizer steps a step, each on 8 trees over 2 data-parallel ranks; 80 in the run of 40 steps",
         # a tree shares at least its prompt: 50 + 16 * 100 = 1,650; a step 16 * 1,650 = 26,400

@@ -53,7 +53,7 @@ def test_defaults_are_the_papers_and_the_declared_ones(tmp_path: Path) -> None:
     sampler, rollout, loss = config.sampler, config.rollout, config.loss
     sizes = (sampler.initial_rollouts, sampler.rounds, sampler.branch_points, sampler.rollouts_per_branch)
     assert sizes == (4, 9, 1, 1)
-    assert (config.ib_score.beta, config.advantage.ib_coef, config.optimizer.lr) == (5.0, 0.1, 1e-6)
+    assert (config.ib_score.beta, config.method["ib_coef"], config.optimizer.lr) == (5.0, 0.1, 1e-6)
     assert (loss.kl_coef, loss.clip_eps_low, loss.clip_eps_high) == (0.001, 0.2, 0.2)
     assert (rollout.max_new_tokens, rollout.temperature, rollout.top_p, rollout.top_k) == (2048, 1.0, 1.0, 0)
     assert (config.name, config.output_dir) == ("mine", "runs/mine")
@@ -101,10 +101,10 @@ def test_the_recipe_in_the_documentation(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("HOME", "/home/me")
     document = Path(__file__).parents[3] / "docs" / "configuration.md"
     _, _, block = document.read_text(encoding="utf-8").partition("```yaml\n")
-    config = compose(recipe(tmp_path, block.partition("```")[0]), ["sampler=independent", "advantage=grpo"])
+    config = compose(recipe(tmp_path, block.partition("```")[0]), ["method=grpo"])
     assert (config.data.train.source, config.actor.tensor_model_parallel_size) == ("jsonl", 2)
     assert config.data.validation.path == "/home/me/validation.jsonl"
-    assert (config.sampler.rounds, config.advantage.ib_coef) == (1, 0.0)
+    assert (config.sampler.rounds, config.method["class"]) == (1, "nemo_ibtpo.methods.grpo.GRPO")
 
 
 def test_default_values_know_every_key() -> None:

@@ -46,7 +46,7 @@ def test_help_names_every_recipe_group_and_key() -> None:
         "sampler=ib",
         "sampler=random",
         "sampler=independent",
-        "advantage=grpo",
+        "method=grpo",
         "loss=clip_higher",
         "data=jsonl",
     ):

@@ -80,13 +80,13 @@ def test_small_recipe_fits_its_ranks(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in LARGE if name.startswith("grpo-")])
-def test_twin_differs_in_sampler_and_advantage_only(name: str) -> None:
+def test_twin_differs_in_method_and_sampler_only(name: str) -> None:
     twin, original = compose(name, []), compose(name.replace("grpo-", "ibtpo-", 1), [])
-    assert (twin.sampler.name, twin.advantage.name) == ("independent", "grpo")
+    assert (twin.sampler.name, twin.method["class"]) == ("independent", "nemo_ibtpo.methods.grpo.GRPO")
     assert twin.sampler.trajectories_per_prompt == 8
 
     def rest(config: RunConfig) -> dict[str, Any]:
-        method = ("name", "output_dir", "logger", "sampler", "advantage")  # MLflow's data base is below output_dir
+        method = ("name", "output_dir", "logger", "sampler", "method")  # MLflow's data base is below output_dir
         return {key: value for key, value in dataclasses.asdict(config).items() if key not in method}
 
     assert rest(twin) == rest(original)

@@ -53,7 +53,12 @@ def test_the_starting_point_is_valid_and_leaves_no_trace(config: RunConfig) -> N
     assert not Path(config.output_dir).exists()
 
 
-INDEPENDENT = {"sampler__name": "independent", "sampler__rounds": 1, "advantage__ib_coef": 0.0}
+INDEPENDENT = {"sampler__name": "independent", "sampler__rounds": 1}
+
+
+def method(name: str, **fields: Any) -> dict[str, Any]:
+    """The section of a method of the package: ``method("ibro.IBRO", entropy_coef=0.1)``."""
+    return {"method": {"class": f"nemo_ibtpo.methods.{name}", "zero_variance": "drop", **fields}}
 
 
 @pytest.mark.parametrize(
@@ -93,24 +98,28 @@ INDEPENDENT = {"sampler__name": "independent", "sampler__rounds": 1, "advantage_
         ({"trainer__val_temperature": 0.0}, "trainer.val_temperature=0.0 must be above 0"),
         ({"seed": -1}, "seed=-1 must not be negative"),
         ({"ib_score__beta": 0.0}, "ib_score.beta=0.0 must be above 0"),
-        ({"advantage__ib_coef": -0.1}, "advantage.ib_coef=-0.1 must not be negative"),
-        ({"advantage__name": "grpo"}, "advantage.ib_coef=0.1 has no meaning for advantage.name=grpo; set it to 0"),
-        ({"advantage__name": "ibro"}, "advantage.ib_coef=0.1 has no meaning for advantage.name=ibro; set it to 0"),
-        ({"advantage__entropy_coef": 0.1}, "advantage.entropy_coef=0.1 has no meaning for advantage.name=ibtpo"),
         (
-            {"advantage__name": "ibro", "advantage__ib_coef": 0.0},
-            "advantage.entropy_coef=0.0 must be above 0",
+            method("ibtpo.IBTPO", ib_coef=-0.1),
+            "method.ib_coef=-0.1: input should be greater than or equal to 0 (Lambda, the weight of the comparison",
         ),
+        (method("ibtpo.IBTPO", ib_coef="a"), "method.ib_coef='a': input should be a valid number"),
+        (method("grpo.GRPO", ib_coef=0.1), "unknown key 'method.ib_coef': GRPO has zero_variance"),
+        (method("ibtpo.IBTPO"), "method.ib_coef is missing (Lambda, the weight of the comparison with the parent.)"),
+        (method("ibro.IBRO", entropy_coef=0.0), "method.entropy_coef=0.0: input should be greater than 0"),
+        (method("gpro.GPRO"), "method.class=nemo_ibtpo.methods.gpro.GPRO cannot be imported: No module named"),
+        (method("grpo.GPRO"), "method.class=nemo_ibtpo.methods.grpo.GPRO cannot be imported: module"),
+        (method("grpo.np"), "method.class=nemo_ibtpo.methods.grpo.np is no subclass of nemo_ibtpo.methods.Method"),
+        ({"method": {"class": "grpo"}}, "method.class=grpo: give the import path of a class, such as my_package."),
         (
-            {**INDEPENDENT, "advantage__name": "treerl"},
-            "advantage.name=treerl compares a step with its parent step, which is the same where nothing branches: "
+            {**INDEPENDENT, **method("treerl.TreeRL")},
+            "method TreeRL compares a step with its parent step, which is the same where nothing branches: "
             "sampler.name=independent never branches",
         ),
-        ({**INDEPENDENT, "advantage__name": "treepo"}, "treepo compares trajectories within each subtree"),
-        ({**INDEPENDENT, "advantage__name": "spo"}, "spo compares a step with its parent step"),
+        ({**INDEPENDENT, **method("treepo.TreePO")}, "TreePO compares trajectories within each subtree"),
+        ({**INDEPENDENT, **method("spo.SPO")}, "SPO compares a step with its parent step"),
         (
-            {"advantage__name": "spo", "advantage__ib_coef": 0.0},
-            "loss.token_weight=trajectories: advantage.name=spo trains each edge of the tree once; set it to unique",
+            method("spo.SPO"),
+            "loss.token_weight=trajectories: method SPO trains each edge of the tree once; set it to unique",
         ),
         (
             {"loss__token_weight": "unique", "loss__normalization": "sequence_mean"},
@@ -276,18 +285,15 @@ def test_contradictions(config: RunConfig, changes: dict[str, Any], message: str
 
 
 @pytest.mark.parametrize("sampler", ["ib", "random", "independent", "entropy", "fixed_width", "full"])
-@pytest.mark.parametrize("advantage", ["ibtpo", "grpo", "ibro", "treerl", "treepo", "spo"])
-def test_any_sampler_goes_with_any_advantage_that_makes_sense(
-    config: RunConfig, sampler: str, advantage: str
-) -> None:
+@pytest.mark.parametrize("name", ["ibtpo", "grpo", "ibro", "treerl", "treepo", "spo"])
+def test_any_sampler_goes_with_any_method_that_makes_sense(config: RunConfig, sampler: str, name: str) -> None:
     """As the shipped files have them, all samplers at the trajectories of the paper."""
-    weight = "loss.token_weight=unique" if advantage == "spo" else "loss.token_weight=trajectories"
     words = [f"model.path={config.model.path}", f"output_dir={config.output_dir}", "data=reasoning_gym"]
-    words += [f"sampler={sampler}", f"advantage={advantage}", weight, "data.train.path=chain_sum", "name=any"]
+    words += [f"sampler={sampler}", f"method={name}", "data.train.path=chain_sum", "name=any"]
     composed = compose(str(conf_dir() / "config.yaml"), words)
     assert composed.sampler.trajectories_per_prompt == 12
-    if sampler == "independent" and advantage in ("treerl", "treepo", "spo"):
-        with pytest.raises(UserError, match="never branches; choose another sampler, or advantage=grpo"):
+    if sampler == "independent" and name in ("treerl", "treepo", "spo"):
+        with pytest.raises(UserError, match="never branches; choose another sampler, or method=grpo"):
             validate(composed, 1)
     else:
         validate(composed, 1)

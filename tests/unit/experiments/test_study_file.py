@@ -26,7 +26,7 @@ def written(directory: Path, **changes: Any) -> Path:
         "output_dir": str(directory / "out"),
         "words": [*WORDS, "actor.sequence_parallel=false"],
         "tasks": {"sums": {"recipe": str(recipes_dir() / "tiny.yaml"), "base_model": {}}},
-        "groups": {"arms": ARMS | {"arms": {"a": ["advantage=grpo"], "b": []}}},
+        "groups": {"arms": ARMS | {"arms": {"a": ["method=grpo"], "b": []}}},
     }
     path = directory / "mine.yaml"
     path.write_text(yaml.safe_dump(content | changes))
@@ -70,8 +70,8 @@ def test_words_of_an_arm_come_after_those_of_all(tmp_path: Path) -> None:
         ({"tasks": {"sums": {"recipe": "x.yaml", "base_model": "gpt"}}}, "base_model=gpt: write settings"),
         ({"groups": {"g": ARMS | {"compared_with": "c"}}}, "compared_with=c is no arm"),
         (
-            {"groups": {"g": ARMS | {"arms": {"a": ["advantage=treepo", "sampler=independent"]}}}},
-            "arm a on task sums: advantage.name=treepo compares",
+            {"groups": {"g": ARMS | {"arms": {"a": ["method=treepo", "sampler=independent"]}}}},
+            "arm a on task sums: method TreePO compares",
         ),
     ],
 )

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from advantages_of import ibtpo
 from strategies import IB, hand_tree
 
-from nemo_ibtpo.algorithms.advantages import per_node
-from nemo_ibtpo.algorithms.advantages.ibtpo import ibtpo
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import TreesConfig
 from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.inspection.archive import StepTrees, TreeArchive
 from nemo_ibtpo.inspection.keeping import TreeKeeper
 from nemo_ibtpo.inspection.records import TreeRecord, record_tree
+from nemo_ibtpo.methods import per_node
 from nemo_ibtpo.tree.ib_score import ib_scores
 from nemo_ibtpo.tree.tree import Tree
 

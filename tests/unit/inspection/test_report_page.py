@@ -16,15 +16,15 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from advantages_of import ibtpo
 from strategies import IB, hand_tree
 
-from nemo_ibtpo.algorithms.advantages import per_node
-from nemo_ibtpo.algorithms.advantages.ibtpo import ibtpo
 from nemo_ibtpo.cli import main
 from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.inspection.archive import StepTrees, TreeArchive
 from nemo_ibtpo.inspection.records import record_tree
 from nemo_ibtpo.inspection.run_data import evenly
+from nemo_ibtpo.methods import per_node
 from nemo_ibtpo.reporting.metrics import MetricsWriter
 
 EVIL = "</script><script>evil()</script>\x1b[31m"

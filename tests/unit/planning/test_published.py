@@ -20,8 +20,7 @@ FACTOR = 1.3
 RECIPE = """\
 defaults:
   - config
-  - override /sampler: independent
-  - override /advantage: grpo
+  - override /method: grpo
   - override /rollout: vllm
   - _self_
 model: {{path: models/{model}}}

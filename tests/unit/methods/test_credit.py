@@ -1,21 +1,20 @@
 """Credit makes one pass over a tree stand for all its trajectories.
 
 The sums are checked by hand and against the duplicated trajectories; that the loss built from them is the same,
-gradients included, is test_losses.py.
+gradients included, is tests/unit/losses.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from advantages_of import grpo, ibtpo
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import IB, hand_tree, mixed_trees, places, trajectories
 
-from nemo_ibtpo.algorithms.advantages import StepAdvantages, TrajectoryAdvantages
-from nemo_ibtpo.algorithms.advantages.grpo import grpo
-from nemo_ibtpo.algorithms.advantages.ibtpo import ibtpo
-from nemo_ibtpo.algorithms.credit import credit_nodes
+from nemo_ibtpo.methods import StepAdvantages, TrajectoryAdvantages
+from nemo_ibtpo.methods.credit import credit_nodes
 from nemo_ibtpo.tree.packing import pack_tree
 from nemo_ibtpo.tree.tree import Tree
 

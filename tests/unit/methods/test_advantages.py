@@ -7,26 +7,16 @@ By hand on one tree, then the identities that tie IB-TPO to GRPO. Not exercised:
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from advantages_of import METHODS, grpo, ibtpo, spo, treepo, treerl
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import IB, IB_CHILDREN_MEAN, add, hand_tree, mixed_trees, step, trajectories
 
-from nemo_ibtpo.algorithms.advantages import StepAdvantages, TrajectoryAdvantages, compute_advantages
-from nemo_ibtpo.algorithms.advantages.grpo import grpo
-from nemo_ibtpo.algorithms.advantages.ibtpo import ibtpo
-from nemo_ibtpo.algorithms.advantages.spo import spo
-from nemo_ibtpo.algorithms.advantages.treepo import subgroup_advantages, treepo
-from nemo_ibtpo.algorithms.advantages.treerl import treerl
-from nemo_ibtpo.config.schema import AdvantageConfig
+from nemo_ibtpo.methods import StepAdvantages, TrajectoryAdvantages
 from nemo_ibtpo.tree.tree import ROOT, Tree
-
-IBTPO = AdvantageConfig(name="ibtpo", ib_coef=0.1, entropy_coef=0.0, zero_variance="drop")
-GRPO = replace(IBTPO, name="grpo", ib_coef=0.0)
-ALL = [replace(GRPO, name=name) for name in ("ibtpo", "grpo", "ibro", "treerl", "treepo", "spo")]
 
 
 def test_ibtpo_by_hand() -> None:
@@ -82,7 +72,7 @@ def test_spo_telescopes(tree: Tree) -> None:
 def test_treepo_by_hand() -> None:
     # b: over the root (1 - 2/5) and a (1 - 2/3); b itself holds one trajectory. d: over the root -2/5, over d 0.
     raw = [0, 0, 7 / 15, (-2 / 5 - 2 / 3) / 2, -1 / 5, 7 / 15]
-    np.testing.assert_allclose(subgroup_advantages(hand_tree()), raw, atol=1e-12)
+    np.testing.assert_allclose(METHODS["treepo"].advantages(hand_tree(), IB).at_leaf, raw, atol=1e-12)
     # Trajectories and their tokens: b 3, c 4, d 1 and 1, e 3.
     per_token = np.repeat([raw[2], raw[3], raw[4], raw[4], raw[5]], [3, 4, 1, 1, 3])
     (advantages,) = treepo([hand_tree()])
@@ -102,7 +92,7 @@ def test_treepo_is_white_over_the_tokens_of_the_update(forest: list[Tree]) -> No
 
 
 def test_ibro_has_grpos_advantage() -> None:
-    (advantages,) = compute_advantages([hand_tree()], replace(GRPO, name="ibro", entropy_coef=0.1), IB)
+    (advantages,) = METHODS["ibro"].of_update([hand_tree()], IB)
     assert isinstance(advantages, TrajectoryAdvantages)
     np.testing.assert_array_equal(advantages.at_leaf, grpo(hand_tree()).at_leaf)
 
@@ -137,35 +127,27 @@ def test_every_step_of_the_tree_has_a_finite_advantage(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize("reward", [0.0, 0.25, 1.0])
-@pytest.mark.parametrize("config", ALL, ids=lambda config: config.name)
-def test_equal_rewards_teach_nothing(config: AdvantageConfig, reward: float) -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_equal_rewards_teach_nothing(name: str, reward: float) -> None:
     tree = Tree("p", (1,))
     add(tree, ROOT, [step([2], 0.5), step([3], 0.25)], reward)
     for drawn in range(2):  # a single trajectory has no spread either
-        assert compute_advantages([tree], config, IB) == [None]
-        (kept,) = compute_advantages([tree], replace(config, zero_variance="keep"), IB)
+        assert METHODS[name].of_update([tree], IB) == [None]
+        (kept,) = METHODS[name].model_copy(update={"zero_variance": "keep"}).of_update([tree], IB)
         assert isinstance(kept, StepAdvantages)
         for values in (kept.total, kept.global_part, kept.local_part):
             assert values.tolist() == [0.0] * len(tree.nodes)
         add(tree, ROOT, [step([2], 0.5), step([4 + drawn], 0.25)], reward)
 
 
-@pytest.mark.parametrize("config", ALL, ids=lambda config: config.name)
-def test_the_configured_advantage_is_computed_tree_by_tree(config: AdvantageConfig) -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_a_tree_of_equal_rewards_does_not_change_the_others(name: str) -> None:
     equal = Tree("p", (1,))
     add(equal, ROOT, [step([2], 0.5)], 1.0)
-    functions = {
-        "ibtpo": lambda tree: ibtpo(tree, 0.3, IB),
-        "grpo": grpo,
-        "ibro": grpo,
-        "treerl": treerl,
-        "treepo": lambda tree: treepo([tree, tree])[0],
-        "spo": spo,
-    }
-    first, none, second = compute_advantages([hand_tree(), equal, hand_tree()], replace(config, ib_coef=0.3), IB)
-    expected = functions[config.name](hand_tree())
+    method = METHODS[name]
+    first, none, second = method.of_update([hand_tree(), equal, hand_tree()], IB)
+    expected, _ = method.of_update([hand_tree(), hand_tree()], IB)
     assert none is None
     for found in (first, second):
-        assert type(found) is type(expected)
         field = "total" if isinstance(expected, StepAdvantages) else "at_leaf"
         np.testing.assert_array_equal(getattr(found, field), getattr(expected, field))

@@ -13,19 +13,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from advantages_of import grpo, ibtpo
 from hypothesis import given
 from hypothesis import strategies as st
 from packing_oracles import n_paths_of, nodes_of, pack_trees, tree_slices, unpack_paths
 from strategies import IB, hand_tree, mixed_trees
 
-from nemo_ibtpo.algorithms.advantages import StepAdvantages
-from nemo_ibtpo.algorithms.advantages.grpo import grpo
-from nemo_ibtpo.algorithms.advantages.ibtpo import ibtpo
-from nemo_ibtpo.algorithms.credit import credit_nodes
 from nemo_ibtpo.algorithms.mismatch import importance_weighted
 from nemo_ibtpo.config.schema import LossConfig
 from nemo_ibtpo.losses import ClippedLoss, LossInputs, mean_metrics
-from nemo_ibtpo.losses.advantage_entropy import advantage_entropy_term
+from nemo_ibtpo.methods import StepAdvantages
+from nemo_ibtpo.methods.credit import credit_nodes
+from nemo_ibtpo.methods.ibro import IBRO
 from nemo_ibtpo.tree.packing import PackedBatch
 from nemo_ibtpo.tree.tree import Tree
 
@@ -70,11 +69,8 @@ def tree_loss(
         negative=torch.from_numpy(packed.negative)[in_loss],
         denominator=sum(credit.denominator for credit in credits),
     )
-    loss, sums = ClippedLoss(config)(inputs)
-    if ibro:
-        term, own = advantage_entropy_term(inputs, ibro)
-        return loss + term, sums | own
-    return loss, sums
+    loss = ClippedLoss(config)
+    return (IBRO(zero_variance="drop", entropy_coef=ibro).with_term(loss) if ibro else loss)(inputs)
 
 
 def duplicated_loss(forest, advantages, current, old, reference, config, *, entropies=None, behaviour=None, ibro=0.0):

@@ -24,7 +24,7 @@ from typing import Literal
 
 import numpy as np
 
-from nemo_ibtpo.algorithms.advantages import Advantages, StepAdvantages
+from nemo_ibtpo.methods.advantages import Advantages, StepAdvantages
 from nemo_ibtpo.tree.packing import Credit
 from nemo_ibtpo.tree.tree import Tree
 

@@ -99,7 +99,7 @@ def _train(config: RunConfig, ranks: int, experiment: Experiment | None) -> int:
         experiment.set_up(config.trainer.max_steps)
     if speaks:
         print(batch_plan(config, ranks), flush=True)
-    from nemo_ibtpo.algorithms.run import run_training  # imports torch and Megatron
+    from nemo_ibtpo.training.run import run_training  # imports torch and Megatron
 
     return EXIT_REQUEUE if run_training(config) else 0
 

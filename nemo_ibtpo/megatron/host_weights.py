@@ -22,8 +22,8 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
+from nemo_ibtpo.collectives import gather_from_all
 from nemo_ibtpo.megatron.architecture import Architecture
-from nemo_ibtpo.megatron.collectives import gather_from_all
 from nemo_ibtpo.megatron.weights import Rule, global_parameters, rules
 
 _BUCKET_BYTES = 32 * 2**20  # an engine loads one bucket while the next one is written

@@ -23,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-PRELOAD = ["nemo_ibtpo.algorithms.run", "nemo_ibtpo.conversion.convert", "toy_models"]
+PRELOAD = ["nemo_ibtpo.training.run", "nemo_ibtpo.conversion.convert", "toy_models"]
 
 
 def serve() -> None:

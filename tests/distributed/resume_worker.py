@@ -6,14 +6,16 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch.distributed as dist
 
-from nemo_ibtpo.algorithms.ibtpo import IBTPOTrainer
-from nemo_ibtpo.algorithms.run import run_training
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.config.validation import validate
+from nemo_ibtpo.data.problems import Problem
+from nemo_ibtpo.training.run import run_training
+from nemo_ibtpo.training.sampling import Sampling
 from nemo_ibtpo.tree.tree import Tree
 
 
@@ -25,16 +27,16 @@ def digest(tree: Tree) -> str:
 
 def main() -> None:
     grown, recipe, *words = sys.argv[1:]
-    sample = IBTPOTrainer.sample
+    sample = Sampling.training_trees
 
-    def recording(self: IBTPOTrainer, step: int) -> tuple[list[Tree], dict[str, float]]:
-        trees, verdicts = sample(self, step)
+    def recording(self: Sampling, problems: Sequence[Problem], step: int) -> tuple[list[Tree], dict[str, float]]:
+        trees, verdicts = sample(self, problems, step)
         if dist.get_rank() == 0:
             with Path(grown).open("a") as file:
                 file.write(json.dumps([step, [[tree.prompt_id, digest(tree)] for tree in trees]]) + "\n")
         return trees, verdicts
 
-    IBTPOTrainer.sample = recording  # type: ignore[method-assign]
+    Sampling.training_trees = recording  # type: ignore[method-assign]
     config = compose(recipe, words)
     validate(config, int(os.environ["WORLD_SIZE"]))
     run_training(config)

@@ -34,7 +34,7 @@ from nemo_ibtpo import cli
 from nemo_ibtpo.config.errors import UserError
 def run_training(config):
 {body}
-sys.modules["nemo_ibtpo.algorithms.run"] = types.SimpleNamespace(run_training=run_training)
+sys.modules["nemo_ibtpo.training.run"] = types.SimpleNamespace(run_training=run_training)
 cli.entry()
 """
 
@@ -56,7 +56,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]
             raise error
 
         module = types.SimpleNamespace(run_training=run_training)
-        monkeypatch.setitem(sys.modules, "nemo_ibtpo.algorithms.run", module)  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, "nemo_ibtpo.training.run", module)  # type: ignore[arg-type]
 
     return install
 

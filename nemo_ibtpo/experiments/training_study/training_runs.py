@@ -18,7 +18,6 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from nemo_ibtpo.algorithms.run import run_training
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.layout import check_model
 from nemo_ibtpo.config.model_directory import read_model_directory
@@ -27,6 +26,7 @@ from nemo_ibtpo.experiments.base_models.imitation import load_settings, make_bas
 from nemo_ibtpo.experiments.training_study.run_results import is_complete
 from nemo_ibtpo.experiments.training_study.study_file import Run, Study, Task
 from nemo_ibtpo.reporting.progress import RunConsole
+from nemo_ibtpo.training.run import run_training
 
 LOG = "log.txt"
 

@@ -1,0 +1,90 @@
+"""What one rank tells all others: the only home of collectives that carry Python objects over all ranks.
+
+Every function here is a collective over all ranks: all of them call it, in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from nemo_ibtpo.config.errors import UserError
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Dealing:
+    """Items that all ranks know, dealt one after the other to some of the ranks, like cards.
+
+    Attributes:
+        ranks: those that are dealt to, in order.
+    """
+
+    ranks: tuple[int, ...]
+
+    def mine(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This rank's share; empty on a rank that is not dealt to. No collective."""
+        rank = dist.get_rank()
+        return items[self.ranks.index(rank) :: len(self.ranks)] if rank in self.ranks else items[:0]
+
+    def gather(self, mine: Sequence[Item], total: int) -> list[Item]:
+        """Undo dealing: what became of each item, in the order of the items, on every rank.
+
+        Args:
+            mine: what became of this rank's share; empty on a rank that is not dealt to.
+            total: number of items.
+        """
+        everyone = gather_from_all(mine)
+        hands = [everyone[rank] for rank in self.ranks]
+        return [hands[i % len(hands)][i // len(hands)] for i in range(total)]
+
+
+def all_ranks() -> Dealing:
+    """Deals to every rank. No collective."""
+    return Dealing(tuple(range(dist.get_world_size())))
+
+
+def gather_from_all(mine: Item) -> list[Item]:
+    """What every rank brought, in the order of the ranks."""
+    everyone: list[Item] = [mine] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone
+
+
+def from_rank_0(function: Callable[[], Value]) -> Value:
+    """What the function returns on rank 0, the only rank that calls it, on every rank.
+
+    Raises:
+        UserError: the function raised one; on every rank.
+        RuntimeError: the function raised something else; on every rank but rank 0, which raises that itself.
+    """
+    answer: list[Any] = [None, None]
+    failure: Exception | None = None
+    if dist.get_rank() == 0:
+        try:
+            answer = [function(), None]
+        except Exception as error:
+            failure = error
+            answer = [None, (isinstance(error, UserError), str(error))]
+    dist.broadcast_object_list(answer, src=0)
+    value, told = answer
+    if failure is not None:
+        raise failure
+    if told is not None:
+        is_users, message = told
+        raise UserError(message) if is_users else RuntimeError(f"rank 0 failed: {message}")
+    result: Value = value
+    return result
+
+
+def largest(mine: int) -> int:
+    """The largest of the numbers that the ranks brought."""
+    number = torch.tensor(mine)
+    dist.all_reduce(number, op=dist.ReduceOp.MAX)
+    return int(number)

@@ -1,0 +1,129 @@
+"""Builds the parts of a run.
+
+Whatever is started is registered with an ``ExitStack`` at once, so that a part that fails later leaves no process
+behind: neither verifiers nor an engine.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from nemo_ibtpo.checkpoints.stopping import StopRequest
+from nemo_ibtpo.collectives import Dealing
+from nemo_ibtpo.config.layout import engine_ranks, trajectory_tokens
+from nemo_ibtpo.config.schema import RunConfig
+from nemo_ibtpo.data.loader import PromptLoader
+from nemo_ibtpo.data.problems import problems_digest
+from nemo_ibtpo.megatron.actor import MegatronActor
+from nemo_ibtpo.megatron.architecture import load_architecture
+from nemo_ibtpo.megatron.parallel import ParallelContext
+from nemo_ibtpo.megatron.safetensors_io import SafetensorsDirectory, write_model
+from nemo_ibtpo.methods import make_method
+from nemo_ibtpo.reporting.progress import RunConsole
+from nemo_ibtpo.rewards.pool import VerifierPool
+from nemo_ibtpo.rollout.engine import RolloutEngine
+from nemo_ibtpo.rollout.factory import make_engine
+from nemo_ibtpo.rollout.transport.segment import segment_of_host, this_host
+from nemo_ibtpo.rollout.vllm.engine import loads_from_host
+from nemo_ibtpo.training.checkpoint_store import CheckpointStore
+from nemo_ibtpo.training.loop import Parts, Refit
+from nemo_ibtpo.training.output import RunOutput
+from nemo_ibtpo.training.problems import load_training_and_validation
+from nemo_ibtpo.training.run_state import RunState
+from nemo_ibtpo.training.sampling import Sampling
+from nemo_ibtpo.training.step_clock import StepClock
+from nemo_ibtpo.training.stopping import StopConsensus
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def build(
+    config: RunConfig, context: ParallelContext, request: StopRequest, console: RunConsole, stack: ExitStack
+) -> tuple[Parts, RunState]:
+    """The parts of a run, and its state: that of the checkpoint to go on from, or of a run that begins.
+
+    A collective over all ranks.
+
+    Args:
+        config: validated.
+        context: of the process groups that are there.
+        request: what this rank is asked.
+        console: of this rank.
+        stack: ends what was started.
+
+    Raises:
+        UserError: a part cannot be built; says which and why.
+    """
+    model_path = Path(config.model.path)
+    tokenizer = AutoTokenizer.from_pretrained(str(model_path), local_files_only=True)
+    rewards = VerifierPool(tokenizer, config.reward)
+    stack.callback(rewards.close)
+    training, validation = load_training_and_validation(config.data, tokenizer, rewards, console)
+    prompts = PromptLoader(training, config.data.shuffle, config.seed)
+
+    actor = _build_actor(config, context)
+    engines = Dealing(engine_ranks(config, dist.get_world_size()))
+    engine, refit = _build_engine(config, context, tokenizer, actor, engines)
+    stack.callback(engine.close)
+
+    digests = {"training": problems_digest(training), "validation": problems_digest(validation)}
+    store = CheckpointStore(config, actor, digests, console)
+    state = RunState(config.trainer, prompts, context)
+    store.resume(state)
+
+    def export(directory: Path) -> None:
+        write_model(directory, actor.named_weights(), like=model_path, write=dist.get_rank() == 0)
+
+    output = RunOutput(config, tokenizer, training, export, console)
+    output.open(state.logged_step, validation, stack)
+    clock, stop = StepClock(console), StopConsensus(request)
+    sampling = Sampling(config, engine, engines, rewards, validation, tokenizer, stop, clock)
+    method = make_method(config.method)
+    return Parts(config, prompts, sampling, method, actor, refit, output, store, stop, clock), state
+
+
+def _build_actor(config: RunConfig, context: ParallelContext) -> MegatronActor:
+    model_path, trainer = Path(config.model.path), config.trainer
+    return MegatronActor(
+        load_architecture(model_path),
+        SafetensorsDirectory(model_path),
+        actor=config.actor,
+        optimizer=config.optimizer,
+        total_updates=trainer.max_steps * trainer.num_prompts_per_step // trainer.num_prompts_per_update,
+        dtype=_DTYPES[config.model.dtype],
+        temperature=config.rollout.temperature,
+        keep_reference=config.loss.kl_coef > 0,
+        context=context,
+    )
+
+
+def _build_engine(
+    config: RunConfig,
+    context: ParallelContext,
+    tokenizer: PreTrainedTokenizerBase,
+    actor: MegatronActor,
+    engines: Dealing,
+) -> tuple[RolloutEngine, Refit]:
+    """This rank's engine or its stand-in, and what brings the actor's weights into it."""
+    model_path, dtype = Path(config.model.path), _DTYPES[config.model.dtype]
+    segment, weights = None, actor.named_weights
+    if loads_from_host(config.rollout, context.device):
+        segment = segment_of_host(model_path, dtype, engines.ranks, this_host())
+        weights = actor.host_weights(segment.weights if segment else None, this_host())
+    engine = make_engine(
+        config.rollout,
+        model_path,
+        tokenizer,
+        here=dist.get_rank() in engines.ranks,
+        dtype=dtype,
+        device=context.device,
+        max_model_len=trajectory_tokens(config),
+        output_dir=Path(config.output_dir),
+        segment=segment,
+    )
+    return engine, lambda: engine.update_weights(weights())

@@ -1,0 +1,174 @@
+"""Writes and reads the checkpoints of one run.
+
+A checkpoint is a ``RunState``, the actor's weights, optimizer and schedule, the random generators of every rank, and
+what the run was. It appears under its name only when all of it is on the disk and its files have been hashed; nothing
+is loaded whose hashes do not hold. Rank 0 moves directories, every rank writes and hashes its share.
+
+All functions are collectives over all ranks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from nemo_ibtpo.checkpoints import MEGATRON, MODEL, manifest
+from nemo_ibtpo.checkpoints.choice import choose
+from nemo_ibtpo.checkpoints.comparison import differences
+from nemo_ibtpo.checkpoints.directory import CheckpointDirectory, check_quickly, read_run, write_run
+from nemo_ibtpo.checkpoints.manifest import DamagedError
+from nemo_ibtpo.collectives import all_ranks, from_rank_0, gather_from_all
+from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.loader import to_yaml
+from nemo_ibtpo.config.schema import RunConfig
+from nemo_ibtpo.megatron import random_state
+from nemo_ibtpo.megatron.actor import MegatronActor
+from nemo_ibtpo.megatron.safetensors_io import copy_companions
+from nemo_ibtpo.reporting.progress import RunConsole
+from nemo_ibtpo.training.run_state import RunState
+
+Value = TypeVar("Value")
+
+_RANDOM = "rng"
+_GIB = 2**30
+
+
+class CheckpointStore:
+    """The checkpoints below ``<output_dir>/checkpoints``.
+
+    Args:
+        config: of the run.
+        actor: whose weights, optimizer and schedule are saved and loaded.
+        problem_digests: of the ``training`` and ``validation`` problems.
+        console: of this rank.
+    """
+
+    def __init__(
+        self, config: RunConfig, actor: MegatronActor, problem_digests: Mapping[str, str], console: RunConsole
+    ) -> None:
+        self._config = config
+        self._actor = actor
+        self._console = console
+        settings = config.checkpoint
+        root = Path(config.output_dir) / "checkpoints"
+        self._directory = CheckpointDirectory(root, settings.keep_last, settings.keep_best)
+        digests = {"model": model_digest(Path(config.model.path)), **problem_digests}
+        self._identity = {"config": dataclasses.asdict(config), "digests": digests}
+        self._saved_step = 0  # nothing is saved before the first step
+
+    def save(self, state: RunState) -> None:
+        """Save the state, unless its step is saved already or none has been trained."""
+        if state.step == self._saved_step:
+            return
+        started = time.perf_counter()
+        unfinished = self._directory.unfinished(state.step)
+        self._on_rank_0(partial(self._directory.begin, state.step))
+        self._actor.save(unfinished / MEGATRON)
+        random_state.write(state.random, unfinished / _RANDOM / f"rank_{dist.get_rank()}.safetensors")
+        dist.barrier()  # rank 0 lists the files that all ranks have written
+        self._on_rank_0(partial(self._write_small_files, unfinished, state))
+        names = self._on_rank_0(partial(manifest.file_names, unfinished))
+        files = _merged(gather_from_all(manifest.describe(unfinished, all_ranks().mine(names), sync=True)))
+        self._on_rank_0(partial(self._commit, unfinished, files, state.step))
+        self._saved_step = state.step
+        size = sum(record["bytes"] for record in files.values()) / _GIB
+        seconds = time.perf_counter() - started
+        self._console.say(f"saved {self._directory.path(state.step)}: {size:.3g} GiB in {seconds:.1f} s")
+
+    def resume(self, state: RunState) -> None:
+        """Take over the newest whole checkpoint, if there is one and ``checkpoint.resume`` says so.
+
+        Raises:
+            UserError: it is damaged and the run shall not fall back, or of a run that cannot be compared.
+        """
+        steps = self._on_rank_0(self._directory.steps)
+        path = choose(
+            self._directory,
+            steps,
+            self._config.checkpoint,
+            find_damage=self._find_damage,
+            set_aside=lambda step: self._on_rank_0(partial(self._directory.set_aside, step)),
+            say=self._console.say,
+        )
+        if path is not None:
+            self._load(path, state)
+
+    def _load(self, path: Path, state: RunState) -> None:
+        saved = self._on_rank_0(partial(read_run, path))
+        if found := differences(saved, self._identity, self._config):
+            if not self._config.checkpoint.force:
+                raise UserError(
+                    f"{path} is of a run that cannot be compared with this one: {'; '.join(found)}. Go on with the "
+                    "same, choose another output_dir, or accept it with checkpoint.force=true"
+                )
+            self._console.say(f"going on although {'; '.join(found)} (checkpoint.force=true)")
+        started = time.perf_counter()
+        self._actor.load(path / MEGATRON)
+        random = None
+        if saved["world_size"] == dist.get_world_size():
+            random = random_state.read(path / _RANDOM / f"rank_{dist.get_rank()}.safetensors")
+        else:
+            self._console.say(
+                f"saved on {saved['world_size']} ranks, loaded on {dist.get_world_size()}: random generators start "
+                "from their seeds (rollouts draw from seeds of their own)"
+            )
+        state.restore(saved, random)
+        if path.parent.resolve() == self._directory.root.resolve():
+            self._saved_step = state.step
+        self._console.say(
+            f"resuming after step {state.step} of {self._config.trainer.max_steps} from {path}, "
+            f"loaded in {time.perf_counter() - started:.1f} s"
+        )
+
+    def _find_damage(self, path: Path) -> str | None:
+        """Why a checkpoint cannot be used, the same on all ranks; every rank reads a share of its files."""
+
+        def look() -> tuple[dict[str, dict[str, Any]], str | None]:
+            try:
+                return check_quickly(path), None
+            except DamagedError as damage:
+                return {}, str(damage)
+
+        files, damage = self._on_rank_0(look)
+        if damage is not None:
+            return damage
+        found = gather_from_all(manifest.find_damage(path, all_ranks().mine(list(files)), files))
+        return next((damage for damage in found if damage is not None), None)
+
+    def _write_small_files(self, directory: Path, state: RunState) -> None:
+        (directory / MODEL).mkdir()
+        copy_companions(Path(self._config.model.path), directory / MODEL)
+        (directory / "config.yaml").write_text(to_yaml(self._config), encoding="utf-8")
+        write_run(directory, state.as_saved() | {"world_size": dist.get_world_size()} | self._identity)
+
+    def _commit(self, unfinished: Path, files: Mapping[str, Mapping[str, Any]], step: int) -> None:
+        manifest.write_manifest(unfinished, files)
+        self._directory.commit(step)
+
+    def _on_rank_0(self, function: Callable[[], Value]) -> Value:
+        """:func:`from_rank_0` of something that reads or writes checkpoints."""
+
+        def with_place() -> Value:
+            try:
+                return function()
+            except (OSError, DamagedError) as error:
+                raise UserError(f"checkpoints in {self._directory.root}: {error}") from error
+
+        return from_rank_0(with_place)
+
+
+def model_digest(model: Path) -> str:
+    """Of the weights and the tokenizer that a run starts from; every rank reads a share of the files."""
+    patterns = ("*.safetensors", "config.json", "tokenizer*.json", "*.jinja")
+    names = from_rank_0(lambda: sorted(path.name for pattern in patterns for path in model.glob(pattern)))
+    return manifest.digest_of(_merged(gather_from_all(manifest.describe(model, all_ranks().mine(names)))))
+
+
+def _merged(parts: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    return {name: record for part in parts for name, record in part.items()}

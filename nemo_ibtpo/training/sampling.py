@@ -1,0 +1,164 @@
+"""Everything that is sampled in a run: training trees, answers to held-out problems, probe trees.
+
+The ranks that own an engine are dealt the prompts. Each grows the trees of its share, and all ranks get all trees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+
+from transformers import PreTrainedTokenizerBase
+
+from nemo_ibtpo.algorithms.metrics import engine_metrics
+from nemo_ibtpo.algorithms.probe import probe_metrics, probe_strategy
+from nemo_ibtpo.collectives import Dealing
+from nemo_ibtpo.config.schema import RunConfig
+from nemo_ibtpo.data.problems import Problem
+from nemo_ibtpo.evaluation.evaluator import evaluate
+from nemo_ibtpo.evaluation.result import EvaluationResult, merge
+from nemo_ibtpo.reporting.progress import Phase
+from nemo_ibtpo.rewards.pool import VerifierPool
+from nemo_ibtpo.rollout.engine import RolloutEngine
+from nemo_ibtpo.training.step_clock import StepClock
+from nemo_ibtpo.training.stopping import StopConsensus
+from nemo_ibtpo.tree.branching import BranchingStrategy, make_strategy
+from nemo_ibtpo.tree.growth import GrowthProgress, GrowthTask, grow
+from nemo_ibtpo.tree.steps import Splitter, make_splitter
+from nemo_ibtpo.tree.tree import Tree
+
+
+class Sampling:
+    """Samples on the engines of all ranks, and has the results verified.
+
+    All methods are collectives over all ranks, return the same on each, and raise ``StoppedError`` on all of them if
+    one was asked to stop.
+
+    Args:
+        config: of the run.
+        engine: of this rank, or its stand-in; sleeps between the sampling of a step and the next weights.
+        engines: deals prompts over the ranks that own an engine.
+        rewards: verifies this rank's responses.
+        validation: the held-out problems.
+        tokenizer: of the model.
+        stop: decides with the other ranks.
+        clock: measures the phases.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        engine: RolloutEngine,
+        engines: Dealing,
+        rewards: VerifierPool,
+        validation: Sequence[Problem],
+        tokenizer: PreTrainedTokenizerBase,
+        stop: StopConsensus,
+        clock: StepClock,
+    ) -> None:
+        self._config = config
+        self._engine = engine
+        self._engines = engines
+        self._rewards = rewards
+        self._validation = validation
+        self._stop = stop
+        self._clock = clock
+        self._training_sampling = engine.sampling
+        self._strategy = make_strategy(config.sampler, config.ib_score, config.rollout.max_new_tokens)
+        self._splitter = make_splitter(config.sampler.segment_tokens, tokenizer)
+        self._probe_splitter = make_splitter(None, tokenizer)
+
+    @property
+    def num_engines(self) -> int:
+        """Engines of all ranks together."""
+        return len(self._engines.ranks)
+
+    def training_trees(self, problems: Sequence[Problem], step: int) -> tuple[list[Tree], dict[str, float]]:
+        """One tree for each problem, rewards known; and what verifiers and engines counted.
+
+        The engine sleeps afterwards, until it gets new weights.
+        """
+        before = replace(self._engine.stats)
+        with self._clock.phase("rollout", len(self._engines.mine(problems)), "trees") as phase:
+            trees = self._grow(problems, self._strategy, self._splitter, _step_seed(self._config.seed, step), phase)
+            self._engine.sleep()
+            stats = self._engine.stats
+            own = self._rewards.take_counts() | {
+                "prefill": stats.prefill_tokens - before.prefill_tokens,
+                "cached": stats.cached_prefix_tokens - before.cached_prefix_tokens,
+            }
+            everyone = self._engines.gather([own], self.num_engines)
+            sums = {name: sum(counts[name] for counts in everyone) for name in own}
+            hits = engine_metrics(sums.pop("prefill"), sums.pop("cached"))
+            verdicts = {f"reward/{name}": float(count) for name, count in sums.items()}
+            return self._engines.gather(trees, len(problems)), verdicts | hits
+
+    def evaluate(self) -> tuple[EvaluationResult, dict[str, float]]:
+        """Samples of the held-out problems at ``trainer.val_temperature``, and the metrics of the policy.
+
+        These are accuracy (avg@k) and, where a recipe asks for it, what probe trees show.
+        """
+        trainer = self._config.trainer
+        mine = self._engines.mine(self._validation)
+        self._rewards.set_problems(mine)
+        self._engine.set_sampling(replace(self._training_sampling, temperature=trainer.val_temperature))
+        with self._clock.phase("validation", len(mine), "problems") as phase:
+            with self._stop.while_sampling(self._engine) as source:
+                result = evaluate(
+                    mine,
+                    source,
+                    self._rewards,
+                    splitter=self._splitter,
+                    samples_per_problem=trainer.val_samples_per_prompt,
+                    max_new_tokens=self._config.rollout.max_new_tokens,
+                    seed=self._config.seed,
+                    settings=asdict(self._engine.sampling) | {"prompt_format": self._config.data.prompt_format},
+                    on_progress=_advance(phase),
+                )
+            result = merge(self._engines.gather([result], self.num_engines))
+        self._rewards.take_counts()  # validation's are in the result
+        self._engine.set_sampling(self._training_sampling)
+        metrics = {f"val/{name}": value for name, value in result.metrics().items()}
+        metrics["time/validation_s"] = self._clock.seconds["validation"]
+        if self._config.probe.num_prompts:
+            metrics |= self._probe()
+        return result, metrics
+
+    def _probe(self) -> dict[str, float]:
+        """Statistics of trees that are grown alike for every policy, from the same seeds each time."""
+        config = self._config
+        problems = self._validation[: config.probe.num_prompts]
+        strategy = probe_strategy(config.probe, config.sampler, config.rollout.max_new_tokens)
+        with self._clock.phase("probe", len(self._engines.mine(problems)), "trees") as phase:
+            trees = self._grow(problems, strategy, self._probe_splitter, config.seed, phase)
+            trees = self._engines.gather(trees, len(problems))
+        self._rewards.take_counts()
+        return probe_metrics(trees, config.probe.ib_score)
+
+    def _grow(
+        self, problems: Sequence[Problem], strategy: BranchingStrategy, splitter: Splitter, seed: int, phase: Phase
+    ) -> list[Tree]:
+        """Trees of this rank's share of the problems."""
+        mine = self._engines.mine(problems)
+        self._rewards.set_problems(mine)
+        with self._stop.while_sampling(self._engine) as source:
+            return grow(
+                [GrowthTask(problem.problem_id, problem.prompt_tokens) for problem in mine],
+                source=source,
+                rewards=self._rewards,
+                strategy=strategy,
+                splitter=splitter,
+                max_new_tokens=self._config.rollout.max_new_tokens,
+                seed=seed,
+                max_in_flight=self._config.sampler.max_trees_in_flight,
+                on_progress=_advance(phase),
+            )
+
+
+def _advance(phase: Phase) -> Callable[[GrowthProgress], None]:
+    return lambda done: phase.advance(done.trees - phase.done)
+
+
+def _step_seed(seed: int, step: int) -> int:
+    # Steps of a run and runs with other seeds get other rollouts.
+    return (seed << 32) + step

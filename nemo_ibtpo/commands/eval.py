@@ -14,7 +14,7 @@ from nemo_ibtpo.config import help_text
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.loader import compose_evaluation
 from nemo_ibtpo.config.schema import EvalConfig
-from nemo_ibtpo.config.validation import check_output_dir, validate_evaluation
+from nemo_ibtpo.config.validation import check_output_dir, validate
 
 if TYPE_CHECKING:
     from nemo_ibtpo.commands import Subparsers
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int | None:
     if not arguments.dry_run:
         configs = _as_hugging_face(configs)
     for config in configs:
-        validate_evaluation(config)
+        validate(config, "eval")
         print(_plan(config), flush=True)
     if arguments.dry_run:
         print("dry run: nothing was started, no data was read")

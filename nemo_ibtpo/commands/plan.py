@@ -7,14 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.config.loader import compose
-from nemo_ibtpo.config.validation import (
-    check_checkpoints,
-    check_data,
-    check_method,
-    check_optimization,
-    check_sampling,
-)
+from nemo_ibtpo.config.loader import compose, recipe_and_overrides
+from nemo_ibtpo.config.validation import validate
 from nemo_ibtpo.planning.assumptions import Assumptions, assumption_fields
 from nemo_ibtpo.planning.model_shape import find_config
 from nemo_ibtpo.planning.planner import Lengths, default_world_size, make_plan, source_of, suggest
@@ -71,14 +65,8 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: the configuration contradicts itself or its model, or an option is out of range.
     """
-    recipes = [word.removeprefix("recipe=") for word in arguments.words if word.startswith("recipe=")]
-    if len(recipes) != 1:
-        raise UserError(
-            f"plan takes one recipe=<name or path>, not {len(recipes)}; `nemo-ibtpo train --help` lists them"
-        )
-    config = compose(recipes[0], [word for word in arguments.words if not word.startswith("recipe=")])
-    for check in (check_optimization, check_checkpoints, check_sampling, check_method, check_data):
-        check(config)
+    config = compose(*recipe_and_overrides(arguments.words, "plan"))
+    validate(config, "plan")
     assumptions, lengths = _assumptions(arguments), Lengths(arguments.prompt_tokens, arguments.response_tokens)
     for name, length, longest in (
         ("prompt", lengths.prompt, config.data.max_prompt_tokens),

@@ -14,7 +14,7 @@ from nemo_ibtpo.config import help_text
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.hydra_flags import add_hydra_flags, words_with_recipe
 from nemo_ibtpo.config.layout import fewest_ranks
-from nemo_ibtpo.config.loader import Asked, composition_of_words
+from nemo_ibtpo.config.loader import Asked, composition, recipe_and_overrides
 from nemo_ibtpo.config.plan import batch_plan
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.config.validation import validate
@@ -52,26 +52,24 @@ def add_parser(commands: Subparsers, argv: Sequence[str]) -> None:
 def run(arguments: argparse.Namespace) -> int | None:
     """Train, or plan a training run; the exit status ``EXIT_REQUEUE`` if it stopped and is to be started again."""
     words = words_with_recipe(arguments.config_path, arguments.config_name, arguments.words)
-    composition = composition_of_words(words)
+    request = composition(*recipe_and_overrides(words))
     by_nemo = arguments.config_name is not None and toolkit.is_installed()
     if by_nemo:
         toolkit.import_resolvers()
-    composed = composition.compose()
+    composed = request.compose()
     if arguments.dry_run:
-        return _dry_run(composition.asked(composed).at_this_start(), arguments.world_size)
+        return _dry_run(request.asked(composed).at_this_start(), arguments.world_size)
     if arguments.world_size is not None:
         raise UserError("--world-size plans a dry run; the size of a real run is what torchrun starts")
     if not by_nemo:
-        return _start(composition.asked(composed))
+        return _start(request.asked(composed))
     # What is wrong has been told; this is the same composition by NeMo's hand.
-    return toolkit.under_hydra_runner(
-        composition.path, composition.words, lambda config: _start(composition.asked(config))
-    )
+    return toolkit.under_hydra_runner(request.path, request.words, lambda config: _start(request.asked(config)))
 
 
 def _dry_run(config: RunConfig, asked: int | None) -> int:
     ranks = _planned_world_size(config, asked)
-    validate(config, ranks)
+    validate(config, "train", ranks)
     print(batch_plan(config, ranks))
     print(f"dry run for {ranks} rank{'s' * (ranks != 1)}: nothing was started")
     return 0
@@ -85,7 +83,7 @@ def _start(asked: Asked) -> int:
 
 
 def _train(config: RunConfig, ranks: int, experiment: Experiment | None) -> int:
-    validate(config, ranks)
+    validate(config, "train", ranks)
     speaks = int(os.environ.get("RANK", "0")) == 0
     finished = finished_steps(Path(config.output_dir), config.trainer)
     if finished is not None:

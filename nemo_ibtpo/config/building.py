@@ -20,7 +20,7 @@ from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.paths import conf_dir, did_you_mean
 from nemo_ibtpo.config.reference import keys, sections
 
-# By pydantic's type of an error.
+# By pydantic's type of an error, in the form of its context.
 _EXPECTED = {
     "int_type": "an integer",
     "int_from_float": "an integer",
@@ -30,6 +30,11 @@ _EXPECTED = {
     "string_type": "a quoted text",
     "list_type": "a list",
     "dict_type": "a mapping of names to values",
+    "string_too_short": "a text that is not empty",
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "a number of at least {ge:g}",
+    "less_than": "a number below {lt:g}",
+    "less_than_equal": "a number of at most {le:g}",
 }
 _QUOTED = re.compile("'([^']*)'")
 _UNKNOWN, _MISSING = "unexpected_keyword_argument", "missing"
@@ -82,7 +87,7 @@ def build(root: type, raw: Mapping[str, Any], sources: Sources, prefix: str = ""
         prefix: what comes before the dataclass's own keys, such as ``exp_manager.``.
 
     Raises:
-        UserError: for the first thing that is wrong; unknown keys come first, then missing ones, then types.
+        UserError: for the first thing that is wrong; unknown keys come first, then missing ones, then values.
     """
 
     def refuse(value: object) -> typing.NoReturn:
@@ -100,8 +105,8 @@ def build(root: type, raw: Mapping[str, Any], sources: Sources, prefix: str = ""
 def meaning(root: type, key: str) -> str:
     """The key's sentence in parentheses, or nothing for a key that is unknown."""
     doc = keys(root)[key].doc.rstrip(".") if key in keys(root) else ""
-    if doc[1:2].islower():  # not an abbreviation
-        doc = doc[0].lower() + doc[1:]
+    if not doc[1:2].isupper():  # an abbreviation keeps its capitals
+        doc = doc[:1].lower() + doc[1:]
     return f" ({doc})" if doc else ""
 
 
@@ -124,7 +129,11 @@ def _line(error: ErrorDetails, root: type, raw: Mapping[str, Any], sources: Sour
     value = at(raw, key)
     if kind == "dataclass_type":
         return f"{full} {sources.of(full)} is a section of keys, not {value!r}"
-    expected = _EXPECTED.get(kind) or "one of " + ", ".join(_QUOTED.findall(error["ctx"]["expected"]))
+    context = error.get("ctx", {})
+    if kind == "literal_error":
+        expected = "one of " + ", ".join(_QUOTED.findall(context["expected"]))
+    else:
+        expected = _EXPECTED[kind].format(**context)
     if isinstance(error["loc"][-1], int):
         expected = f"a list, each item {expected}"
     if type(None) in typing.get_args(keys(root)[key].type):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from nemo_ibtpo.config.refusals import divisors, not_negative, positive, refuse_if
+from nemo_ibtpo.config.refusals import divisors, refuse_if
 from nemo_ibtpo.config.schema import RunConfig
 
 
@@ -42,8 +42,6 @@ def check_world_size(config: RunConfig, world_size: int) -> None:
     """The layout against the number of ranks."""
     actor = config.actor
     tensor, pipeline = actor.tensor_model_parallel_size, actor.pipeline_model_parallel_size
-    positive("actor.tensor_model_parallel_size", tensor)
-    positive("actor.pipeline_model_parallel_size", pipeline)
     refuse_if(
         actor.sequence_parallel and tensor == 1,
         "actor.sequence_parallel=true shards over tensor-parallel ranks, but "
@@ -56,7 +54,6 @@ def check_world_size(config: RunConfig, world_size: int) -> None:
         "interleaves nothing: both must be at least 2; set the former to null",
     )
     expert = actor.expert_model_parallel_size
-    positive("actor.expert_model_parallel_size", expert)
     ranks = fewest_ranks(config)
     over_experts = f" with actor.expert_model_parallel_size={expert}" if expert > 1 else ""
     refuse_if(
@@ -71,7 +68,6 @@ def check_world_size(config: RunConfig, world_size: int) -> None:
 def _check_replicas(config: RunConfig, world_size: int) -> None:
     rollout = config.rollout
     tensor, replicas = rollout.tensor_parallel_size, rollout.num_replicas
-    positive("rollout.tensor_parallel_size", tensor)
     refuse_if(
         rollout.engine == "transformers" and tensor != 1,
         f"rollout.tensor_parallel_size={tensor}: rollout.engine=transformers keeps the whole model on one device; "
@@ -84,7 +80,6 @@ def _check_replicas(config: RunConfig, world_size: int) -> None:
             f"{divisors(world_size)}, or say how many with rollout.num_replicas",
         )
         return
-    positive("rollout.num_replicas", replicas)
     refuse_if(
         replicas * tensor > world_size,
         f"rollout.num_replicas={replicas} x rollout.tensor_parallel_size={tensor} needs {replicas * tensor} ranks, "
@@ -146,7 +141,6 @@ def _check_experts(config: RunConfig, experts: int | None) -> None:
             "model has none; set it to 0",
         )
         return
-    not_negative("actor.moe_aux_loss_coef", coefficient or 0.0)
     refuse_if(
         experts % size != 0,
         f"actor.expert_model_parallel_size={size} does not divide the model's {experts} experts; "

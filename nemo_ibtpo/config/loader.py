@@ -150,18 +150,18 @@ def composition(recipe: str, overrides: Sequence[str]) -> Composition:
     return Composition(RunConfig, find_recipe(recipe), overrides)
 
 
-def composition_of_words(words: Sequence[str]) -> Composition:
-    """The words of a command line, one of which is ``recipe=<name or path>``.
+def recipe_and_overrides(words: Sequence[str], command: str = "train") -> tuple[str, list[str]]:
+    """What ``recipe=<name or path>`` says among the words of a command line, and the other words.
 
     Raises:
-        UserError: there is not exactly one recipe, or as :func:`composition`.
+        UserError: there is not exactly one recipe.
     """
     recipes = [word.removeprefix("recipe=") for word in words if word.startswith("recipe=")]
     if len(recipes) != 1:
         raise UserError(
-            f"train takes one recipe=<name or path>, not {len(recipes)}; `nemo-ibtpo train --help` lists them"
+            f"{command} takes one recipe=<name or path>, not {len(recipes)}; `nemo-ibtpo train --help` lists them"
         )
-    return composition(recipes[0], [word for word in words if not word.startswith("recipe=")])
+    return recipes[0], [word for word in words if not word.startswith("recipe=")]
 
 
 def compose(recipe: str, overrides: Sequence[str]) -> RunConfig:

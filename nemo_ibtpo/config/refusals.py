@@ -11,16 +11,6 @@ def refuse_if(wrong: bool, message: str) -> None:
         raise UserError(message)
 
 
-def positive(key: str, value: float) -> None:
-    """Refuse a value that is not above 0."""
-    refuse_if(value <= 0, f"{key}={value} must be above 0")
-
-
-def not_negative(key: str, value: float) -> None:
-    """Refuse a value below 0."""
-    refuse_if(value < 0, f"{key}={value} must not be negative")
-
-
 def divisors(*numbers: int) -> str:
     """The common divisors, spelled out."""
     return ", ".join(str(d) for d in range(1, min(numbers) + 1) if all(number % d == 0 for number in numbers))

@@ -1,16 +1,16 @@
 """The typed shape of a run's configuration.
 
 YAML under ``conf/`` is the only home of a default: no field here has one. ``config.loader`` composes the YAML with
-Hydra; pydantic builds these dataclasses and refuses unknown keys, missing keys and wrong types;
+Hydra; pydantic builds these dataclasses and refuses unknown keys, missing keys, wrong types and values out of range;
 ``config.validation`` refuses values that contradict each other. Names follow Megatron-Core and NeMo RL where they
 have one; sizes carry their unit.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 # Exact types (an integer serves as a float, nothing else is converted), no unknown key; the docstring below a field
@@ -34,17 +34,17 @@ class ActorConfig:
 
     device: Literal["auto", "cpu", "cuda"]
     """``cuda`` (NCCL), ``cpu`` (gloo) or ``auto``: cuda where there is one."""
-    tensor_model_parallel_size: int
+    tensor_model_parallel_size: PositiveInt
     """Ranks that share each layer's matrices."""
-    pipeline_model_parallel_size: int
+    pipeline_model_parallel_size: PositiveInt
     """Stages that share the layers."""
     virtual_pipeline_model_parallel_size: int | None
     """Chunks of layers on each stage, through which the interleaved schedule goes in turn to keep stages busier;
     null gives each stage one run of layers."""
-    expert_model_parallel_size: int
+    expert_model_parallel_size: PositiveInt
     """Ranks that share each layer's experts, taken from the tensor- and data-parallel ranks of a stage; an expert
     is never cut. 1 for a model without experts."""
-    moe_aux_loss_coef: float | None
+    moe_aux_loss_coef: NonNegativeFloat | None
     """Weight of the experts' load-balancing loss over the unique tokens of an optimizer step; null takes
     router_aux_loss_coef of the model's config.json, 0 switches it off."""
     sequence_parallel: bool
@@ -53,9 +53,9 @@ class ActorConfig:
     """Shard optimizer state over the data-parallel ranks."""
     recompute: Literal["none", "selective", "full"]
     """Activations recomputed in the backward pass."""
-    max_tokens_per_microbatch: int
+    max_tokens_per_microbatch: PositiveInt
     """Most packed tokens in one micro-batch."""
-    logprob_chunk_tokens: int
+    logprob_chunk_tokens: PositiveInt
     """Tokens whose float32 logits are alive at once."""
 
 
@@ -63,25 +63,25 @@ class ActorConfig:
 class OptimizerConfig:
     """Adam with decoupled weight decay, warm-up and decay."""
 
-    lr: float
+    lr: PositiveFloat
     """Peak learning rate."""
-    min_lr: float
+    min_lr: NonNegativeFloat
     """Learning rate at the end of the decay."""
-    warmup_steps: int
+    warmup_steps: NonNegativeInt
     """Optimizer steps from 0 to ``lr``."""
-    decay_steps: int
+    decay_steps: NonNegativeInt
     """Optimizer steps from the start until ``min_lr``; 0 means all steps of the run."""
     decay_style: Literal["constant", "linear", "cosine"]
     """Shape of the decay."""
-    weight_decay: float
+    weight_decay: NonNegativeFloat
     """Decoupled weight decay."""
-    adam_beta1: float
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)]
     """Decay of Adam's mean of gradients."""
-    adam_beta2: float
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)]
     """Decay of Adam's mean of squared gradients."""
-    adam_eps: float
+    adam_eps: PositiveFloat
     """Adam's constant against division by zero."""
-    clip_grad: float
+    clip_grad: NonNegativeFloat
     """Largest global gradient norm; 0 switches clipping off."""
 
 
@@ -89,7 +89,7 @@ class OptimizerConfig:
 class IBScoreConfig:
     """Constants of the IB-Score and of the advantage's local term."""
 
-    beta: float
+    beta: PositiveFloat
     """Weight of exploitation against exploration; > 0."""
     step_probability: Literal["geometric_mean", "product"]
     """Pi(step), the exponential of the mean (``geometric_mean``) or the sum (``product``) of its tokens'
@@ -111,16 +111,16 @@ class SamplerConfig:
     name: Literal["ib", "random", "independent", "entropy", "fixed_width", "full"]
     """``ib`` branches where the IB-Score is highest, ``random`` at a random step, ``entropy`` before the least
     likely tokens, ``fixed_width`` at the ends of segments, ``full`` at all of them, ``independent`` never."""
-    initial_rollouts: int
+    initial_rollouts: PositiveInt
     """Trajectories from the prompt (the paper's B0)."""
-    rounds: int
+    rounds: PositiveInt
     """Rounds of growth, the first trajectories included (L); 1 for ``independent``."""
-    branch_points: int
+    branch_points: PositiveInt
     """Places branched in a round (K), a multiple of initial_rollouts for ``entropy``, 1 for ``full``, which
     branches all of a level."""
-    rollouts_per_branch: int
+    rollouts_per_branch: PositiveInt
     """Continuations sampled from each of them (B)."""
-    segment_tokens: int | None
+    segment_tokens: PositiveInt | None
     """A step is a segment of so many tokens; null ends steps at blank lines."""
     branch_root: bool
     """Whether ``ib`` and ``random`` may continue the prompt itself; the other samplers have rules of their own."""
@@ -130,7 +130,7 @@ class SamplerConfig:
     """Sequences that ``ib`` and ``random`` keep in flight in a tree: when one has ended the next branch is chosen
     from what is known (1 is the paper's serial growth); null grows in rounds of branch_points *
     rollouts_per_branch."""
-    max_trees_in_flight: int
+    max_trees_in_flight: PositiveInt
     """Trees grown at once on one engine."""
 
     @property
@@ -145,13 +145,13 @@ class SamplerConfig:
 class LossConfig:
     """The clipped surrogate, and what it does about an engine that is not quite the actor."""
 
-    clip_eps_low: float
+    clip_eps_low: Annotated[float, Field(gt=0, lt=1)]
     """The ratio is clipped from below to 1 - clip_eps_low."""
-    clip_eps_high: float
+    clip_eps_high: PositiveFloat
     """The ratio is clipped from above to 1 + clip_eps_high."""
-    kl_coef: float
+    kl_coef: NonNegativeFloat
     """Weight of KL(policy || reference policy); 0 skips the reference policy altogether."""
-    entropy_coef: float
+    entropy_coef: NonNegativeFloat
     """Weight of the entropy bonus."""
     normalization: Literal["token_mean", "sequence_mean"]
     """``token_mean`` or ``sequence_mean``, with one global denominator either way."""
@@ -170,7 +170,7 @@ class LossConfig:
 class TransformersEngineConfig:
     """What only ``rollout.engine=transformers`` reads."""
 
-    cache_tokens: int
+    cache_tokens: PositiveInt
     """Key/value slots of one engine, in tokens."""
 
 
@@ -178,17 +178,17 @@ class TransformersEngineConfig:
 class VLLMEngineConfig:
     """What only ``rollout.engine=vllm`` reads."""
 
-    gpu_memory_utilization: float
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)]
     """Share of a GPU's memory that the engine may take for weights, keys and values."""
-    kv_cache_gib: float
+    kv_cache_gib: PositiveFloat
     """Memory for keys and values where the engine runs on a CPU, in GiB."""
     enforce_eager: bool
     """Run without CUDA graphs; always so on a CPU."""
-    start_timeout_s: float
+    start_timeout_s: PositiveFloat
     """An engine that is not ready after so long is restarted."""
-    hang_timeout_s: float
+    hang_timeout_s: PositiveFloat
     """An engine with work to do that has been silent for so long is restarted."""
-    max_restarts: int
+    max_restarts: NonNegativeInt
     """Restarts without a rollout in between after which the run gives up."""
 
 
@@ -198,25 +198,25 @@ class RolloutConfig:
 
     engine: Literal["vllm", "transformers"]
     """``vllm``, in a process beside the rank, or ``transformers``, embedded in the rank (small models)."""
-    tensor_parallel_size: int
+    tensor_parallel_size: PositiveInt
     """Ranks whose devices one engine spreads the model over; 1 for ``transformers``."""
-    num_replicas: int | None
+    num_replicas: PositiveInt | None
     """Engines of the run, over which prompts are dealt; null starts as many as there are ranks for (world size /
     tensor_parallel_size)."""
-    max_new_tokens: int
+    max_new_tokens: PositiveInt
     """Most tokens of a trajectory, prompt excluded."""
-    temperature: float
+    temperature: PositiveFloat
     """Temperature of the sampling distribution."""
-    top_p: float
+    top_p: Annotated[float, Field(gt=0, le=1)]
     """Tokens are drawn from the fewest that have this probability together; 1 keeps all."""
-    top_k: int
+    top_k: NonNegativeInt
     """Tokens are drawn from the so many likeliest; 0 keeps all."""
-    stop: list[str]
+    stop: list[Annotated[str, Field(min_length=1)]]
     """Texts that end a response."""
     allow_truncated_sampling: bool
     """Accept top_p < 1 or top_k > 0, whose log-probabilities the actor does not reproduce (docs/algorithm.md,
     section 7)."""
-    max_batch_size: int
+    max_batch_size: PositiveInt
     """Sequences decoded at once by one engine."""
     transformers: TransformersEngineConfig
     vllm: VLLMEngineConfig
@@ -228,7 +228,7 @@ class DatasetConfig:
 
     source: Literal["reasoning_gym", "jsonl", "parquet", "huggingface"]
     """``reasoning_gym``, ``jsonl``, ``parquet`` or ``huggingface``."""
-    path: str
+    path: Annotated[str, Field(min_length=1)]
     """Reasoning-gym task name, path of a file or of a directory of files, or Hugging Face data set id or
     directory."""
     subset: str | None
@@ -239,7 +239,7 @@ class DatasetConfig:
     """Column with the question."""
     answer_key: str
     """Column with the answer."""
-    size: int | None
+    size: PositiveInt | None
     """Number of problems (reasoning-gym makes so many); null takes all rows there are."""
     seed: int
     """Seed of a generated data set."""
@@ -264,7 +264,7 @@ class DataConfig:
     """Text with one ``{question}``."""
     system_prompt: str | None
     """System message of the chat template, or null."""
-    max_prompt_tokens: int
+    max_prompt_tokens: PositiveInt
     """A longer prompt is left out and counted."""
     shuffle: bool
     """Draw problems in an order given by the run's seed, another one in each epoch."""
@@ -274,9 +274,9 @@ class DataConfig:
 class RewardConfig:
     """How answers are verified."""
 
-    num_workers: int
+    num_workers: PositiveInt
     """Verifier processes per rank that owns an engine."""
-    timeout_s: float
+    timeout_s: PositiveFloat
     """A verification that takes longer is killed, scores 0 and is counted."""
 
 
@@ -284,22 +284,22 @@ class RewardConfig:
 class TrainerConfig:
     """The loop."""
 
-    max_steps: int
+    max_steps: PositiveInt
     """Steps of the run."""
-    max_sampled_tokens: int | None
+    max_sampled_tokens: PositiveInt | None
     """The run ends with the step in which engines have drawn so many tokens for training, over all ranks,
     evaluations apart; null sets no limit but max_steps."""
-    num_prompts_per_step: int
+    num_prompts_per_step: PositiveInt
     """Prompts sampled in a step, over all ranks."""
-    num_prompts_per_update: int
+    num_prompts_per_update: PositiveInt
     """Prompts of one optimizer step; divides ``num_prompts_per_step``."""
-    val_period: int
+    val_period: NonNegativeInt
     """Steps between evaluations; 0 evaluates only before and after."""
-    val_samples_per_prompt: int
+    val_samples_per_prompt: PositiveInt
     """Samples of each problem, the k of avg@k."""
-    val_temperature: float
+    val_temperature: PositiveFloat
     """Temperature of the evaluation's samples."""
-    export_period: int
+    export_period: NonNegativeInt
     """Steps between exports of the model to ``hf_step_<n>``; 0 exports only at the end, to ``hf``."""
     max_time: str | None
     """``DD:HH:MM:SS`` or ``HH:MM:SS`` after which the run stops at the next safe point, saves and exits as on
@@ -314,13 +314,13 @@ class ProbeConfig:
     ``branch_points`` random steps. Nothing is learned from them.
     """
 
-    num_prompts: int
+    num_prompts: NonNegativeInt
     """Trees, one for each of the first validation problems; 0 grows none."""
-    initial_rollouts: int
+    initial_rollouts: PositiveInt
     """Trajectories from the prompt."""
-    branch_points: int
+    branch_points: PositiveInt
     """Random steps that are continued, the prompt among the candidates."""
-    rollouts_per_branch: int
+    rollouts_per_branch: PositiveInt
     """Continuations of each of them."""
     ib_score: IBScoreConfig
     """Constants that IB-Scores are computed with, apart from those of training."""
@@ -330,11 +330,11 @@ class ProbeConfig:
 class CheckpointConfig:
     """What is saved to go on from."""
 
-    save_period: int
+    save_period: NonNegativeInt
     """Steps between checkpoints; 0 saves only after the last step and when the run is stopped."""
-    keep_last: int
+    keep_last: PositiveInt
     """Newest checkpoints that are kept, at least 1."""
-    keep_best: int
+    keep_best: NonNegativeInt
     """Checkpoints with the highest validation accuracy that are kept besides; only steps that are both saved and
     evaluated have one."""
     resume: str
@@ -376,11 +376,11 @@ class MLflowConfig:
 class TreesConfig:
     """Which sampled trees are kept in ``output_dir/trees``, for ``nemo-ibtpo inspect``."""
 
-    period: int
+    period: NonNegativeInt
     """Steps between those whose trees are kept; 0 keeps none."""
-    trees_per_step: int | None
+    trees_per_step: PositiveInt | None
     """Trees of such a step that are kept, those with the smallest problem ids; null keeps all."""
-    max_gib: float
+    max_gib: PositiveFloat
     """Room for all of them; when it is full, steps in between are removed so that the rest covers the run."""
 
 
@@ -406,7 +406,7 @@ class RunConfig:
     """Name of the run; the recipe's name unless overridden."""
     output_dir: str
     """Everything the run writes lies below it."""
-    seed: int
+    seed: NonNegativeInt
     """Every random choice of the run derives from it."""
     model: ModelConfig
     actor: ActorConfig
@@ -439,7 +439,7 @@ class BenchmarkConfig:
     choice_keys: list[str]
     """Columns of the options of a ``choice`` question, the right one first; they are shown in an order drawn from
     ``benchmark.data.seed`` and the question."""
-    samples_per_problem: int
+    samples_per_problem: PositiveInt
     """Samples of each problem, the k of avg@k."""
     template: Literal["chat", "plain"]
     """``chat`` applies the tokenizer's chat template to the filled ``prompt_format``, ``plain`` takes it as it is."""
@@ -447,7 +447,7 @@ class BenchmarkConfig:
     """Text with one ``{question}``."""
     system_prompt: str | None
     """System message of the chat template, or null."""
-    max_prompt_tokens: int
+    max_prompt_tokens: PositiveInt
     """A longer prompt is left out and counted."""
     allow_left_out: bool
     """Go on although a row could not be used; otherwise that is refused, since it would be another benchmark."""
@@ -459,7 +459,7 @@ class EvalConfig:
 
     output_dir: str
     """Everything the evaluation writes lies below it; it goes on with what it finds there."""
-    seed: int
+    seed: NonNegativeInt
     """Seed of the samples."""
     device: Literal["auto", "cpu", "cuda"]
     """Where an engine in this process runs; ``auto`` is cuda where there is one."""

@@ -11,48 +11,60 @@ import re
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.layout import check_model, check_world_size, trajectory_tokens
 from nemo_ibtpo.config.model_directory import read_model_directory
-from nemo_ibtpo.config.refusals import divisors, not_negative, positive, refuse_if
+from nemo_ibtpo.config.refusals import divisors, refuse_if
 from nemo_ibtpo.config.schema import (
     BenchmarkConfig,
     DataConfig,
     DatasetConfig,
     EvalConfig,
-    RewardConfig,
     RolloutConfig,
     RunConfig,
     SamplerConfig,
 )
 from nemo_ibtpo.methods import make_method
 
-
-def validate(config: RunConfig, world_size: int) -> None:
-    """Check a whole run: its values, its layout over ``world_size`` ranks, its model, its output directory.
-
-    Raises:
-        UserError: for the first thing that is wrong.
-    """
-    check_optimization(config)
-    check_checkpoints(config)
-    check_logger(config)
-    check_sampling(config)
-    check_method(config)
-    check_probe(config)
-    check_data(config)
-    check_world_size(config, world_size)
-    check_model(config, read_model_directory(config.model.path))
-    check_output_dir(config.output_dir)
+Scope = Literal["train", "sample", "study", "plan"]
 
 
-def validate_evaluation(config: EvalConfig) -> None:
-    """Check an evaluation: its benchmark, its engine, its model, its output directory.
+def validate(config: RunConfig | EvalConfig, scope: Scope | Literal["eval"], world_size: int = 1) -> None:
+    """Check a configuration for what is to be done with it.
+
+    Args:
+        config: an ``EvalConfig`` for ``eval``, else a ``RunConfig``.
+        scope: ``train`` checks everything; ``study`` all but the model, which may have to be made first; ``plan`` the
+            values alone, since neither model nor machine need be there; ``sample`` what comes into play without
+            training.
+        world_size: ranks of the run.
 
     Raises:
         UserError: for the first thing that is wrong.
     """
+    if isinstance(config, EvalConfig):
+        _check_evaluation(config)
+        return
+    if scope != "sample":
+        _check_optimization(config)
+        _check_checkpoints(config)
+        _check_method(config)
+        _check_probe(config)
+    _check_sampling(config)
+    _check_data(config)
+    if scope in ("train", "study"):
+        _check_logger(config)
+        check_world_size(config, world_size)
+    if scope in ("train", "sample"):
+        check_model(config, read_model_directory(config.model.path))
+    if scope != "plan":
+        check_output_dir(config.output_dir)
+
+
+def _check_evaluation(config: EvalConfig) -> None:
+    """The benchmark, the engine, the model, the output directory."""
     benchmark, rollout = config.benchmark, config.rollout
     refuse_if(
         not re.fullmatch(r"[\w.-]*\w[\w.-]*", benchmark.name),
@@ -78,10 +90,7 @@ def validate_evaluation(config: EvalConfig) -> None:
         benchmark.kind == "choice" and not 2 <= len(benchmark.choice_keys) <= 26,
         f"benchmark.choice_keys has {len(benchmark.choice_keys)} columns; a choice has 2 to 26",
     )
-    positive("benchmark.samples_per_problem", benchmark.samples_per_problem)
     _check_prompts("benchmark", benchmark)
-    not_negative("seed", config.seed)
-    _check_rollout(rollout, config.reward)
     refuse_if(
         rollout.tensor_parallel_size != 1 or rollout.num_replicas not in (1, None),
         f"rollout.tensor_parallel_size={rollout.tensor_parallel_size}, rollout.num_replicas={rollout.num_replicas}: "
@@ -113,27 +122,14 @@ def _check_cache(rollout: RolloutConfig, longest: int) -> None:
     )
 
 
-def check_optimization(config: RunConfig) -> None:
+def _check_optimization(config: RunConfig) -> None:
     """Constants of the loss, the optimizer and the loop."""
     optimizer, loss, trainer = config.optimizer, config.loss, config.trainer
-    positive("optimizer.lr", optimizer.lr)
-    not_negative("optimizer.min_lr", optimizer.min_lr)
     refuse_if(
         optimizer.min_lr > optimizer.lr,
         f"optimizer.min_lr={optimizer.min_lr} is above optimizer.lr={optimizer.lr}; the decay goes down",
     )
-    for name in ("adam_beta1", "adam_beta2"):
-        beta = getattr(optimizer, name)
-        refuse_if(not 0 <= beta < 1, f"optimizer.{name}={beta} must be at least 0 and below 1")
-    positive("optimizer.adam_eps", optimizer.adam_eps)
-    not_negative("optimizer.weight_decay", optimizer.weight_decay)
-    not_negative("optimizer.clip_grad", optimizer.clip_grad)
 
-    eps_low = loss.clip_eps_low
-    refuse_if(not 0 < eps_low < 1, f"loss.clip_eps_low={eps_low} must be above 0 and below 1")
-    positive("loss.clip_eps_high", loss.clip_eps_high)
-    not_negative("loss.kl_coef", loss.kl_coef)
-    not_negative("loss.entropy_coef", loss.entropy_coef)
     cap, limit = loss.tis_cap, loss.max_token_mult_prob_error
     refuse_if(cap != 0 and cap < 1, f"loss.tis_cap={cap} must be at least 1, or 0 for no importance weights")
     refuse_if(
@@ -141,13 +137,6 @@ def check_optimization(config: RunConfig) -> None:
         f"loss.max_token_mult_prob_error={limit} must be above 1, which is no error at all, or 0 for no limit",
     )
 
-    for name in ("max_steps", "num_prompts_per_step", "num_prompts_per_update", "val_samples_per_prompt"):
-        positive(f"trainer.{name}", getattr(trainer, name))
-    if trainer.max_sampled_tokens is not None:
-        positive("trainer.max_sampled_tokens", trainer.max_sampled_tokens)
-    not_negative("trainer.val_period", trainer.val_period)
-    not_negative("trainer.export_period", trainer.export_period)
-    positive("trainer.val_temperature", trainer.val_temperature)
     per_step, per_update = trainer.num_prompts_per_step, trainer.num_prompts_per_update
     refuse_if(
         per_step % per_update != 0,
@@ -155,8 +144,6 @@ def check_optimization(config: RunConfig) -> None:
         f"{per_step}; use one of {divisors(per_step)}",
     )
     updates = trainer.max_steps * per_step // per_update
-    not_negative("optimizer.warmup_steps", optimizer.warmup_steps)
-    not_negative("optimizer.decay_steps", optimizer.decay_steps)
     refuse_if(
         optimizer.warmup_steps > updates,
         f"optimizer.warmup_steps={optimizer.warmup_steps} is longer than the run, which makes {updates} "
@@ -167,15 +154,11 @@ def check_optimization(config: RunConfig) -> None:
         f"optimizer.decay_steps={optimizer.decay_steps} ends before optimizer.warmup_steps="
         f"{optimizer.warmup_steps}; it counts from the start of the run",
     )
-    not_negative("seed", config.seed)
 
 
-def check_checkpoints(config: RunConfig) -> None:
+def _check_checkpoints(config: RunConfig) -> None:
     """What is saved, and how long the run may take."""
     checkpoint = config.checkpoint
-    not_negative("checkpoint.save_period", checkpoint.save_period)
-    positive("checkpoint.keep_last", checkpoint.keep_last)
-    not_negative("checkpoint.keep_best", checkpoint.keep_best)
     if checkpoint.resume not in ("auto", "never"):
         refuse_if(
             not (Path(checkpoint.resume) / "manifest.json").is_file(),
@@ -185,9 +168,9 @@ def check_checkpoints(config: RunConfig) -> None:
     max_seconds(config.trainer.max_time)
 
 
-def check_logger(config: RunConfig) -> None:
+def _check_logger(config: RunConfig) -> None:
     """What is kept for people."""
-    logger, trees = config.logger, config.logger.trees
+    logger = config.logger
     for name, where, value in (
         ("wandb", "project", logger.wandb.project),
         ("mlflow", "experiment", logger.mlflow.experiment),
@@ -198,13 +181,9 @@ def check_logger(config: RunConfig) -> None:
                 find_spec(name) is None,
                 f"logger.{name}.enabled=true, but {name} is not installed: pip install 'nemo-ibtpo[{name}]'",
             )
-    not_negative("logger.trees.period", trees.period)
-    if trees.trees_per_step is not None:
-        positive("logger.trees.trees_per_step", trees.trees_per_step)
-    positive("logger.trees.max_gib", trees.max_gib)
 
 
-def check_method(config: RunConfig) -> None:
+def _check_method(config: RunConfig) -> None:
     """What is learned from trees, against how they are sampled and how the loss weighs them."""
     loss = config.loss
     make_method(config.method).check(config.sampler, loss)
@@ -215,12 +194,9 @@ def check_method(config: RunConfig) -> None:
     )
 
 
-def check_sampling(config: RunConfig) -> None:
+def _check_sampling(config: RunConfig) -> None:
     """The growth of trees, and the engine that samples them."""
     sampler, rollout = config.sampler, config.rollout
-    positive("ib_score.beta", config.ib_score.beta)
-    for name in ("initial_rollouts", "rounds", "branch_points", "rollouts_per_branch", "max_trees_in_flight"):
-        positive(f"sampler.{name}", getattr(sampler, name))
     refuse_if(
         sampler.name == "independent" and sampler.rounds != 1,
         f"sampler.rounds={sampler.rounds} has no meaning for sampler.name=independent, which never branches; "
@@ -231,7 +207,6 @@ def check_sampling(config: RunConfig) -> None:
         "the sampler grows one trajectory a prompt; a method compares at least 2: raise "
         "sampler.initial_rollouts or sampler.rounds",
     )
-    _check_rollout(rollout, config.reward)
     refuse_if(
         not 1 <= sampler.min_new_tokens <= rollout.max_new_tokens,
         f"sampler.min_new_tokens={sampler.min_new_tokens} must lie between 1 and rollout.max_new_tokens="
@@ -247,28 +222,9 @@ def check_sampling(config: RunConfig) -> None:
     )
 
 
-def _check_rollout(rollout: RolloutConfig, reward: RewardConfig) -> None:
-    """What holds for sampling and verifying in training and in evaluations."""
-    positive("rollout.max_new_tokens", rollout.max_new_tokens)
-    positive("rollout.temperature", rollout.temperature)
-    refuse_if(not 0 < rollout.top_p <= 1, f"rollout.top_p={rollout.top_p} must be above 0 and at most 1")
-    not_negative("rollout.top_k", rollout.top_k)
-    refuse_if("" in rollout.stop, "rollout.stop holds an empty text, which would end every response at once")
-    positive("rollout.max_batch_size", rollout.max_batch_size)
-    share = rollout.vllm.gpu_memory_utilization
-    refuse_if(not 0 < share <= 1, f"rollout.vllm.gpu_memory_utilization={share} must be above 0 and at most 1")
-    for name in ("kv_cache_gib", "start_timeout_s", "hang_timeout_s"):
-        positive(f"rollout.vllm.{name}", getattr(rollout.vllm, name))
-    not_negative("rollout.vllm.max_restarts", rollout.vllm.max_restarts)
-    positive("reward.num_workers", reward.num_workers)
-    positive("reward.timeout_s", reward.timeout_s)
-
-
 def _check_shape(sampler: SamplerConfig, max_new_tokens: int) -> None:
     """What only some samplers ask for."""
     segment = sampler.segment_tokens
-    if segment is not None:
-        positive("sampler.segment_tokens", segment)
     if sampler.name in ("fixed_width", "full"):
         refuse_if(
             segment is None,
@@ -319,20 +275,16 @@ def _check_window(sampler: SamplerConfig, window: int) -> None:
         )
 
 
-def check_probe(config: RunConfig) -> None:
+def _check_probe(config: RunConfig) -> None:
     """The trees that policies are measured with."""
     probe, size = config.probe, config.data.validation.size
-    not_negative("probe.num_prompts", probe.num_prompts)
-    for name in ("initial_rollouts", "branch_points", "rollouts_per_branch"):
-        positive(f"probe.{name}", getattr(probe, name))
-    positive("probe.ib_score.beta", probe.ib_score.beta)
     refuse_if(
         size is not None and probe.num_prompts > size,
         f"probe.num_prompts={probe.num_prompts}: there are data.validation.size={size} problems to grow trees for",
     )
 
 
-def check_data(config: RunConfig) -> None:
+def _check_data(config: RunConfig) -> None:
     """Problems, prompts and the buffers that have to hold them."""
     data = config.data
     for name, dataset in (("data.train", data.train), ("data.validation", data.validation)):
@@ -355,7 +307,6 @@ def check_data(config: RunConfig) -> None:
         f"data.max_prompt_tokens + rollout.max_new_tokens = {longest}",
     )
     _check_cache(config.rollout, longest)
-    positive("actor.logprob_chunk_tokens", config.actor.logprob_chunk_tokens)
 
 
 def _check_prompts(name: str, prompts: DataConfig | BenchmarkConfig) -> None:
@@ -365,14 +316,10 @@ def _check_prompts(name: str, prompts: DataConfig | BenchmarkConfig) -> None:
         prompts.template == "plain" and prompts.system_prompt is not None,
         f"{name}.system_prompt is not used by {name}.template=plain; set it to null, or {name}.template=chat",
     )
-    positive(f"{name}.max_prompt_tokens", prompts.max_prompt_tokens)
 
 
 def _check_dataset(name: str, dataset: DatasetConfig) -> None:
-    if dataset.size is not None:
-        positive(f"{name}.size", dataset.size)
     generated = dataset.source == "reasoning_gym"
-    refuse_if(not dataset.path, f"{name}.path is empty; name a task, a file or a data set")
     refuse_if(
         generated and dataset.size is None,
         f"{name}.size=null: reasoning_gym makes problems without end; say how many",
@@ -429,5 +376,5 @@ def max_seconds(max_time: str | None) -> float | None:
     assert match is not None
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-    positive("trainer.max_time in seconds", total)
+    refuse_if(total == 0, f"trainer.max_time={max_time!r} leaves no time to train; use null for no limit")
     return float(total)

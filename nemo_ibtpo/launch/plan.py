@@ -17,7 +17,7 @@ from nemo_ibtpo.checkpoints.status import finished_steps
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.exp_manager import is_new_each_time
 from nemo_ibtpo.config.hydra_flags import add_hydra_flags, words_with_recipe
-from nemo_ibtpo.config.loader import composition_of_words
+from nemo_ibtpo.config.loader import composition, recipe_and_overrides
 from nemo_ibtpo.config.plan import batch_plan
 from nemo_ibtpo.config.validation import validate
 
@@ -31,8 +31,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_intermixed_args(argv)  # words may stand among the options
     try:
         words = words_with_recipe(arguments.config_path, arguments.config_name, arguments.words)
-        composition = composition_of_words(words)
-        asked = composition.asked(composition.compose())
+        request = composition(*recipe_and_overrides(words))
+        asked = request.asked(request.compose())
         block = asked.exp_manager
         if block is not None and is_new_each_time(block):
             raise UserError(
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
                 "would never go on: set exp_manager.resume_if_exists=true and resume_ignore_no_checkpoint=true"
             )
         config = asked.at_this_start()
-        validate(config, arguments.world_size)
+        validate(config, "train", arguments.world_size)
     except UserError as error:
         print(f"nemo-ibtpo: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -19,7 +19,7 @@ from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.exp_manager import is_new_each_time
 from nemo_ibtpo.config.hydra_flags import add_hydra_flags, words_with_recipe
 from nemo_ibtpo.config.layout import fewest_ranks
-from nemo_ibtpo.config.loader import composition_of_words
+from nemo_ibtpo.config.loader import composition, recipe_and_overrides
 from nemo_ibtpo.config.plan import batch_plan
 from nemo_ibtpo.config.validation import max_seconds, validate
 
@@ -63,8 +63,8 @@ def _launch(arguments: argparse.Namespace) -> int:
     slurm = arguments.executor == "slurm"
     _check_options(arguments)
     words = words_with_recipe(arguments.config_path, arguments.config_name, arguments.words)
-    composition = composition_of_words(words)
-    asked = composition.asked(composition.compose())
+    request = composition(*recipe_and_overrides(words))
+    asked = request.asked(request.compose())
     block = asked.exp_manager
     if slurm and arguments.retries and block is not None and is_new_each_time(block):
         raise UserError(
@@ -72,7 +72,7 @@ def _launch(arguments: argparse.Namespace) -> int:
         )
     config = asked.at_this_start()
     per_node = arguments.ranks_per_node or max(1, fewest_ranks(config) // arguments.nodes)
-    validate(config, arguments.nodes * per_node)
+    validate(config, "train", arguments.nodes * per_node)
     print(batch_plan(config, arguments.nodes * per_node), flush=True)
     flags = {"--config-path": arguments.config_path, "--config-name": arguments.config_name}
     job = [*(f"{flag}={value}" for flag, value in flags.items() if value), *arguments.words]

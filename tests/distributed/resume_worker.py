@@ -38,7 +38,7 @@ def main() -> None:
 
     Sampling.training_trees = recording  # type: ignore[method-assign]
     config = compose(recipe, words)
-    validate(config, int(os.environ["WORLD_SIZE"]))
+    validate(config, "train", int(os.environ["WORLD_SIZE"]))
     run_training(config)
 
 

@@ -19,7 +19,7 @@ from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.layout import model_parallel_ranks
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.config.validation import check_optimization, check_output_dir
+from nemo_ibtpo.config.validation import validate
 from nemo_ibtpo.experiments.base_models.imitation import load_settings, make_base_model
 from nemo_ibtpo.experiments.base_models.smollm2 import export
 from nemo_ibtpo.experiments.demo.summary import as_table, summarise
@@ -98,9 +98,8 @@ def run(recipe: str, make_model: MakeModel, words: Sequence[str]) -> None:
     console = RunConsole(0)
     words = [*_engine_words(words, console), *words]
     config = compose(recipe, words)
-    check_optimization(config)  # before minutes of work; the run checks the rest, which needs the model
-    check_output_dir(config.output_dir)
     output, model_path, ranks = Path(config.output_dir), Path(config.model.path), model_parallel_ranks(config)
+    validate(config, "study", ranks)  # before minutes of work; the run checks the model too, which is made first
 
     console.say(f"[1/3] model to start from: {model_path}")
     started = time.perf_counter()

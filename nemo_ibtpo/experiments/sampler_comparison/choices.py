@@ -16,13 +16,11 @@ from typing import Any, Literal
 import yaml
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.config.layout import check_model
-from nemo_ibtpo.config.loader import compose
-from nemo_ibtpo.config.model_directory import read_model_directory
+from nemo_ibtpo.config.loader import compose, recipe_and_overrides
 from nemo_ibtpo.config.paths import conf_dir, did_you_mean
 from nemo_ibtpo.config.reference import sections
 from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.config.validation import check_data, check_output_dir, check_sampling
+from nemo_ibtpo.config.validation import validate
 
 FOLDER = "sampling_study"
 _LABEL = re.compile(r"\w+(:\w+)?")
@@ -70,21 +68,16 @@ def read_settings(words: Sequence[str]) -> StudySettings:
         UserError: a word is not as it should be, or values contradict each other.
     """
     values: dict[str, Any] = yaml.safe_load((conf_dir() / f"{FOLDER}.yaml").read_text(encoding="utf-8"))
-    recipes, rest = [], []
-    for word in words:
+    recipe, others = recipe_and_overrides(words, "sample")
+    rest = []
+    for word in others:
         key, _, text = word.partition("=")
-        if key == "recipe":
-            recipes.append(text)
-        elif key in values:
+        if key in values:
             values[key] = _yaml(word, text)
         elif key == "sampler":
             raise UserError(f"'{word}': a study compares several; name them as samplers=[...]")
         else:
             rest.append(word)
-    if len(recipes) != 1:
-        raise UserError(
-            f"sample takes one recipe=<name or path>, not {len(recipes)}; `nemo-ibtpo sample --help` shows examples"
-        )
     num_prompts, dataset = values["num_prompts"], values["dataset"]
     if type(num_prompts) is not int or num_prompts < 1:
         raise UserError(f"num_prompts={num_prompts}: a study needs an integer of at least 1")
@@ -102,18 +95,16 @@ def read_settings(words: Sequence[str]) -> StudySettings:
         else:
             common.append(word)
     samplers = {
-        label: compose(recipes[0], [*common, f"sampler={choice}", *own[label]]) for label, choice in choices.items()
+        label: compose(recipe, [*common, f"sampler={choice}", *own[label]]) for label, choice in choices.items()
     }
     for label, config in samplers.items():
         try:
-            check_sampling(config)
+            validate(config, "sample")
         except UserError as error:
+            if "sampler." not in str(error):  # of no sampler alone
+                raise
             raise UserError(f"sampler {label} (set a key of it alone with {label}.<key>=<value>): {error}") from None
-    settings = StudySettings(samplers, num_prompts, typing.cast(Literal["train", "validation"], dataset))
-    check_data(settings.common)
-    check_model(settings.common, read_model_directory(settings.common.model.path))
-    check_output_dir(settings.common.output_dir)
-    return settings
+    return StudySettings(samplers, num_prompts, typing.cast(Literal["train", "validation"], dataset))
 
 
 def _choices(entries: Any) -> dict[str, str]:

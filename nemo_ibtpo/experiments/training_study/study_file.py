@@ -21,18 +21,9 @@ from typing import Any, Literal
 import yaml
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.config.layout import check_world_size
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.config.validation import (
-    check_checkpoints,
-    check_data,
-    check_method,
-    check_optimization,
-    check_output_dir,
-    check_probe,
-    check_sampling,
-)
+from nemo_ibtpo.config.validation import check_output_dir, validate
 
 SMOLLM2: Literal["smollm2"] = "smollm2"
 _KEYS = {"output_dir", "words", "tasks", "groups"}
@@ -155,16 +146,10 @@ def _runs(output_dir: Path, tasks: Sequence[Task], groups: Sequence[Group], comm
                     own = [f"output_dir='{directory}'", f"model.path='{task.model}'", f"seed={seed}"]
                     try:
                         config = compose(str(task.recipe), [*common, *words, *own])
-                        _check(config)
+                        validate(config, "study")  # on one rank: a study trains in its own process
                     except UserError as error:
                         raise UserError(f"arm {arm} on task {task.name}: {error}") from None
                     yield Run(task, arm, seed, config)
-
-
-def _check(config: RunConfig) -> None:
-    for check in (check_optimization, check_checkpoints, check_sampling, check_method, check_probe, check_data):
-        check(config)
-    check_world_size(config, 1)  # a study trains in its own process
 
 
 def _task(path: Path, name: str, entry: Any, output_dir: Path) -> Task:

@@ -19,8 +19,7 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.config.layout import check_model
-from nemo_ibtpo.config.model_directory import read_model_directory
+from nemo_ibtpo.config.validation import validate
 from nemo_ibtpo.experiments.base_models import smollm2
 from nemo_ibtpo.experiments.base_models.imitation import load_settings, make_base_model
 from nemo_ibtpo.experiments.training_study.run_results import is_complete
@@ -76,7 +75,7 @@ def helpers(study_file: Path, count: int) -> Iterator[None]:
 
 def _train(run: Run, directory: Path) -> str | None:
     try:
-        check_model(run.config, read_model_directory(run.config.model.path))
+        validate(run.config, "train")
         with (directory / LOG).open("w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
             stopped = run_training(run.config)
     except UserError as error:

@@ -17,12 +17,12 @@ import torch
 from large_recipes import LARGE, PARAMETERS, SMOLLM2, SMOLLM2_CONFIG, card, layout
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from nemo_ibtpo.config.layout import check_model, check_world_size
+from nemo_ibtpo.config.layout import check_model, model_parallel_ranks
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.config.model_directory import read_config
 from nemo_ibtpo.config.paths import recipe_names
 from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.config.validation import check_data, check_optimization, check_sampling
+from nemo_ibtpo.config.validation import validate
 from nemo_ibtpo.planning.assumptions import Assumptions
 from nemo_ibtpo.planning.model_shape import find_config
 from nemo_ibtpo.planning.planner import Lengths, make_plan
@@ -54,10 +54,7 @@ def test_recipe_fits_its_model_and_its_ranks(name: str) -> None:
         actor.expert_model_parallel_size,
     )
     assert asked.model == Path(config.model.path).name.lower()
-    check_optimization(config)
-    check_sampling(config)
-    check_data(config)
-    check_world_size(config, asked.ranks)
+    validate(config, "study", asked.ranks)
     check_model(config, read_config(card(Path(config.model.path).name)))
 
 
@@ -72,11 +69,7 @@ def test_recipe_fits_80_gb(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_small_recipe_fits_its_ranks(name: str) -> None:
     config = compose(name, [])
-    actor = config.actor
-    check_optimization(config)
-    check_sampling(config)
-    check_data(config)
-    check_world_size(config, actor.tensor_model_parallel_size * actor.pipeline_model_parallel_size)
+    validate(config, "study", model_parallel_ranks(config))
 
 
 @pytest.mark.parametrize("name", [name for name in LARGE if name.startswith("grpo-")])

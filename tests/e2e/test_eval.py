@@ -126,7 +126,7 @@ def test_a_killed_evaluation_goes_on_and_ends_as_an_undisturbed_one(
         (["rollout.max_new_tokens=4000"], "tokens, but the model has 512 positions"),
         (["benchmark.data.verifier=ifeval"], "with benchmark.kind=open: use math, exact or reasoning_gym"),
         (["benchmark.kind=choice"], "with benchmark.kind=choice: use choice"),
-        (["benchmark.samples_per_problem=0"], "benchmark.samples_per_problem=0 must be above 0"),
+        (["benchmark.samples_per_problem=0"], "on the command line: expected a number above 0 (samples of each"),
         (["rollout.tensor_parallel_size=2"], "an evaluation is one process with one engine"),
         (["benchmark.name=../up"], "benchmark.name=../up: it names a directory"),
         (["--write", "x"], "--write goes with eval compare"),

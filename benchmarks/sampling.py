@@ -46,7 +46,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
 from workloads import IB_SCORE, defaults, rollout_config
 
 from nemo_ibtpo.config.loader import compose
-from nemo_ibtpo.config.schema import RewardConfig, SamplerConfig
+from nemo_ibtpo.config.schema import SamplerConfig
 from nemo_ibtpo.data.loading import load_problems
 from nemo_ibtpo.experiments.base_models.imitation import load_settings, make_base_model
 from nemo_ibtpo.experiments.base_models.tokenizer import make_tokenizer
@@ -216,7 +216,7 @@ def of_recipe(recipe: str, prompts: int, scratch: Path | None) -> Workload:
         make_base_model(directory, settings, config.data, RunConsole(1))
     tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
     problems = load_problems(config.data.train, config.data, tokenizer)[0]
-    rewards = VerifierPool(tokenizer, RewardConfig(num_workers=1, timeout_s=5.0))
+    rewards = VerifierPool(tokenizer, replace(compose("tiny", []).reward, num_workers=1))
     rewards.set_problems(problems)
     return Workload(
         directory,

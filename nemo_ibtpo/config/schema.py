@@ -272,12 +272,33 @@ class DataConfig:
 
 @dataclass(config=STRICT, frozen=True)
 class RewardConfig:
-    """How answers are verified."""
+    """How responses are judged: by the data sets' verifiers, by functions, or by both."""
 
+    function: str | None
+    """Function that judges responses, ``path/to/file.py:name`` or ``package.module:name``; null leaves it to the data
+    sets' verifiers (or to ``parts``). docs/guides/reward.md says what it gets and returns."""
+    options: dict[str, Any]
+    """Further keyword arguments of ``function``."""
+    parts: dict[str, Any]
+    """Several functions in the place of one: name to ``{function, weight, options}``; ``function: verifier`` is the
+    data set's verifier. The reward is their weighted mean, each is a metric ``reward/<name>``."""
+    batch_size: PositiveInt
+    """Responses that one call of a worker judges; more than 1 serves functions that take lists, or wait (async)."""
+    max_error_share: Annotated[float, Field(ge=0, le=1)]
+    """Share of the responses for which functions may fail (exception, no number in [0, 1], time-out) before the run
+    ends; such a response scores 0 and is counted."""
+    memory_gib: PositiveFloat
+    """Memory that a worker may allocate beyond its imports."""
+    write_files: bool
+    """Whether workers may write files."""
+    network: bool
+    """Whether workers have a network, which judges and reward models need."""
+    math_tolerance: NonNegativeFloat
+    """Relative error at which the ``math`` verifier takes two real numbers for equal; 0 wants exact ones."""
     num_workers: PositiveInt
-    """Verifier processes per rank that owns an engine."""
+    """Worker processes per rank that owns an engine."""
     timeout_s: PositiveFloat
-    """A verification that takes longer is killed, scores 0 and is counted."""
+    """A call that takes longer is killed, scores 0 and is counted."""
 
 
 @dataclass(config=STRICT, frozen=True)

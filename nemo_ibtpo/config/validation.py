@@ -17,6 +17,7 @@ from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.layout import check_model, check_world_size, trajectory_tokens
 from nemo_ibtpo.config.model_directory import read_model_directory
 from nemo_ibtpo.config.refusals import divisors, refuse_if
+from nemo_ibtpo.config.rewards import check_reward
 from nemo_ibtpo.config.schema import (
     BenchmarkConfig,
     DataConfig,
@@ -44,6 +45,7 @@ def validate(config: RunConfig | EvalConfig, scope: Scope | Literal["eval"], wor
     Raises:
         UserError: for the first thing that is wrong.
     """
+    check_reward(config.reward)
     if isinstance(config, EvalConfig):
         _check_evaluation(config)
         return

@@ -6,7 +6,7 @@ evaluation measures what training sees.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -19,14 +19,25 @@ from nemo_ibtpo.tree.steps import Splitter
 from nemo_ibtpo.tree.tree import Tree
 
 
+class Judgement(Protocol):
+    """What became of a response (``rewards.worker.Judgement``)."""
+
+    @property
+    def outcome(self) -> Verdict: ...
+    @property
+    def reward(self) -> float: ...
+    @property
+    def parts(self) -> Mapping[str, float]: ...
+
+
 class AnswerVerifier(Protocol):
     """Judges responses and says how it reads them (``rewards.pool.VerifierPool``)."""
 
     def submit(self, key: Hashable, prompt_id: str, response_tokens: tuple[int, ...]) -> None:
         """Accept a response without waiting for its verdict."""
 
-    def poll_outcomes(self) -> Sequence[tuple[Hashable, Verdict]]:
-        """Verdicts that have become known since the last call."""
+    def poll_judgements(self) -> Sequence[tuple[Hashable, Judgement]]:
+        """What has become known of responses since the last call."""
 
     def text(self, response_tokens: tuple[int, ...]) -> str:
         """A response as text."""
@@ -81,11 +92,11 @@ class _VerdictKeeper(RewardSource):
     """Hands responses to the verifier and its verdicts on as rewards, and remembers them.
 
     Attributes:
-        known: verdicts by problem and response.
+        known: judgements by problem and response.
     """
 
     def __init__(self, rewards: AnswerVerifier) -> None:
-        self.known: dict[tuple[str, tuple[int, ...]], Verdict] = {}
+        self.known: dict[tuple[str, tuple[int, ...]], Judgement] = {}
         self._rewards = rewards
         self._waiting: dict[Hashable, tuple[str, tuple[int, ...]]] = {}
 
@@ -94,14 +105,14 @@ class _VerdictKeeper(RewardSource):
         self._rewards.submit(key, prompt_id, response_tokens)
 
     def poll(self) -> list[tuple[Hashable, float]]:
-        verdicts = self._rewards.poll_outcomes()
-        for key, verdict in verdicts:
-            self.known[self._waiting.pop(key)] = verdict
-        return [(key, float(verdict == "correct")) for key, verdict in verdicts]
+        judgements = self._rewards.poll_judgements()
+        for key, judgement in judgements:
+            self.known[self._waiting.pop(key)] = judgement
+        return [(key, judgement.reward) for key, judgement in judgements]
 
 
 def _samples(
-    tree: Tree, rewards: AnswerVerifier, verdicts: dict[tuple[str, tuple[int, ...]], Verdict]
+    tree: Tree, rewards: AnswerVerifier, judgements: dict[tuple[str, tuple[int, ...]], Judgement]
 ) -> list[Sample]:
     """The tree's trajectories, one sample per draw: equal responses share a leaf."""
     samples: list[Sample] = []
@@ -114,7 +125,8 @@ def _samples(
             tokens=tokens,
             text=rewards.text(tokens),
             answer=rewards.answer(tree.prompt_id, tokens),
-            verdict=verdicts[tree.prompt_id, tokens],
+            verdict=judgements[tree.prompt_id, tokens].outcome,
+            parts=dict(judgements[tree.prompt_id, tokens].parts),
             reward=leaf.reward,
             finish_reason=leaf.finish_reason,
         )

@@ -13,7 +13,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from nemo_ibtpo.tree.tree import FinishReason
 
 _FORMAT = "nemo_ibtpo.evaluation/2"
 
-Verdict = Literal["correct", "wrong", "unparsable", "timeout", "crash"]
+Verdict = Literal["correct", "wrong", "unparsable", "timeout", "crash", "scored", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,11 @@ class Sample:
         text: the response, special tokens left out.
         answer: what was judged: the boxed answer (all of the response where a verifier wants that), None if there
             is none.
-        verdict: what became of it; ``timeout`` and ``crash`` ended the verifier's process.
-        reward: 1 if it is correct, else 0.
+        verdict: what became of it; ``timeout`` and ``crash`` ended the verifier's process; a reward function has
+            ``scored`` it or met an ``error``.
+        reward: 1 if it is correct, else 0; what reward functions say.
         finish_reason: why sampling ended.
+        parts: what the parts of a reward function say, by name.
     """
 
     prompt_id: str
@@ -54,6 +56,7 @@ class Sample:
     verdict: Verdict
     reward: float
     finish_reason: FinishReason
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,8 +151,13 @@ class EvaluationResult:
 
     @property
     def verifier_limit_share(self) -> float:
-        """Share of the responses whose verification ran into a limit of time or memory."""
-        return self._mean([sample.verdict in ("timeout", "crash") for sample in self.samples])
+        """Share of the responses whose verification ran into a limit of time or memory, or a function's error."""
+        return self._mean([sample.verdict in ("timeout", "crash", "error") for sample in self.samples])
+
+    def part_means(self) -> dict[str, float]:
+        """Mean of each part of a reward function over the samples that have it."""
+        names = dict.fromkeys(name for sample in self.samples for name in sample.parts)
+        return {name: self._mean([s.parts[name] for s in self.samples if name in s.parts]) for name in names}
 
     def metrics(self) -> dict[str, float]:
         """All figures, for logs."""
@@ -166,6 +174,7 @@ class EvaluationResult:
             "unanswered_share": self.unanswered_share,
             "unparsable_share": self.unparsable_share,
             "verifier_limit_share": self.verifier_limit_share,
+            **{f"part/{name}": mean for name, mean in self.part_means().items()},
         }
 
     def to_jsonl(self, path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from nemo_ibtpo import __version__
-from nemo_ibtpo.config.schema import EvalConfig
+from nemo_ibtpo.config.schema import EvalConfig, RewardConfig
 from nemo_ibtpo.data.problems import Problem, problems_digest
 
 # Says where things lie, not what they are: problems and model are told apart by their digests.
@@ -39,11 +39,18 @@ def evaluation_settings(config: EvalConfig, problems: Sequence[Problem], model_d
         "engine": rollout.engine,
         "dtype": config.model.dtype,
         "verifier_timeout_s": config.reward.timeout_s,
+        "reward": _reward(config.reward),
         "model_digest": model_digest,
         "model_path": config.model.path,
         "data": asdict(benchmark.data),
         "version": __version__,
     }
+
+
+def _reward(reward: RewardConfig) -> Any:
+    """The functions that judge, None if the verifiers alone do."""
+    judging = {"function": reward.function, "options": reward.options, "parts": reward.parts}
+    return {name: value for name, value in judging.items() if value} or None
 
 
 def describe_difference(first: dict[str, Any], second: dict[str, Any], but: Sequence[str] = ()) -> str:

@@ -125,6 +125,8 @@ SECTIONS: tuple[Section, ...] = (
             Metric("reward/unparsable", "responses", "no boxed answer, or one the verifier cannot read", "lower"),
             Metric("reward/timeouts", "responses", "verification took longer than reward.timeout_s", "lower"),
             Metric("reward/crashes", "responses", "the verifier's process died of it", "lower"),
+            Metric("reward/errors", "responses", "a reward function raised or returned no number in [0, 1]", "lower"),
+            Metric("reward/<part>", "score", "mean of a part of a reward function, or of a number it returns"),
         ),
     ),
     Section(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
 from typing import Any
 
 from nemo_ibtpo.rewards import worker
+from nemo_ibtpo.rewards.limits import Limits
 from nemo_ibtpo.signals import unreached_by_signals
 
 # Whoever starts a process also asks all others for their exit codes. Of two threads that ask for the same one at the
@@ -36,10 +37,12 @@ class WorkerProcess:
 
     Args:
         timeout_s: wall-clock limit of a call.
+        limits: of the process.
+        preload: reward functions that it imports before it takes a call.
     """
 
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self, timeout_s: float, limits: Limits | None = None, preload: Sequence[str] = ()) -> None:
+        self._arguments = (timeout_s, limits or Limits(), tuple(preload))
         # multiprocessing would end what is left at exit by SIGTERM, which does not reach it, and wait.
         self._started_last: list[multiprocessing.process.BaseProcess] = []
         Finalize(self, _kill_all, (self._started_last,), exitpriority=1)
@@ -83,7 +86,7 @@ class WorkerProcess:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(worker.MODULES)
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=worker.serve, args=(theirs, self._timeout_s), daemon=True)
+        self._process = context.Process(target=worker.serve, args=(theirs, *self._arguments), daemon=True)
         resource_tracker.ensure_running()  # on its own: it would unblock the signals
         with _asking_for_exit_codes, unreached_by_signals():
             forkserver.ensure_running()

@@ -7,40 +7,106 @@ multiplication of two huge integers or in a regular expression. The other end se
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import resource
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from nemo_ibtpo.data.problems import Problem
-from nemo_ibtpo.rewards import verifiers
+from nemo_ibtpo.rewards import functions, verifiers
 from nemo_ibtpo.rewards.answers import has_lookalike_number
+from nemo_ibtpo.rewards.limits import Limits, limit_process
 from nemo_ibtpo.rewards.verifiers import WHOLE_RESPONSE, Verdict, Verifier
 
 # What a process needs; the fork server imports it once for all of them. A verifier of an extra comes when it is used.
 MODULES = [__name__, *(f"{verifiers.__name__}.{name}" for name in ("choice", "exact", "math", "reasoning_gym"))]
 
-# What a verification may allocate on top of the imports. The largest honest ones take a few megabytes.
-MEMORY_LIMIT_BYTES = 1 << 30
+Outcome = Verdict | Literal["scored", "error", "timeout", "crash"]
 
 READY = "ready"
 OUT_OF_MEMORY = 3  # exit status
 
 
-def verify(answer: str, problem: Problem) -> Verdict:
-    """The verdict of the problem's verifier."""
+@dataclass(frozen=True)
+class Judgement:
+    """What became of a response.
+
+    Attributes:
+        outcome: the verifier's verdict, or ``scored`` by functions, or ``error``.
+        reward: in [0, 1].
+        parts: scores of the parts and what functions measured beside them, by name.
+        error: what went wrong with a function.
+    """
+
+    outcome: Outcome
+    reward: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+    error: str | None = None
+
+
+def verify(answer: str, problem: Problem, tolerance: float = 0.0) -> Verdict:
+    """The verdict of the problem's verifier; ``tolerance`` is the ``math`` verifier's."""
     if problem.verifier not in WHOLE_RESPONSE and has_lookalike_number(answer, problem.answer):
         return "unparsable"
-    return _verifier(problem.verifier).verify(answer, problem)
+    accepted = problem.metadata.get("accepted", [])
+    verdicts = [_verdict(answer, replace(problem, answer=gold), tolerance) for gold in (problem.answer, *accepted)]
+    return "correct" if "correct" in verdicts else verdicts[0]
+
+
+def _verdict(answer: str, problem: Problem, tolerance: float) -> Verdict:
+    verifier = _verifier(problem.verifier)
+    if problem.verifier == "math":
+        return verifier.verify(answer, problem, tolerance)  # type: ignore[call-arg]
+    return verifier.verify(answer, problem)
+
+
+def judge(
+    responses: Sequence[tuple[Problem, str, str | None, int]], parts: Sequence[functions.Part], tolerance: float
+) -> list[Judgement]:
+    """Judge responses by the weighted parts of a reward.
+
+    Args:
+        responses: each with its problem, its text, its answer and its number of tokens.
+        parts: at least one.
+        tolerance: of the ``math`` verifier.
+    """
+    requests = [
+        functions.Request(problem.question, text, problem.answer, problem.metadata.get("row", {}), tokens)
+        for problem, text, _, tokens in responses
+    ]
+    columns: list[list[functions.Scored | str]] = []
+    for part in parts:
+        if part.function == functions.VERIFIER:
+            verdicts = ("" if a is None else verify(a, problem, tolerance) for problem, _, a, _ in responses)
+            columns.append([functions.Scored(float(verdict == "correct"), {}) for verdict in verdicts])
+        else:
+            columns.append(functions.call(part, requests))
+    return [_joined(parts, scores) for scores in zip(*columns, strict=True)]
+
+
+def _joined(parts: Sequence[functions.Part], scores: Sequence[functions.Scored | str]) -> Judgement:
+    reward, measured = 0.0, {}
+    for part, scored in zip(parts, scores, strict=True):
+        if isinstance(scored, str):
+            return Judgement("error", 0.0, error=f"{part.function}: {scored}")
+        reward += part.weight * scored.score
+        measured |= ({part.name: scored.score} if part.name else {}) | scored.details
+    return Judgement("scored", reward / sum(part.weight for part in parts), measured)
+
+
+def function_defects(parts: Sequence[functions.Part]) -> list[str]:
+    """Why functions cannot be called."""
+    return [defect for part in parts if (defect := functions.defect(part)) is not None]
 
 
 def gold_defect(problem: Problem) -> str | None:
@@ -53,15 +119,22 @@ def _verifier(name: str) -> Verifier:
     return cast(Verifier, import_module(f"{verifiers.__name__}.{name}"))
 
 
-def serve(connection: Connection, timeout_s: float) -> None:
+def serve(connection: Connection, timeout_s: float, limits: Limits, preload: Sequence[str]) -> None:
     """Say ``READY``, then answer calls ``(function, args)`` with ``(result, None)`` or ``(None, traceback)``.
 
     Ends when the other end of the pipe is closed, by SIGALRM when a call exceeds ``timeout_s``, and with status
-    ``OUT_OF_MEMORY`` when one runs out of memory. Importing a verifier takes seconds and is no part of a call.
+    ``OUT_OF_MEMORY`` when one runs out of memory. Importing a verifier or a function of ``preload`` takes seconds and
+    is no part of a call.
     """
     for module in MODULES:
         import_module(module)
-    _limit_process()
+    for name in preload:
+        with contextlib.suppress(ValueError):  # told by function_defects
+            functions.find(name)
+    limit_process(limits)
+    sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
     connection.send(READY)
     while True:
         try:
@@ -84,17 +157,3 @@ def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, str
         os._exit(OUT_OF_MEMORY)
     except Exception:  # an error of this program, not of the answer: it is raised at the other end
         return None, traceback.format_exc()
-
-
-def _limit_process() -> None:
-    """Limit memory, forbid writing files and core dumps, and keep the libraries quiet."""
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # each of its threads takes address space
-    pages_mapped = int(Path("/proc/self/statm").read_text().split()[0])
-    address_space = pages_mapped * resource.getpagesize() + MEMORY_LIMIT_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
-    logging.disable(logging.CRITICAL)
-    warnings.simplefilter("ignore")

@@ -18,7 +18,7 @@ from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.evaluation.evaluator import evaluate
 from nemo_ibtpo.evaluation.result import EvaluationResult, merge
 from nemo_ibtpo.reporting.progress import Phase
-from nemo_ibtpo.rewards.pool import VerifierPool
+from nemo_ibtpo.rewards.pool import VerifierPool, reward_metrics
 from nemo_ibtpo.rollout.engine import RolloutEngine
 from nemo_ibtpo.training.step_clock import StepClock
 from nemo_ibtpo.training.stopping import StopConsensus
@@ -83,15 +83,14 @@ class Sampling:
             trees = self._grow(problems, self._strategy, self._splitter, _step_seed(self._config.seed, step), phase)
             self._engine.sleep()
             stats = self._engine.stats
-            own = self._rewards.take_counts() | {
-                "prefill": stats.prefill_tokens - before.prefill_tokens,
-                "cached": stats.cached_prefix_tokens - before.cached_prefix_tokens,
-            }
-            everyone = self._engines.gather([own], self.num_engines)
-            sums = {name: sum(counts[name] for counts in everyone) for name in own}
-            hits = engine_metrics(sums.pop("prefill"), sums.pop("cached"))
-            verdicts = {f"reward/{name}": float(count) for name, count in sums.items()}
-            return self._engines.gather(trees, len(problems)), verdicts | hits
+            own = (
+                self._rewards.take_counts(),
+                stats.prefill_tokens - before.prefill_tokens,
+                stats.cached_prefix_tokens - before.cached_prefix_tokens,
+            )
+            counts, prefill, cached = zip(*self._engines.gather([own], self.num_engines), strict=True)
+            measured = reward_metrics(counts) | engine_metrics(sum(prefill), sum(cached))
+            return self._engines.gather(trees, len(problems)), measured
 
     def evaluate(self) -> tuple[EvaluationResult, dict[str, float]]:
         """Samples of the held-out problems at ``trainer.val_temperature``, and the metrics of the policy.

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 from byte_tokenizer import byte_tokenizer
+from reward_settings import reward_config
 
-from nemo_ibtpo.config.schema import RewardConfig
 from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.evaluation.evaluator import evaluate
 from nemo_ibtpo.evaluation.result import EvaluationResult, merge
@@ -56,7 +56,7 @@ class KnownSampler:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[VerifierPool]:
-    pool = VerifierPool(TOKENIZER, RewardConfig(num_workers=1, timeout_s=30.0))
+    pool = VerifierPool(TOKENIZER, reward_config(num_workers=1, timeout_s=30.0))
     pool.set_problems(PROBLEMS)
     yield pool
     pool.close()

@@ -108,6 +108,7 @@ def test_the_file_gives_back_the_result_and_starts_with_its_settings_and_figures
         "verdict": "correct",
         "reward": 1.0,
         "finish_reason": "eos",
+        "parts": {},
     }
     assert [path.name for path in tmp_path.iterdir()] == ["evaluation.jsonl"]
 

@@ -17,8 +17,8 @@ import psutil
 import pytest
 from byte_tokenizer import byte_tokenizer
 from reasoning_gym.factory import create_dataset
+from reward_settings import reward_config
 
-from nemo_ibtpo.config.schema import RewardConfig
 from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.rewards import worker
 from nemo_ibtpo.rewards.answers import has_lookalike_number
@@ -101,7 +101,7 @@ TEXTS = {
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[VerifierPool]:
-    pool = VerifierPool(TOKENIZER, RewardConfig(num_workers=2, timeout_s=TIMEOUT_S))
+    pool = VerifierPool(TOKENIZER, reward_config(num_workers=2, timeout_s=TIMEOUT_S))
     yield pool
     pool.close()
 
@@ -115,7 +115,7 @@ def outcomes(pool: VerifierPool, responses: list[tuple[Problem, str]]) -> list[O
     deadline = time.monotonic() + 2 * TIMEOUT_S * len(responses) + 30
     while len(got) < len(responses):
         assert time.monotonic() < deadline, f"no verdict on {set(range(len(responses))) - set(got)}"
-        got.update(pool.poll_outcomes())
+        got.update((key, judgement.outcome) for key, judgement in pool.poll_judgements())
         time.sleep(0.005)
     return [got[key] for key in range(len(responses))]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from byte_tokenizer import byte_tokenizer
+from reward_settings import reward_config
 
-from nemo_ibtpo.config.schema import RewardConfig
 from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.rewards.pool import Outcome, VerifierPool
 from nemo_ibtpo.rewards.verifiers import ifeval
@@ -23,7 +23,7 @@ TOKENIZER = byte_tokenizer()
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[VerifierPool]:
-    pool = VerifierPool(TOKENIZER, RewardConfig(num_workers=1, timeout_s=10.0))
+    pool = VerifierPool(TOKENIZER, reward_config(num_workers=1, timeout_s=10.0))
     yield pool
     pool.close()
 
@@ -42,7 +42,7 @@ def outcomes(pool: VerifierPool, asked: Problem, texts: list[str]) -> list[Outco
     deadline = time.monotonic() + 60
     while len(got) < len(texts):
         assert time.monotonic() < deadline
-        got.update(pool.poll_outcomes())
+        got.update((key, judgement.outcome) for key, judgement in pool.poll_judgements())
         time.sleep(0.005)
     return [got[key] for key in range(len(texts))]
 

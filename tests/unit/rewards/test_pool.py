@@ -18,9 +18,9 @@ import psutil
 import pytest
 from byte_tokenizer import byte_tokenizer
 from reasoning_gym.factory import create_dataset
+from reward_settings import reward_config
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.config.schema import RewardConfig
 from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.data.report import LoadReport
 from nemo_ibtpo.rewards.gold import keep_verifiable
@@ -43,7 +43,7 @@ COUNTDOWN = task_problem("countdown")
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[VerifierPool]:
-    pool = VerifierPool(TOKENIZER, RewardConfig(num_workers=2, timeout_s=TIMEOUT_S))
+    pool = VerifierPool(TOKENIZER, reward_config(num_workers=2, timeout_s=TIMEOUT_S))
     pool.set_problems([MATH, EXACT, COUNTDOWN])
     yield pool
     pool.close()
@@ -124,11 +124,11 @@ def test_workers_do_not_outlive_a_killed_owner(tmp_path: Path) -> None:
     program = tmp_path / "owner.py"
     program.write_text(
         "import sys, time\n"
-        "from nemo_ibtpo.config.schema import RewardConfig\n"
+        "from reward_settings import reward_config\n"
         "from nemo_ibtpo.data.problems import Problem\n"
         "from nemo_ibtpo.rewards.pool import VerifierPool\n"
         "if __name__ == '__main__':\n"
-        "    pool = VerifierPool(None, RewardConfig(num_workers=2, timeout_s=1.0))\n"
+        "    pool = VerifierPool(None, reward_config(num_workers=2, timeout_s=1.0))\n"
         "    pool.gold_defects([Problem('p', 'q', 'a', 'exact', {}, ())] * 4)\n"
         "    print({'torch', 'sympy', 'matplotlib'} & set(sys.modules), flush=True)\n"
         "    time.sleep(600)\n"

@@ -25,7 +25,7 @@ PYTHON312 ?= $(firstword $(foreach p,python3.12 $(wildcard $(HOME)/.pyenv/versio
 VENVNEMO := .venv-nemo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-crash test-mcore-latest test-nemo test-slurm lint demo demo-smollm2 study study-short \
+.PHONY: help setup test test-crash test-mcore-latest gpu-check test-nemo test-slurm lint demo demo-smollm2 study study-short \
 	study-smollm2 docs clean
 
 help: ## list the targets
@@ -62,6 +62,11 @@ test-crash: $(STAMP) ## kill a training run 20 times; the finished one equals an
 
 test-mcore-latest: $(VENV312)/.installed ## the distributed tests with Megatron-Core 0.19, which needs Python 3.12
 	$(VENV312)/bin/python -m pytest $(RERUN) tests/distributed
+
+# WHEELS: a directory of what the machine's Python lacks, megatron-core at least. PYTHON_GPU needs nothing installed.
+PYTHON_GPU ?= $(if $(wildcard $(PY)),$(PY),python3)
+gpu-check: ## tests/gpu and the benchmarks on a machine with one GPU and no network, in 9 minutes: WHEELS=<dir> OUT=<dir>
+	$(PYTHON_GPU) benchmarks/gpu_check.py --out $(or $(OUT),gpu_check) $(if $(WHEELS),--wheels $(WHEELS))
 
 test-nemo: $(VENVNEMO)/.installed ## training under NeMo's hydra_runner, exp_manager and NeMo-Run, in .venv-nemo
 	$(VENVNEMO)/bin/python -m pytest tests/with_nemo

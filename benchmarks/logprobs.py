@@ -1,34 +1,37 @@
-"""Log-probabilities of tree tokens in chunks against the naive way: memory and time, forward and backward.
+"""Log-probabilities straight from hidden states against held logits: memory and time, forward and backward.
 
-The naive way makes float32 log-probabilities of every row of the logits and takes the entropy from them. The chunked
-one is ``tree_logprobs``. Both start from the same bf16 logits, which belong to the
-model and are not counted; their gradient, which either has to make, is.
+Two ways from random hidden states and an output layer to log-probabilities, entropies and both gradients:
+
+- ``fused``: ``tree_logprobs``, which holds one chunk of the logits;
+- ``held``: the output layer makes all logits in its own precision, then float32 log-softmax a chunk of tokens at a
+  time, computed once more in the backward pass; what trainers do that take logits from the model.
 
     python benchmarks/logprobs.py
 
-One JSON line a chunk size, the last for the largest vocabulary and the default chunk: how many times more memory and
-time the naive way takes, and the largest difference between the log-probabilities of the two ways.
+One JSON line a vocabulary: how many times more memory and time ``held`` takes than ``fused``, and the largest
+difference between their log-probabilities. The gradients are part of the memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from measure import MIB, describe, in_fresh_process, in_turn, peak_memory, ratio, report
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from workloads import defaults
 
 from nemo_ibtpo.config.schema import ActorConfig
 from nemo_ibtpo.megatron import parallel
 from nemo_ibtpo.megatron.logprobs import tree_logprobs
 
-DEFAULT_CHUNK = int(defaults("actor")["logprob_chunk_tokens"])
-Logprobs = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+WAYS = ("fused", "held")
 
 
 @functools.cache
@@ -37,7 +40,17 @@ def context() -> parallel.ParallelContext:
     return parallel.initialize(ActorConfig(**defaults("actor")), seed=0)
 
 
-def naive(logits_TV: Tensor, targets_T: Tensor) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Case:
+    """What is measured; ``chunk`` is the number of tokens whose float32 logits are alive at once."""
+
+    tokens: int
+    hidden: int
+    vocab_size: int
+    chunk: int
+
+
+def log_softmax(logits_TV: Tensor, targets_T: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies by way of all log-probabilities."""
     logprobs_TV = torch.log_softmax(logits_TV.float(), dim=-1)
     with torch.no_grad():
@@ -45,92 +58,103 @@ def naive(logits_TV: Tensor, targets_T: Tensor) -> tuple[Tensor, Tensor]:
     return logprobs_TV.gather(1, targets_T[:, None])[:, 0], entropies_T
 
 
-def chunked(logits_TV: Tensor, targets_T: Tensor, chunk_tokens: int) -> tuple[Tensor, Tensor]:
-    """The same by ``tree_logprobs``."""
-    group = dist.group.WORLD
-    assert group is not None, "context() makes it"
-    return tree_logprobs(
-        logits_TV,
-        targets_T,
-        torch.arange(len(logits_TV), device=logits_TV.device),
-        vocab_size=logits_TV.shape[1],
-        temperature=1.0,
-        chunk_tokens=chunk_tokens,
-        group=group,
-    )
-
-
-def function_of(chunk: int | None) -> Logprobs:
-    """The function of a chunk size, None for the naive way."""
-    return naive if chunk is None else partial(chunked, chunk_tokens=chunk)
-
-
 class Pass:
-    """Forward and backward passes from random logits [tokens, vocab_size] to their gradient."""
+    """Forward and backward passes from random hidden states and a random output layer."""
 
-    def __init__(self, tokens: int, vocab_size: int) -> None:
-        self.device = context().device
+    def __init__(self, case: Case) -> None:
+        self.device, self.case = context().device, case
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         generator = torch.Generator(self.device).manual_seed(0)
-        logits = torch.randn(tokens, vocab_size, generator=generator, device=self.device, dtype=torch.bfloat16)
-        self.logits = logits.mul_(3).requires_grad_()
-        self.targets = torch.randint(vocab_size, (tokens,), generator=generator, device=self.device)
 
-    def run(self, function: Logprobs) -> Tensor:
+        def normal(rows: int, scale: float) -> Tensor:
+            shape = (rows, case.hidden)
+            return torch.randn(shape, generator=generator, device=self.device).mul_(scale).to(dtype).requires_grad_()
+
+        self.hidden, self.weight = normal(case.tokens, 1.0), normal(case.vocab_size, 3 * case.hidden**-0.5)
+        self.targets = torch.randint(case.vocab_size, (case.tokens,), generator=generator, device=self.device)
+
+    def run(self, way: str) -> Tensor:
         """One pass; the log-probabilities."""
-        self.logits.grad = None
+        self.hidden.grad = self.weight.grad = None
         with context().scope():
-            logprobs, _ = function(self.logits, self.targets)
+            logprobs, _ = getattr(self, way)()
             logprobs.sum().backward()
         return logprobs.detach()
 
+    def fused(self) -> tuple[Tensor, Tensor]:
+        group = dist.group.WORLD
+        assert group is not None, "context() makes it"
+        return tree_logprobs(
+            self.hidden,
+            self.weight,
+            self.targets,
+            torch.arange(self.case.tokens, device=self.device),
+            vocab_size=self.case.vocab_size,
+            temperature=1.0,
+            chunk_tokens=self.case.chunk,
+            keep_logits=False,
+            group=group,
+        )
 
-def memory(tokens: int, vocab_size: int, ways: list[int | None]) -> dict[int | None, int]:
-    """Bytes that a pass needs beyond the logits, by chunk size."""
-    one, bytes_of = Pass(tokens, vocab_size), {}
-    for chunk in ways:
-        Pass(2, 16).run(function_of(chunk))  # what the first call of anything sets up is not counted
-        one.logits.grad = None
+    def held(self) -> tuple[Tensor, Tensor]:
+        logits = self.hidden @ self.weight.t()
+        chunks = zip(logits.split(self.case.chunk), self.targets.split(self.case.chunk), strict=True)
+        parts = [checkpoint(log_softmax, rows, targets, use_reentrant=False) for rows, targets in chunks]
+        logprobs, entropies = zip(*parts, strict=True)
+        return torch.cat(logprobs), torch.cat(entropies)
+
+
+def memory(case: Case) -> dict[str, int]:
+    """Bytes that a pass of each way needs beyond hidden states and weight."""
+    Pass(Case(2, 4, 16, 1)).run("fused")  # what the first call of anything sets up is not counted
+    one, bytes_of = Pass(case), {}
+    for way in WAYS:
+        one.hidden.grad = one.weight.grad = None
         with peak_memory(one.device) as grown:
-            one.run(function_of(chunk))
-        bytes_of[chunk] = grown()
+            one.run(way)
+        bytes_of[way] = grown()
     return bytes_of
 
 
-def measure(tokens: int, vocab_size: int, chunks: list[int], repetitions: int) -> None:
-    """Measure the naive way and all chunk sizes at one vocabulary and print what was found."""
-    ways = {chunk: function_of(chunk) for chunk in (None, *chunks)}
-    peaks = in_fresh_process(memory, tokens, vocab_size, list(ways))
-    one = Pass(tokens, vocab_size)
-    measured = in_turn([partial(one.run, function) for function in ways.values()], repetitions, one.device)
-    times = dict(zip(ways, measured, strict=True))
-    expected = one.run(naive)
-    print(f"{tokens} tokens, vocabulary {vocab_size}, {describe(one.device)}")
-    for chunk in ways:
-        name = "naive" if chunk is None else f"{chunk} at a time"
-        print(f"  {name:>14}: memory {peaks[chunk] / MIB:6.0f} MiB, time {times[chunk]}")
-    for chunk in chunks:
-        report(
-            tokens=tokens,
-            vocab_size=vocab_size,
-            chunk_tokens=chunk,
-            memory_ratio=peaks[None] / peaks[chunk],
-            time_ratio=ratio(times[None].wall, times[chunk].wall),
-            max_abs_err=float((one.run(ways[chunk]) - expected).abs().max()),
-            device=describe(one.device),
-        )
+def measure(case: Case, repetitions: int) -> None:
+    """Measure all ways and print what was found."""
+    peaks = in_fresh_process(memory, case)
+    one = Pass(case)
+    measured = in_turn([partial(one.run, way) for way in WAYS], repetitions, one.device)
+    times = dict(zip(WAYS, measured, strict=True))
+    with torch.no_grad(), context().scope():
+        error = float((one.fused()[0] - one.held()[0]).abs().max())
+    device = describe(one.device)
+    print(f"{case.tokens} tokens, hidden size {case.hidden}, vocabulary {case.vocab_size}, {device}")
+    for way in WAYS:
+        print(f"  {way:>5}: memory {peaks[way] / MIB:6.0f} MiB, time {times[way]}")
+    report(
+        tokens=case.tokens,
+        hidden=case.hidden,
+        vocab_size=case.vocab_size,
+        chunk_tokens=case.chunk,
+        memory_ratio=peaks["held"] / peaks["fused"],
+        time_ratio=ratio(times["held"].wall, times["fused"].wall),
+        fused_s=float(np.median(times["fused"].wall)),
+        max_abs_err=error,
+        device=device,
+        repetitions=repetitions,
+    )
 
 
 def main() -> None:
+    on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=16384 if torch.cuda.is_available() else 2048)
+    parser.add_argument("--tokens", type=int, default=16384 if on_gpu else 2048)
+    parser.add_argument("--hidden", type=int, default=1536 if on_gpu else 896)
     parser.add_argument("--vocab-sizes", type=int, nargs="+", default=[32000, 151936])
-    parser.add_argument("--chunks", type=int, nargs="+", default=[128, 512, DEFAULT_CHUNK])
+    parser.add_argument("--chunk", type=int, default=int(defaults("actor")["logprob_chunk_tokens"]) if on_gpu else 64)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--tiny", action="store_true", help="seconds on any machine; its figures mean nothing")
     options = parser.parse_args()
-    tokens, vocab_sizes = (512, [8000]) if options.tiny else (options.tokens, options.vocab_sizes)
-    for vocab_size in vocab_sizes:
-        measure(tokens, vocab_size, options.chunks, options.repetitions)
+    cases = [Case(options.tokens, options.hidden, size, options.chunk) for size in options.vocab_sizes]
+    for case in [Case(512, 64, 8000, 64)] if options.tiny else cases:
+        measure(case, options.repetitions)
     parallel.shutdown()
 
 

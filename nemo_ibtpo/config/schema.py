@@ -55,8 +55,12 @@ class ActorConfig:
     """Activations recomputed in the backward pass."""
     max_tokens_per_microbatch: PositiveInt
     """Most packed tokens in one micro-batch."""
+    fused_logprobs: bool
+    """Compute log-probabilities straight from hidden states, a chunk of the vocabulary at a time, forward and
+    backward. false keeps the float32 logits of a micro-batch for the backward pass, which then multiplies by the
+    output layer once less."""
     logprob_chunk_tokens: PositiveInt
-    """Tokens whose float32 logits are alive at once."""
+    """As much memory is taken for logits as float32 logits of so many tokens need."""
 
 
 @dataclass(config=STRICT, frozen=True)

@@ -7,9 +7,9 @@ Life cycle, in the manner of NeMo-Aligner's alignable models::
     for name, tensor in actor.named_weights(): ...; actor.host_weights(...)
     actor.save(path); actor.load(path)
 
-There is one forward function; what becomes of the logits is a post-processor's affair. The loss arrives divided by
-a denominator that is global over the optimizer step, and gradients are summed over micro-batches and ranks, so the
-gradient does not depend on how the step was cut up.
+There is one forward function; what becomes of the hidden states is a post-processor's affair. The loss arrives
+divided by a denominator that is global over the optimizer step, and gradients are summed over micro-batches and
+ranks, so the gradient does not depend on how the step was cut up.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from nemo_ibtpo.megatron.host_copies import HostCopies
 from nemo_ibtpo.megatron.host_weights import HostWeightWriter
 from nemo_ibtpo.megatron.inputs import ModelInputs, padded_length
 from nemo_ibtpo.megatron.logprobs import tree_logprobs
-from nemo_ibtpo.megatron.model import build_model, transformer_config
+from nemo_ibtpo.megatron.model import build_model, output_weight, transformer_config
 from nemo_ibtpo.megatron.optimization import build_optimizer
 from nemo_ibtpo.megatron.parallel import ParallelContext
 from nemo_ibtpo.megatron.tree_attention import attention_kernel
@@ -158,9 +158,9 @@ class MegatronActor:
             tensor x pipeline parallel group.
         """
 
-        def spread(logits_TV: Tensor, inputs: ModelInputs) -> Tensor:
-            logprobs_T = logits_TV.new_zeros(len(inputs.tokens), dtype=torch.float32)
-            logprobs_T[inputs.in_loss] = self._logprobs(logits_TV, inputs)[0].float()
+        def spread(hidden_Th: Tensor, weight_Vh: Tensor, inputs: ModelInputs) -> Tensor:
+            logprobs_T = hidden_Th.new_zeros(len(inputs.tokens), dtype=torch.float32)
+            logprobs_T[inputs.in_loss] = self._logprobs(hidden_Th, weight_Vh, inputs)[0].float()
             return logprobs_T
 
         with self._context.scope():
@@ -173,9 +173,10 @@ class MegatronActor:
         """Logits [T, vocab_size] float32 of each micro-batch, on every rank; to verify weights, not to train."""
         group = parallel_state.get_tensor_model_parallel_group()
 
-        def gather(logits_TV: Tensor, inputs: ModelInputs) -> Tensor:
+        def gather(hidden_Th: Tensor, weight_Vh: Tensor, inputs: ModelInputs) -> Tensor:
+            logits_TV = hidden_Th @ weight_Vh.t()
             shards = [torch.empty_like(logits_TV) for _ in range(group.size())]
-            dist.all_gather(shards, logits_TV.contiguous(), group=group)
+            dist.all_gather(shards, logits_TV, group=group)
             return torch.cat(shards, dim=1)[:, : self._architecture.vocab_size].float().contiguous()
 
         with self._context.scope():
@@ -205,11 +206,14 @@ class MegatronActor:
             UserError: the loss or a gradient is not finite; the weights are left as they were.
         """
 
-        def to_loss(logits_TV: Tensor, inputs: ModelInputs) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-            value, sums = loss(inputs.for_loss(*self._logprobs(logits_TV, inputs), denominator))
+        def to_loss(
+            hidden_Th: Tensor, weight_Vh: Tensor, inputs: ModelInputs
+        ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            logprobs_N, entropies_N = self._logprobs(hidden_Th, weight_Vh, inputs)
+            value, sums = loss(inputs.for_loss(logprobs_N, entropies_N, denominator))
             if len(inputs.in_loss) == 0:
                 # A micro-batch without a token in the loss still takes part in the backward pass.
-                value = value + 0.0 * logits_TV.sum()
+                value = value + logprobs_N.sum()
             report = {name: own.detach() for name, own in sums.items()} | {"loss": value.detach()}
             return value, torch.zeros((), dtype=torch.int), report
 
@@ -338,19 +342,21 @@ class MegatronActor:
             packed_seq_params=inputs.sequence,
         )
 
-        def from_logits(logits_1TV: Tensor, non_loss_data: bool = False) -> Any:
-            return post_process(logits_1TV[0], inputs)
+        def from_hidden(hidden_1Th: Tensor, non_loss_data: bool = False) -> Any:
+            return post_process(hidden_1Th[0], output_weight(chunk.module), inputs)
 
-        return output, from_logits
+        return output, from_hidden
 
-    def _logprobs(self, logits_TV: Tensor, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
+    def _logprobs(self, hidden_Th: Tensor, weight_Vh: Tensor, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
         return tree_logprobs(
-            logits_TV,
+            hidden_Th,
+            weight_Vh,
             inputs.tokens[inputs.in_loss],
             inputs.predecessor[inputs.in_loss],
             vocab_size=self._architecture.vocab_size,
             temperature=self._temperature,
             chunk_tokens=self._actor.logprob_chunk_tokens,
+            keep_logits=not self._actor.fused_logprobs,
             group=parallel_state.get_tensor_model_parallel_group(),
         )
 

@@ -20,6 +20,10 @@ from megatron.core.tensor_parallel.layers import (
     VocabParallelEmbedding,
     set_tensor_model_parallel_attributes,
 )
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
 from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
@@ -46,6 +50,16 @@ class RMSNorm(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class OutputLayer(ColumnParallelLinear):
+    """Megatron's output layer, handing on what it would multiply instead of the logits (:mod:`.logprobs`)."""
+
+    def forward(self, hidden: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
+        """The hidden states of the whole sequence [T, 1, hidden], whose gradient is summed over vocabulary shards."""
+        if self.sequence_parallel:
+            return gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True), None
+        return copy_to_tensor_model_parallel_region(hidden), None
 
 
 class Float32Router(TopKRouter):
@@ -182,8 +196,19 @@ def _build_chunk(
         vp_stage=vp_stage,
     )
     model.rotary_pos_emb = DepthRotaryEmbedding(architecture.inv_freq)
+    if model.post_process:
+        # The class alone: the weight may be the embedding's, and hooks and checkpoints know the layer by its place.
+        model.output_layer.__class__ = OutputLayer
     _mark_shards(model)
     return model
+
+
+def output_weight(model: GPTModel) -> torch.Tensor:
+    """This rank's rows [V_padded / TP, hidden] of the output layer, on the last pipeline stage."""
+    if model.share_embeddings_and_output_weights:
+        weight: torch.Tensor = model.shared_embedding_or_output_weight()
+        return weight
+    return model.output_layer.weight
 
 
 def _layer_spec(architecture: Architecture, device: torch.device) -> tuple[ModuleSpec, type]:

@@ -100,26 +100,27 @@ def layer_backward_bytes(shape: ModelShape, layout: Layout, actor: ActorConfig, 
 
 
 def logits_bytes(shape: ModelShape, layout: Layout, actor: ActorConfig, tokens: int, *, backward: bool) -> float:
-    """Logits in the compute precision, their gradient, and one float32 chunk of them."""
-    row = layout.vocab(shape)
-    chunk = (
-        min(actor.logprob_chunk_tokens, tokens) * row * (_FP32 + (layout.itemsize if layout.itemsize < _FP32 else 0))
-    )
-    return row * tokens * layout.itemsize * (2 if backward else 1) + chunk
+    """What is alive between hidden states and log-probabilities: logits, hidden states and the gradients of both."""
+    row, size = layout.vocab(shape), layout.itemsize
+    hidden, chunk = tokens * shape.hidden, min(actor.logprob_chunk_tokens, tokens) * row
+    logits = chunk if actor.fused_logprobs or not backward else tokens * row
+    # Hidden states are whole on every rank; beside them the rows of them that predict a token.
+    alive = logits * _FP32 + 2 * hidden * size
+    if backward:
+        # Hidden states' gradient is summed in float32, beside a chunk's share; a chunk in the weight's precision.
+        alive += 2 * hidden * _FP32 + (chunk * size if size < _FP32 else 0) + row * shape.hidden * size
+    return alive
 
 
 def training_bytes(shape: ModelShape, layout: Layout, actor: ActorConfig, stage: int, tokens: int) -> float:
     """What is in memory beside :func:`kept_bytes` when a stage is at its fullest in training.
 
-    On the last stage that may be while log-probabilities go backward, or while the output layer makes the gradient of
-    its weight; logits are in memory on no other stage.
+    On the last stage that may be while log-probabilities go backward; logits are in memory on no other stage.
     """
     layer = layer_backward_bytes(shape, layout, actor, tokens)
     if stage < layout.pipeline - 1:
         return layer
-    row = layout.vocab(shape)
-    output_layer = (row * tokens + row * shape.hidden + shape.hidden * tokens) * layout.itemsize
-    return max(layer, output_layer, logits_bytes(shape, layout, actor, tokens, backward=True))
+    return max(layer, logits_bytes(shape, layout, actor, tokens, backward=True))
 
 
 def inference_bytes(shape: ModelShape, layout: Layout, actor: ActorConfig, stage: int, tokens: int) -> float:

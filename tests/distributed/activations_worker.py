@@ -40,6 +40,7 @@ SIZES: dict[str, Any] = {
 }
 FAMILIES = {
     "llama": LlamaConfig(**SIZES),
+    "wide": LlamaConfig(**SIZES | {"vocab_size": 8192}),
     "qwen3": Qwen3Config(**SIZES, head_dim=16),
     "qwen3_moe": Qwen3MoeConfig(
         **SIZES, head_dim=16, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=96, norm_topk_prob=True
@@ -87,10 +88,12 @@ def make_batch() -> PackedBatch:
     return replace(packed, old_logprobs=packed.behaviour_logprobs)
 
 
-def check(family: str, recompute: Any, context: Any) -> dict[str, float]:
+def check(family: str, recompute: Any, context: Any, *, fused: bool = True) -> dict[str, float]:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(FAMILIES[family])
-    config = replace(actor_config(1, 1, False, None), recompute=recompute, logprob_chunk_tokens=128)
+    config = replace(
+        actor_config(1, 1, False, None), recompute=recompute, fused_logprobs=fused, logprob_chunk_tokens=128
+    )
     actor = MegatronActor(
         architecture_from_config(model.config),
         hf_weights(model),
@@ -122,9 +125,11 @@ def main() -> None:
     context = initialize(actor_config(1, 1, False, None), seed=0)
     results = {
         f"{family} {recompute}": check(family, recompute, context)
-        for family in FAMILIES
+        for family in ("llama", "qwen3", "qwen3_moe")
         for recompute in ("none", "selective", "full")
     }
+    results["wide vocabulary, fused"] = check("wide", "full", context)
+    results["wide vocabulary, kept"] = check("wide", "full", context, fused=False)
     shutdown()
     Path(sys.argv[1]).write_text(json.dumps(results))
 

@@ -56,6 +56,7 @@ DEFAULT: dict[str, Any] = {
     "ep": 1,
     "recompute": "none",
     "max_tokens": 4096,
+    "fused_logprobs": True,
     "method": "ibtpo",
     "normalization": "token_mean",
     "form": "packed",
@@ -220,6 +221,7 @@ def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) ->
         use_distributed_optimizer=distributed_optimizer,
         recompute=case["recompute"],
         max_tokens_per_microbatch=case["max_tokens"],
+        fused_logprobs=case["fused_logprobs"],
         logprob_chunk_tokens=13,
     )
     context = enter(actor_config)

@@ -13,28 +13,39 @@ import torch.distributed as dist
 from nemo_ibtpo.megatron.logprobs import tree_logprobs
 from nemo_ibtpo.megatron.model import padded_vocab_size
 
-VOCAB, ROWS, TARGETS = 61, 17, 40
+VOCAB, HIDDEN, ROWS, TARGETS = 611, 8, 17, 40
 KINDS = ["ordinary", "extreme", "bf16"]
 # How much the loss has of log-probabilities and of entropies.
 LOSSES = {"logprobs": (1.0, 0.0), "entropies": (0.0, 1.0), "both": (0.7, 2.0)}
 
 
-def make_logits(kind: str) -> torch.Tensor:
+def sixteenths(generator: torch.Generator, *shape: int) -> torch.Tensor:
+    """Normal numbers of few bits: their products are exact in bf16's factors and float32's sums."""
+    return torch.randn(*shape, generator=generator).mul_(16).round_().clamp_(-64, 64).div_(16)
+
+
+def make_factors(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states and the output layer's weight."""
     generator = torch.Generator().manual_seed(3)
-    logits = torch.randn(ROWS, VOCAB, generator=generator)
+    hidden, weight = sixteenths(generator, ROWS, HIDDEN), sixteenths(generator, VOCAB, HIDDEN)
     if kind == "extreme":
-        logits = logits * 500
-        logits[0, 5] = 1e4
-        logits[1] = -1e4
-    return logits.bfloat16() if kind == "bf16" else logits
+        hidden *= 256  # logits of some thousands
+    return (hidden.bfloat16(), weight.bfloat16()) if kind == "bf16" else (hidden, weight)
 
 
 def errors(
-    kind: str, size: int, chunk: int, temperature: float, loss: str, group: dist.ProcessGroup
+    kind: str,
+    chunk: int,
+    temperature: float,
+    loss: str,
+    keep_logits: bool,
+    group: dist.ProcessGroup,
+    device: str = "cpu",
 ) -> dict[str, float]:
+    """Largest errors of one case; the exact values are computed on the CPU."""
     generator = torch.Generator().manual_seed(4)
     targets = torch.randint(0, VOCAB, (TARGETS,), generator=generator)
-    rows = torch.randint(0, ROWS, (TARGETS,), generator=generator)  # rows repeat, as at branches
+    rows = torch.randint(0, ROWS - 1, (TARGETS,), generator=generator)  # rows repeat, as at branches; one is not read
     upstream = torch.randn(2, TARGETS, generator=generator)
     of_logprobs, of_entropies = LOSSES[loss]
 
@@ -46,33 +57,49 @@ def errors(
             terms.append(of_entropies * (entropies * upstream[1].to(logprobs.dtype)).sum())
         return torch.stack(terms).sum()
 
-    full = make_logits(kind)
-    exact = full.double().requires_grad_()
-    log_softmax = torch.log_softmax(exact[rows] / temperature, dim=-1)
+    hidden, weight = make_factors(kind)
+    exact_hidden, exact_weight = hidden.double().requires_grad_(), weight.double().requires_grad_()
+    log_softmax = torch.log_softmax((exact_hidden @ exact_weight.t())[rows] / temperature, dim=-1)
     expected = log_softmax[torch.arange(TARGETS), targets]
     expected_entropy = -(log_softmax.exp() * log_softmax).sum(-1)
     total(expected, expected_entropy).backward()
-    assert exact.grad is not None
+    assert exact_hidden.grad is not None and exact_weight.grad is not None
 
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
     padded = padded_vocab_size(VOCAB, size)
-    # Padding columns hold what would win every softmax if it took part.
-    everything = torch.cat((full, torch.full((ROWS, padded - VOCAB), 1e5, dtype=full.dtype)), dim=1)
-    rank, width = dist.get_rank(group), padded // size
-    local = everything[:, rank * width : (rank + 1) * width].clone().requires_grad_()
+    # Padding rows hold what would win many a softmax if it took part.
+    everything = torch.cat((weight, torch.full((padded - VOCAB, HIDDEN), 1e4, dtype=weight.dtype)))
+    local_hidden = hidden.to(device, copy=True).requires_grad_()
+    local_weight = everything.chunk(size)[rank].to(device, copy=True).requires_grad_()
     logprobs, entropies = tree_logprobs(
-        local, targets, rows, vocab_size=VOCAB, temperature=temperature, chunk_tokens=chunk, group=group
+        local_hidden,
+        local_weight,
+        targets.to(device),
+        rows.to(device),
+        vocab_size=VOCAB,
+        temperature=temperature,
+        chunk_tokens=chunk,
+        keep_logits=keep_logits,
+        group=group,
     )
+    logprobs, entropies = logprobs.cpu(), entropies.cpu()
     total(logprobs, entropies).backward()
-    assert local.grad is not None
-    gradient = [torch.empty_like(local.grad) for _ in range(size)]
-    dist.all_gather(gradient, local.grad, group=group)
-    whole = torch.cat(gradient, dim=1).double()
+    assert local_hidden.grad is not None and local_weight.grad is not None
+    of_hidden = local_hidden.grad.double()
+    dist.all_reduce(of_hidden, group=group)
+    of_hidden = of_hidden.cpu()
+    shards = [torch.empty_like(local_weight.grad) for _ in range(size)]
+    dist.all_gather(shards, local_weight.grad, group=group)
+    of_weight = torch.cat(shards).cpu().double()
     scale = expected.detach().abs().clamp(min=1.0)
     return {
         "logprob": float(((logprobs.detach().double() - expected.detach()).abs() / scale).max()),
         "entropy": float((entropies.detach().double() - expected_entropy.detach()).abs().max()),
-        "gradient": float((whole[:, :VOCAB] - exact.grad).norm() / exact.grad.norm()),
-        "padding_gradient": float(whole[:, VOCAB:].abs().sum()),
+        "gradient": max(
+            float((of_hidden - exact_hidden.grad).norm() / exact_hidden.grad.norm()),
+            float((of_weight[:VOCAB] - exact_weight.grad).norm() / exact_weight.grad.norm()),
+        ),
+        "padding_gradient": float(of_weight[VOCAB:].abs().sum()),
         "float32": float(logprobs.dtype is torch.float32 and entropies.dtype is torch.float32),
     }
 
@@ -83,9 +110,11 @@ def main() -> None:
     results = {}
     for size, members in groups.items():
         mine, _ = dist.new_subgroups_by_enumeration(members)
-        for kind, loss, chunk, temperature in itertools.product(KINDS, LOSSES, (1, 7, 1000), (0.6, 1.0)):
-            name = f"{kind}-{loss}-tp{size}-chunk{chunk}-t{temperature}"
-            results[name] = errors(kind, size, chunk, temperature, loss, mine)
+        for kind, loss, chunk, temperature, keep in itertools.product(
+            KINDS, LOSSES, (1, 7, 1000), (0.6, 1.0), (False, True)
+        ):
+            name = f"{kind}-{loss}-tp{size}-chunk{chunk}-t{temperature}-{'kept' if keep else 'fused'}"
+            results[name] = errors(kind, chunk, temperature, loss, keep, mine)
     if dist.get_rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(results))
     dist.destroy_process_group()

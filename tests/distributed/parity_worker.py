@@ -58,6 +58,7 @@ def actor_config(tensor: int, pipeline: int, sequence: bool, chunks: int | None,
         use_distributed_optimizer=True,
         recompute="none",
         max_tokens_per_microbatch=512,
+        fused_logprobs=True,
         logprob_chunk_tokens=7,
     )
 

@@ -23,7 +23,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, flo
 
 
 @pytest.mark.parametrize(
-    "case", [f"{f} {r}" for f in ("llama", "qwen3", "qwen3_moe") for r in ("none", "selective", "full")]
+    "case",
+    [
+        *(f"{f} {r}" for f in ("llama", "qwen3", "qwen3_moe") for r in ("none", "selective", "full")),
+        "wide vocabulary, fused",
+        "wide vocabulary, kept",
+    ],
 )
 def test_fullest_moment_of_a_step(results: dict[str, dict[str, float]], case: str) -> None:
     assert results[case]["peak"] == pytest.approx(results[case]["predicted_peak"], rel=0.1)

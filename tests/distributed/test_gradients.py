@@ -66,6 +66,7 @@ CASES: dict[str, dict[str, Any]] = {
     **{f"budget {n} vpp2": {"tp": 2, "pp": 2, "vpp": 2, "max_tokens": n} for n in (40, 97)},
     "recompute selective vpp2": {"pp": 2, "vpp": 2, "recompute": "selective", "max_tokens": 97},
     "recompute full vpp2": {"tp": 2, "pp": 2, "vpp": 2, "sp": True, "recompute": "full", "max_tokens": 97},
+    "logits kept": {"tp": 2, "sp": True, "method": "ibro", "max_tokens": 97, "fused_logprobs": False},
     "llama": {"family": "llama", "tp": 2, "pp": 2, "sp": True},
     "qwen2": {"family": "qwen2", "tp": 2, "pp": 2, "sp": True},
     **{f"experts {name}": {"family": "qwen3_moe", **layout} for name, layout in EXPERT_LAYOUTS.items()},

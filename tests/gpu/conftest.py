@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
+
+# The ranks of tests/distributed are modules of cases, which some tests here run on a GPU.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "distributed"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -14,6 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def fresh_compiler() -> None:
-    """Each test compiles its own graphs: torch's recompile limit is one for the whole process."""
+def fresh_compiler() -> Iterator[None]:
+    """No test uses up the graphs that another one may compile."""
+    yield
     torch._dynamo.reset()

@@ -9,8 +9,6 @@ on the CPU. Not exercised: several GPUs, bf16.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +19,7 @@ CASES: dict[str, dict[str, Any]] = {
     "packed": {},
     "duplicated": {"form": "duplicated"},
     "budget 64": {"max_tokens": 64},
-    "grpo": {"advantage": "grpo"},
+    "grpo": {"method": "grpo"},
     "sequence_mean": {"normalization": "sequence_mean"},
     "recompute selective": {"recompute": "selective"},
     "recompute full": {"recompute": "full"},
@@ -30,7 +28,6 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def worker() -> Any:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "distributed"))
     import gradient_worker
 
     return gradient_worker

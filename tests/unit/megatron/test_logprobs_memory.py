@@ -1,6 +1,6 @@
-"""Beyond the logits and their gradient, log-probabilities hold one float32 chunk at a time.
+"""From hidden states to log-probabilities and back, one chunk of the logits is alive at a time.
 
-Why it matters: a vocabulary of 150,000 in float32 takes 600 MB per 1,000 tokens; a copy more is what a run dies of.
+Why it matters: a vocabulary of 150,000 in float32 takes 600 MB per 1,000 tokens; they are what a run dies of.
 
 Counted are the float32 tensors that live at once while the function runs, on one rank. Not exercised: what an
 allocator adds, CUDA.
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from nemo_ibtpo.megatron.logprobs import tree_logprobs
 
-TOKENS, VOCAB, CHUNK = 256, 4096, 32
+TOKENS, VOCAB, HIDDEN, CHUNK = 256, 4096, 4, 32
 
 
 class PeakFloat32(TorchDispatchMode):
@@ -60,14 +60,24 @@ def alone() -> Iterator[dist.ProcessGroup]:
 
 
 @pytest.mark.parametrize("with_entropies", [False, True])
-def test_one_float32_chunk_is_alive(alone: dist.ProcessGroup, with_entropies: bool) -> None:
-    logits = torch.randn(TOKENS, VOCAB, dtype=torch.bfloat16, requires_grad=True)
+def test_one_chunk_of_logits_is_alive(alone: dist.ProcessGroup, with_entropies: bool) -> None:
+    hidden = torch.randn(TOKENS, HIDDEN, requires_grad=True)
+    weight = torch.randn(VOCAB, HIDDEN, requires_grad=True)
     index = torch.arange(TOKENS)
     one_chunk = 4 * CHUNK * VOCAB
-    limit = 1.1 * one_chunk  # the tenth is for what has one entry a token
+    # Beside it the rows that are read, sums of their gradient, and the weight's gradient; a little for the rest.
+    limit = 1.15 * one_chunk + 4 * HIDDEN * (3 * TOKENS + VOCAB)
     with PeakFloat32() as forward:
         logprobs, entropies = tree_logprobs(
-            logits, index, index, vocab_size=VOCAB, temperature=0.7, chunk_tokens=CHUNK, group=alone
+            hidden,
+            weight,
+            index,
+            index,
+            vocab_size=VOCAB,
+            temperature=0.7,
+            chunk_tokens=CHUNK,
+            keep_logits=False,
+            group=alone,
         )
     assert one_chunk <= forward.peak < limit
     loss = logprobs.sum() + entropies.sum() if with_entropies else logprobs.sum()

@@ -2,9 +2,10 @@
 
     torchrun ... -m nemo_ibtpo.launch.preflight --directory DIR [--device auto|cpu|cuda]
 
-Looks at: a GPU for every rank, the same software on all nodes, a directory that all nodes share in both directions,
-and all-reduces over gloo and, on GPUs, NCCL. Rank 0 prints the report and writes it to ``DIR/preflight.txt``; a line
-that begins with ``problem:`` says what is wrong, where, and what would be right; then the exit status is 1.
+Looks at: a GPU for every rank that a second process may use and that the compiler works for, room in /dev/shm, the
+same software on all nodes, a directory that all nodes share in both directions, and all-reduces over gloo and, on
+GPUs, NCCL. Rank 0 prints the report and writes it to ``DIR/preflight.txt``; a line that begins with ``problem:`` says
+what is wrong, where, and what would be right; then the exit status is 1.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import hashlib
 import os
 import platform
 import secrets
+import shutil
 import socket
 import sys
 import threading
@@ -29,12 +31,15 @@ import torch
 import torch.distributed as dist
 
 import nemo_ibtpo
+from nemo_ibtpo.launch.gpu_probe import try_second_process
 
 REPORT = "preflight.txt"
 _PACKAGES = ("torch", "megatron-core", "transformers", "vllm", "transformer-engine")
 _TIMEOUT_S = 120.0  # for a first collective over the network, which opens its connections
 _SHARED_S = 30.0  # network file systems may show a new file late
 _MIB = 64  # of one all-reduce
+_SHM = Path("/dev/shm")
+_SHM_MIB = 1024  # vLLM takes 160 MiB for an engine on several GPUs, NCCL some MiB a rank; Docker gives 64 MiB
 _REPEATS = 5
 
 
@@ -46,12 +51,14 @@ class Node:
         host: name of the machine.
         local_ranks: ranks that are started on it.
         gpus: names of the GPUs that they see.
+        shm_mib: size of /dev/shm in MiB.
         versions: of what has to be the same everywhere.
     """
 
     host: str
     local_ranks: int
     gpus: tuple[str, ...]
+    shm_mib: int
     versions: Mapping[str, str]
 
 
@@ -65,7 +72,8 @@ def look(local_ranks: int) -> Node:
             "CUDA": str(torch.version.cuda),
             "NCCL": ".".join(str(part) for part in torch.cuda.nccl.version()),
         }
-    return Node(socket.gethostname(), local_ranks, gpus, versions)
+    shm_mib = shutil.disk_usage(_SHM).total // 2**20 if _SHM.is_dir() else 0
+    return Node(socket.gethostname(), local_ranks, gpus, shm_mib, versions)
 
 
 def code_digest() -> str:
@@ -91,6 +99,12 @@ def problems_of(nodes: Sequence[Node], device: str) -> list[str]:
             f"--gpus-per-node={node.local_ranks}, or check the node's GPUs"
             for node in nodes
             if len(node.gpus) < node.local_ranks
+        ]
+        found += [
+            f"{node.host} has {node.shm_mib} MiB in {_SHM}, where NCCL and vLLM's processes share data; give it at "
+            f"least {_SHM_MIB}: docker run --ipc=host, or --shm-size"
+            for node in nodes
+            if node.shm_mib < _SHM_MIB
         ]
         models = _by_value((node.host, ", ".join(sorted(set(node.gpus)))) for node in nodes)
         if len(models) > 1:
@@ -136,9 +150,14 @@ def find_unshared(directory: Path, token: str, writer: bool) -> list[str]:
             )
         if unseen and wrong is None:
             time.sleep(0.5)
+    answers = _from_all_ranks(wrong)
+    mine.unlink(missing_ok=True)
+    return answers
+
+
+def _from_all_ranks(wrong: str | None) -> list[str]:
     answers: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(answers, wrong)
-    mine.unlink(missing_ok=True)
     return [answer for answer in answers if answer is not None]
 
 
@@ -211,7 +230,12 @@ def check(directory: Path, device: str) -> tuple[list[str], list[str]]:
 
     groups = [("gloo", torch.device("cpu"))]
     if not problems and device != "cpu" and known[0].gpus:
-        groups.append(("nccl", torch.device("cuda", local_rank)))
+        place = torch.device("cuda", local_rank)
+        groups.append(("nccl", place))
+        wrong = _from_all_ranks(try_second_process(place, compiles=local_rank == 0))
+        problems += wrong
+        if not wrong:
+            findings.append("a second process may use every GPU, and attention compiles")
     for backend, place in groups:
         group = dist.new_group(backend=backend, timeout=timedelta(seconds=_TIMEOUT_S))
         answers: list[tuple[str | None, float]] = [(None, 0.0)] * world_size
@@ -232,7 +256,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     if "RANK" not in os.environ:
         parser.error("start it under torchrun")
-    dist.init_process_group("gloo", timeout=timedelta(seconds=2 * _TIMEOUT_S))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=600))  # a first compilation included
     findings, problems = check(arguments.directory, arguments.device)
     if dist.get_rank() == 0:
         report = "\n".join([*findings, *(f"problem: {problem}" for problem in problems)])

@@ -3,7 +3,9 @@
 Why it matters: what it lets pass fails hours later, or trains on mixed code. Real: torchrun, two agents as two nodes,
 gloo, files. Nodes with GPUs or other versions are made up, for the rule that compares them (``problems_of``).
 
-Not exercised: NCCL, a network that swallows packets, a network file system.
+The probe of a GPU runs on a CPU, with a compiler and without one.
+
+Not exercised: exclusive compute mode, NCCL, a network that swallows packets, a network file system.
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from nemo_ibtpo.launch.gpu_probe import try_second_process
 from nemo_ibtpo.launch.preflight import Node, problems_of
 
-NODE = Node("a", 2, ("H100", "H100"), {"torch": "2.13.0"})
+NODE = Node("a", 2, ("H100", "H100"), 4096, {"torch": "2.13.0"})
 
 
 def start(endpoint: str, directory: Path) -> subprocess.Popen[str]:
@@ -67,6 +71,7 @@ def test_nodes_that_fit_have_no_problem() -> None:
     [
         (replace(NODE, host="b", gpus=("H100",)), "auto", ["b shows 1 GPUs", "2 ranks", "--gpus-per-node=2"]),
         (replace(NODE, host="b", gpus=()), "cuda", ["b shows 0 GPUs"]),
+        (replace(NODE, host="b", shm_mib=64), "auto", ["b has 64 MiB in /dev/shm", "--ipc=host"]),
         (replace(NODE, host="b", gpus=("A100", "A100")), "auto", ["H100 on a", "A100 on b"]),
         (replace(NODE, host="b", versions={"torch": "2.12.0"}), "cpu", ["torch differs", "2.13.0 on a; 2.12.0 on b"]),
     ],
@@ -76,3 +81,15 @@ def test_a_node_that_differs_is_named(other: Node, device: str, words: list[str]
     assert text
     for word in words:
         assert word in text
+
+
+def test_a_second_process_uses_the_device_and_compiles() -> None:
+    assert try_second_process(torch.device("cpu"), compiles=True) is None
+
+
+def test_a_node_without_a_compiler_is_told(tmp_path: Path) -> None:
+    # An empty cache, or what was compiled before would be used.
+    without = {"PATH": str(tmp_path), "CXX": str(tmp_path / "no-gcc"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    problem = try_second_process(torch.device("cpu"), compiles=True, environment=os.environ | without)
+    assert problem is not None and "\n" not in problem
+    assert "a second process on cpu failed" in problem and "needs a C compiler: install gcc" in problem

@@ -32,7 +32,7 @@ read -ra more <<<"${IBTPO_ARGS:-}"
 words=("$@" "${more[@]}")
 help_or_go "$here/train_ibtpo.sh" "${words[@]}"
 
-export IBTPO_RANKS=${IBTPO_RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-}} IBTPO_HEAD IBTPO_STOP_FILE
+export IBTPO_RANKS=${IBTPO_RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-}} IBTPO_HEAD IBTPO_ADDRESSES IBTPO_STOP_FILE
 [ -n "$IBTPO_RANKS" ] ||
     fail "this job has no GPUs: submit it with --gpus-per-node=<n>, or set IBTPO_RANKS_PER_NODE for a run on CPUs"
 
@@ -78,10 +78,9 @@ begin_attempt "$output_dir"
 IBTPO_STOP_FILE=$attempt/stop
 trap stop USR1
 [ -z "$stopping" ] || stop
-# Slurm reaches the first node by this address; the port is this job's.
-read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-address=$(scontrol show node --oneliner "$first" | grep -o ' NodeAddr=[^ ]*')
-IBTPO_HEAD=${address#*=}:$((20000 + SLURM_JOB_ID % 10000))
+# Slurm reaches the nodes by these addresses; the ranks meet at the first one, at a port of this job.
+IBTPO_ADDRESSES=$(node_addresses)
+IBTPO_HEAD=${IBTPO_ADDRESSES%% *}:$((20000 + SLURM_JOB_ID % 10000))
 
 # What the nodes can do.
 status=0

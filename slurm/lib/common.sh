@@ -25,6 +25,16 @@ help_or_go() {
     [ -n "${SLURM_JOB_ID:-}" ] || fail "this runs inside a Slurm job: sbatch ... $script $*; --help tells more"
 }
 
+# node_addresses: the addresses of the job's nodes, in the order of their SLURM_NODEID.
+node_addresses() {
+    local node address addresses=()
+    for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
+        address=$(scontrol show node --oneliner "$node" | grep -o ' NodeAddr=[^ ]*')
+        addresses+=("${address#*=}")
+    done
+    echo "${addresses[*]}"
+}
+
 # on_nodes <number of nodes> <srun option>... -- <word of node.sh>...: one task a node, in the container if there is one.
 on_nodes() {
     local nodes=$1 options=()

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs on every node, in the container if there is one:
 #   node.sh python <module> [argument ...]       one process
-#   node.sh torchrun <module> [argument ...]     IBTPO_RANKS ranks a node that meet at IBTPO_HEAD (host:port)
+#   node.sh torchrun <module> [argument ...]     IBTPO_RANKS ranks a node that meet at IBTPO_HEAD (host:port);
+#                                                IBTPO_ADDRESSES has the address of each node
 # While IBTPO_STOP_FILE exists the ranks get SIGUSR1: save and leave. They get it directly, for torchrun would kill them
 # before a large checkpoint is written. It comes through a file since Slurm may signal every process of a step at once.
 set -euo pipefail
@@ -29,7 +30,9 @@ enter_environment() {
 }
 
 under_torchrun() {
-    local is_host=false status=0
+    local is_host=false status=0 addresses
+    # Without it the ranks would be told to meet at this machine's own full name, which others may not resolve.
+    read -ra addresses <<<"$IBTPO_ADDRESSES"
     # Said outright: torchrun would compare names and addresses, of which a node has several.
     if [ "$SLURM_NODEID" -eq 0 ]; then is_host=true; fi
     # What torchrun starts ignores SIGUSR1 until it is ready for it.
@@ -37,7 +40,8 @@ under_torchrun() {
         trap '' USR1
         exec "$python" -m torch.distributed.run --nnodes="$SLURM_NNODES" --nproc-per-node="$IBTPO_RANKS" \
             --rdzv-backend=c10d --rdzv-endpoint="$IBTPO_HEAD" --rdzv-id="$SLURM_JOB_ID.$SLURM_STEP_ID" \
-            --rdzv-conf="is_host=$is_host" --max-restarts=0 -m "$@"
+            --rdzv-conf="is_host=$is_host" \
+            --local-addr="${addresses[SLURM_NODEID]}" --max-restarts=0 -m "$@"
     ) &
     local torchrun=$! stopping=
     trap 'stopping=yes' USR1 TERM

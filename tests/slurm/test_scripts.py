@@ -93,3 +93,31 @@ def test_srun_gets_the_container(tmp_path: Path) -> None:
     assert "--container-image=/i.sqsh" in words
     assert f"--container-mounts={SLURM.parent}:{SLURM.parent},{tmp_path}:{tmp_path},/data:/data" in words
     assert words[-4:] == ["bash", f"{SLURM}/lib/node.sh", "python", "m"]
+
+
+def test_every_node_gives_torchrun_the_address_that_slurm_knows(tmp_path: Path) -> None:
+    """The ranks meet at the address of the first node and not at the name the machine gives itself."""
+    (tmp_path / "scontrol").write_text(
+        '#!/bin/sh\ncase "$*" in\n"show hostnames"*) printf "n0\\nn1\\n" ;;\n'
+        '*n0) echo "NodeName=n0 NodeAddr=10.0.0.7 NodeHostName=n0" ;;\n'
+        '*n1) echo "NodeName=n1 NodeAddr=10.0.0.9 NodeHostName=n1" ;;\nesac\n'
+    )
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python3").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    for program in (tmp_path / "scontrol", tmp_path / "bin" / "python3"):
+        program.chmod(0o755)
+    done = bash(f'PATH={tmp_path}:$PATH; echo "$(node_addresses)"', SLURM_JOB_NODELIST="n[0-1]")
+    assert done.stdout.strip() == "10.0.0.7 10.0.0.9", done.stderr
+    for node, address in enumerate(done.stdout.split()):
+        job = {"SLURM_NODEID": str(node), "SLURM_NNODES": "2", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "1"}
+        job |= {"IBTPO_ADDRESSES": done.stdout.strip(), "IBTPO_HEAD": "10.0.0.7:20007", "IBTPO_RANKS": "8"}
+        job |= {"IBTPO_STOP_FILE": str(tmp_path / "stop"), "IBTPO_VENV": str(tmp_path), "IBTPO_MODULES": ""}
+        ran = subprocess.run(
+            ["bash", str(SLURM / "lib" / "node.sh"), "torchrun", "some.module"],
+            env={"PATH": "/usr/bin:/bin", "IBTPO_CONTAINER": "", **job},
+            capture_output=True,
+            text=True,
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert f"--local-addr={address}" in ran.stdout.splitlines()
+        assert f"--rdzv-conf=is_host={'true' if node == 0 else 'false'}" in ran.stdout.splitlines()

@@ -20,10 +20,11 @@ def _assumed(default: float, help_text: str) -> float:
 class Assumptions:
     """One number each; ``help`` in the field's metadata says what it means."""
 
-    gpu_memory_gb: float = _assumed(80.0, "memory of a GPU, in GiB")
+    gpu_memory_gb: float = _assumed(79.1, "memory of a GPU as CUDA shows it, in GiB")
     context_gib: float = _assumed(3.0, "a trainer's CUDA context, NCCL buffers and library workspaces, in GiB")
-    engine_workspace_gib: float = _assumed(3.0, "vLLM's activations, CUDA graphs and context, in GiB")
-    engine_asleep_gib: float = _assumed(1.5, "what a sleeping vLLM keeps, in GiB")
+    engine_workspace_gib: float = _assumed(3.0, "vLLM's activations and CUDA graphs, within its share, in GiB")
+    engine_context_gib: float = _assumed(1.0, "vLLM's CUDA context and NCCL buffers, beside its share, in GiB")
+    engine_asleep_gib: float = _assumed(1.5, "what a sleeping vLLM keeps, its context included, in GiB")
     peak_tflops: float = _assumed(989.0, "dense bf16 peak of a GPU, in TFLOP/s")
     mfu: float = _assumed(0.35, "share of the peak in training and log-probs, communication inside a node included")
     moe_mfu: float = _assumed(0.15, "the same for a mixture of experts")

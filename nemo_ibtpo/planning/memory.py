@@ -114,7 +114,9 @@ def engine_memory(config: RunConfig, shape: ModelShape, assumptions: Assumptions
     share = rollout.vllm.gpu_memory_utilization * assumptions.gpu_memory_gb * GIB
     cache = max(0.0, share - weights - assumptions.engine_workspace_gib * GIB)
     asleep = assumptions.engine_asleep_gib * GIB
-    return EngineMemory(weights, cache, int(cache / token), max(share, weights), asleep)
+    # vLLM counts neither its CUDA context nor NCCL's buffers as part of its share.
+    awake = max(share, weights) + assumptions.engine_context_gib * GIB
+    return EngineMemory(weights, cache, int(cache / token), awake, asleep)
 
 
 def shortage(config: RunConfig, plan: MemoryPlan, assumptions: Assumptions) -> str | None:
@@ -166,5 +168,5 @@ def _phase(
         parts["engine weights"] = max(0.0, min(engine.weights, engine.awake - engine.asleep))
     else:
         parts |= {"engine weights": engine.weights, "engine keys and values": engine.cache}
-        parts["engine workspace"] = engine.awake - engine.weights - engine.cache
+        parts["engine workspace and context"] = engine.awake - engine.weights - engine.cache
     return PhaseMemory(name, parts)

@@ -7,9 +7,10 @@ contents, not by their paths.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from nemo_ibtpo.config.dotted import by_dotted_key
 from nemo_ibtpo.config.schema import RunConfig
 
 # Sections and keys that may differ.
@@ -61,7 +62,7 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], config: RunCon
     found = [
         f"{meaning} changed" for name, meaning in DIGESTS.items() if saved["digests"][name] != now["digests"][name]
     ]
-    before, after = dict(_flat(saved["config"])), dict(_flat(now["config"]))
+    before, after = by_dotted_key(saved["config"]), by_dotted_key(now["config"])
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key) and _matters(key, config):
             found.append(f"{key} was {_shown(before, key)}, is {_shown(after, key)}")
@@ -74,14 +75,6 @@ def _matters(key: str, config: RunConfig) -> bool:
     parts = key.split(".")
     prefixes = {".".join(parts[: depth + 1]) for depth in range(len(parts))}
     return bool(prefixes & _FIXED) or not prefixes & _FREE
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in node.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:

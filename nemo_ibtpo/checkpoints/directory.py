@@ -18,7 +18,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from nemo_ibtpo.checkpoints.manifest import DamagedError, read_manifest, sync_directory, write_durably
+from nemo_ibtpo.checkpoints.manifest import DamagedError, read_manifest
+from nemo_ibtpo.files import sync_directory, write_atomically
 
 LATEST = "latest"
 RUN = "run.json"
@@ -106,7 +107,7 @@ class CheckpointDirectory:
 
 def write_run(directory: Path, content: dict[str, Any]) -> None:
     """Write what the run was when the checkpoint was made."""
-    write_durably(directory / RUN, json.dumps(content, indent=1) + "\n")
+    write_atomically(directory / RUN, json.dumps(content, indent=1) + "\n")
 
 
 def read_run(directory: Path) -> dict[str, Any]:

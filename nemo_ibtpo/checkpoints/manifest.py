@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nemo_ibtpo.files import sync_directory, write_atomically
+
 FILE_NAME = "manifest.json"
 SCHEMA = "nemo_ibtpo.checkpoint/1"
 
@@ -40,7 +42,7 @@ def digest_of(files: Mapping[str, Mapping[str, Any]]) -> str:
 def write_manifest(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
     """Declare the checkpoint whole."""
     content = {"schema": SCHEMA, "files": dict(sorted(files.items()))}
-    write_durably(directory / FILE_NAME, json.dumps(content, indent=1) + "\n")
+    write_atomically(directory / FILE_NAME, json.dumps(content, indent=1) + "\n")
     for path in (directory, *(path for path in directory.rglob("*") if path.is_dir())):
         sync_directory(path)
 
@@ -79,26 +81,6 @@ def find_damage(directory: Path, names: Sequence[str], files: Mapping[str, Mappi
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
     return None
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Replace a file in one go; on the disk when the call returns."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Put the names in a directory on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _describe(path: Path, *, sync: bool) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemo_ibtpo.checkpoints import stopping
-from nemo_ibtpo.checkpoints.manifest import write_durably
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import TrainerConfig
+from nemo_ibtpo.files import write_atomically
 
 FILE_NAME = "status.json"
 EXIT_REQUEUE = 85
@@ -37,7 +37,7 @@ def write_status(output_dir: Path, state: State, **details: Any) -> None:
     """
     content = {"state": state, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **details}
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_durably(output_dir / FILE_NAME, json.dumps(content, indent=1) + "\n")
+    write_atomically(output_dir / FILE_NAME, json.dumps(content, indent=1) + "\n")
 
 
 @contextlib.contextmanager

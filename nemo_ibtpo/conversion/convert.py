@@ -28,12 +28,12 @@ from nemo_ibtpo.config.model_directory import read_model_directory
 from nemo_ibtpo.conversion.places import VOCABULARY, Place, places
 from nemo_ibtpo.conversion.torch_dist import TorchDistReader, write_torch_dist
 from nemo_ibtpo.conversion.verify import verify_logits
+from nemo_ibtpo.dtypes import TORCH_DTYPES
 from nemo_ibtpo.megatron.architecture import load_architecture
 from nemo_ibtpo.megatron.safetensors_io import SafetensorsDirectory, copy_companions, record_dtype, write_model
 from nemo_ibtpo.megatron.weights import check_names
 from nemo_ibtpo.reporting.progress import RunConsole
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What a training checkpoint holds besides weights.
 _NOT_WEIGHTS = ("optimizer.", "chained_", "extra", "rng")
 
@@ -170,12 +170,12 @@ def _check_stored(reader: TorchDistReader, everything: list[Place]) -> None:
 
 def _target_dtype(found: set[torch.dtype], asked: str | None, source: Path) -> torch.dtype:
     if asked is not None:
-        return DTYPES[asked]
+        return TORCH_DTYPES[asked]
     if len(found) > 1:
         types = ", ".join(sorted(map(_spoken, found)))
         raise UserError(f"{source} has weights of several types ({types}); choose one with --dtype")
     (only,) = found
-    if only not in DTYPES.values():
+    if only not in TORCH_DTYPES.values():
         raise UserError(f"{source} has weights of type {_spoken(only)}; choose one with --dtype")
     return only
 

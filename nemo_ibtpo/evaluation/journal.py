@@ -19,6 +19,7 @@ from typing import Any
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.evaluation.settings import describe_difference
+from nemo_ibtpo.files import drop_cut_off_line
 from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest, RolloutSource, Unfinished
 
 _FORMAT = "nemo_ibtpo.evaluation_journal/1"
@@ -76,10 +77,9 @@ class Journal:
         self._path.unlink()
 
     def _read(self, settings: dict[str, Any]) -> None:
+        drop_cut_off_line(self._path)
         self._file.seek(0)
-        content = self._file.read()
-        whole = content[: content.rfind(b"\n") + 1]  # a line without its end was cut off by a kill
-        self._file.truncate(len(whole))
+        whole = self._file.read()
         header = {"format": _FORMAT, "settings": settings}
         if not whole:
             self._file.write(json.dumps(header).encode() + b"\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.evaluation.result import EvaluationResult
 from nemo_ibtpo.evaluation.settings import describe_difference
 from nemo_ibtpo.evaluation.statistics import Comparison, Interval, bootstrap_interval, compare
+from nemo_ibtpo.files import write_atomically
 
 SAMPLES = "samples.jsonl"
 # What two compared evaluations may differ in: it is what the comparison is about.
@@ -85,7 +85,7 @@ def table(results: Sequence[EvaluationResult]) -> Table:
 def write_summary(result: EvaluationResult, directory: Path) -> None:
     """Write ``summary.json`` and ``summary.md``."""
     found = figures(result)
-    _write(
+    write_atomically(
         directory / "summary.json",
         json.dumps({"settings": result.settings, "figures": [asdict(figure) for figure in found]}, indent=2),
     )
@@ -102,7 +102,7 @@ def write_summary(result: EvaluationResult, directory: Path) -> None:
         "|---|---|",
         *(f"| {figure.name} | {figure} |" for figure in found),
     ]
-    _write(directory / "summary.md", "\n".join(lines) + "\n")
+    write_atomically(directory / "summary.md", "\n".join(lines) + "\n")
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def write_comparison(compared: Sequence[BenchmarkComparison], sides: tuple[str, 
     """Write ``<stem>.json`` and ``<stem>.md``."""
     rows: list[dict[str, Any]] = [asdict(row) for row in compared]
     stem.parent.mkdir(parents=True, exist_ok=True)
-    _write(
+    write_atomically(
         stem.with_name(f"{stem.name}.json"),
         json.dumps({"first": sides[0], "second": sides[1], "rows": rows}, indent=2),
     )
@@ -190,7 +190,7 @@ def write_comparison(compared: Sequence[BenchmarkComparison], sides: tuple[str, 
         "Intervals: paired bootstrap over problems, 95 %. p: paired permutation test, two-sided, not corrected for "
         "the number of benchmarks.",
     ]
-    _write(stem.with_name(f"{stem.name}.md"), "\n".join(lines) + "\n")
+    write_atomically(stem.with_name(f"{stem.name}.md"), "\n".join(lines) + "\n")
 
 
 _COMPARISON_COLUMNS = ("benchmark", "problems", "first", "second", "difference [95 % interval]", "p")
@@ -206,10 +206,3 @@ def _cells(row: BenchmarkComparison) -> tuple[str, ...]:
         f"{row.comparison.difference:+.1%} [{low:+.1%}, {high:+.1%}]",
         f"{row.comparison.p_value:.2g}",
     )
-
-
-def _write(path: Path, text: str) -> None:
-    """The file appears complete or not at all."""
-    unfinished = path.with_name(f"{path.name}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)  # noqa: PTH105

@@ -10,7 +10,6 @@ Invariants (asserted by ``tests/unit/evaluation/test_result.py``):
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,6 +22,7 @@ import numpy as np
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.evaluation.metrics import majority_reward, pass_at_k
 from nemo_ibtpo.evaluation.statistics import Interval, bootstrap_interval
+from nemo_ibtpo.files import write_atomically
 from nemo_ibtpo.tree.tree import FinishReason
 
 _FORMAT = "nemo_ibtpo.evaluation/2"
@@ -188,11 +188,8 @@ class EvaluationResult:
             "settings": self.settings,
             "metrics": self.metrics(),
         }
-        unfinished = path.with_name(f"{path.name}.tmp")
-        with unfinished.open("w", encoding="utf-8") as file:
-            for line in (header, *map(asdict, self.samples)):
-                file.write(json.dumps(line) + "\n")
-        os.replace(unfinished, path)  # noqa: PTH105
+        lines = (header, *map(asdict, self.samples))
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
 
     @classmethod
     def from_jsonl(cls, path: Path) -> EvaluationResult:

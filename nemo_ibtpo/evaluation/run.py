@@ -17,6 +17,7 @@ from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import EvalConfig
 from nemo_ibtpo.data.loading import load_problems
 from nemo_ibtpo.data.problems import Problem
+from nemo_ibtpo.dtypes import TORCH_DTYPES
 from nemo_ibtpo.evaluation.benchmarks import row_preparation
 from nemo_ibtpo.evaluation.digest import model_digest
 from nemo_ibtpo.evaluation.evaluator import evaluate
@@ -30,8 +31,6 @@ from nemo_ibtpo.rewards.pool import VerifierPool
 from nemo_ibtpo.rollout.factory import make_engine
 from nemo_ibtpo.tree.growth import GrowthProgress
 from nemo_ibtpo.tree.steps import StepSplitter
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def run_evaluation(config: EvalConfig, console: RunConsole) -> EvaluationResult:
@@ -103,7 +102,7 @@ def _sample(
             Path(config.model.path),
             tokenizer,
             here=True,
-            dtype=_DTYPES[config.model.dtype],
+            dtype=TORCH_DTYPES[config.model.dtype],
             device=device,
             max_model_len=benchmark.max_prompt_tokens + config.rollout.max_new_tokens,
             output_dir=directory,

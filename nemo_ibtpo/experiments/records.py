@@ -7,13 +7,13 @@ when a prompt's tree is complete; a line that a kill left unfinished is cut off.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.files import drop_cut_off_line, write_atomically
 
 SETTINGS, SAMPLES = "settings.json", "samples.jsonl"
 
@@ -67,9 +67,7 @@ class RecordStore:
         elif self._samples.exists():
             raise UserError(f"{directory} has {SAMPLES} but no {SETTINGS}; choose another output_dir")
         else:
-            unfinished = settings.with_suffix(".tmp")
-            unfinished.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
-            unfinished.replace(settings)
+            write_atomically(settings, json.dumps(now, indent=2) + "\n")
         self.records: dict[tuple[str, str], Record] = {}
         for record in self._read():
             self.records[record.sampler, record.prompt_id] = record
@@ -83,12 +81,9 @@ class RecordStore:
     def _read(self) -> Iterator[Record]:
         if not self._samples.is_file():
             return
-        content = self._samples.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(self._samples, whole)
+        drop_cut_off_line(self._samples)
         names = {field.name for field in fields(Record)}
-        for number, line in enumerate(content[:whole].splitlines(), start=1):
+        for number, line in enumerate(self._samples.read_bytes().splitlines(), start=1):
             try:
                 row = json.loads(line)
                 if row.keys() != names:

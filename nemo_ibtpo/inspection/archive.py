@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
 import zlib
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.files import write_atomically
 from nemo_ibtpo.inspection.records import TreeRecord
 
 DIRECTORY = "trees"
@@ -88,11 +88,9 @@ class TreeArchive:
         """Write the trees of a step, then remove others until all take at most ``max_bytes``."""
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.path(content.step)
-        unfinished = path.with_name(f".{path.name}.tmp")
         header = {"format": _FORMAT, "step": content.step, "settings": content.settings}
         lines = [json.dumps(line, allow_nan=False) for line in (header, *(tree.to_dict() for tree in content.trees))]
-        unfinished.write_bytes(gzip.compress("\n".join([*lines, ""]).encode(), mtime=0))
-        os.replace(unfinished, path)  # noqa: PTH105
+        write_atomically(path, gzip.compress("\n".join([*lines, ""]).encode(), mtime=0))
         self._thin(max_bytes)
 
     def drop_after(self, step: int) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from html import escape
@@ -22,6 +21,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from nemo_ibtpo.files import write_atomically
 from nemo_ibtpo.inspection.archive import StepTrees
 from nemo_ibtpo.inspection.run_data import RunData, evenly
 from nemo_ibtpo.reporting.metric_table import find_metric
@@ -90,9 +90,7 @@ def write_report(runs: Sequence[RunData], path: Path, most_tree_bytes: int) -> W
         data=_as_json(data),
         pages="\n".join(pages),
     )
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, path)  # noqa: PTH105
+    write_atomically(path, page)
     return Written(trees, left_out)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from nemo_ibtpo.config.dotted import by_dotted_key
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.evaluation.result import EvaluationResult
@@ -115,14 +116,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-    return _flat(content, "") if isinstance(content, dict) else {}
-
-
-def _flat(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in node.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+    return by_dotted_key(content) if isinstance(content, dict) else {}
 
 
 def _read_validation(directory: Path) -> dict[str, HeldOut]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.files import drop_cut_off_line, write_atomically
 from nemo_ibtpo.reporting.trackers import Tracker
 
 FILE_NAME = "metrics.jsonl"
@@ -37,7 +38,7 @@ class MetricsWriter:
         self._directory = Path(output_dir)
         self._directory.mkdir(parents=True, exist_ok=True)
         path = self._directory / FILE_NAME
-        _drop_cut_off_line(path)
+        drop_cut_off_line(path)
         self._file = path.open("a", encoding="utf-8")
         self._trackers = trackers
         self._last_step: int | None = None
@@ -107,19 +108,6 @@ def drop_metrics_after(path: Path, step: int) -> None:
     """Take the lines after a step out of a ``metrics.jsonl``, in one go; before a resumed run writes them again."""
     if not path.exists():
         return
-    _drop_cut_off_line(path)
+    drop_cut_off_line(path)
     rows = [row for row in read_metrics(path) if row["step"] <= step]
-    unfinished = path.with_name(f".{path.name}.tmp")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-
-
-def _drop_cut_off_line(path: Path) -> None:
-    if path.exists():
-        content = path.read_bytes()
-        complete = content.rfind(b"\n") + 1
-        if complete < len(content):
-            os.truncate(path, complete)
+    write_atomically(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))

@@ -12,10 +12,11 @@ import json
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from nemo_ibtpo.config.dotted import by_dotted_key
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import MLflowConfig, RunConfig, WandBConfig
 
@@ -142,7 +143,7 @@ class MLflow:
             known = self._client.get_run(self._run_id).data.params  # a parameter is written once
             params = [
                 Param(key, str(value)[:_LONGEST])
-                for key, value in _flat(dataclasses.asdict(config))
+                for key, value in by_dotted_key(dataclasses.asdict(config)).items()
                 if key not in known
             ]
             for first in range(0, len(params), _MOST_AT_ONCE):
@@ -178,11 +179,3 @@ class MLflow:
             self._client.set_terminated(self._run_id)
         except MlflowException as error:
             warnings.warn(f"MLflow did not hear of the end of the run: {error}", stacklevel=2)
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -9,7 +9,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -19,6 +18,7 @@ from nemo_ibtpo.config.layout import engine_ranks, trajectory_tokens
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.data.loader import PromptLoader
 from nemo_ibtpo.data.problems import problems_digest
+from nemo_ibtpo.dtypes import TORCH_DTYPES
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import load_architecture
 from nemo_ibtpo.megatron.parallel import ParallelContext
@@ -38,8 +38,6 @@ from nemo_ibtpo.training.run_state import RunState
 from nemo_ibtpo.training.sampling import Sampling
 from nemo_ibtpo.training.step_clock import StepClock
 from nemo_ibtpo.training.stopping import StopConsensus
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def build(
@@ -95,7 +93,7 @@ def _build_actor(config: RunConfig, context: ParallelContext) -> MegatronActor:
         actor=config.actor,
         optimizer=config.optimizer,
         total_updates=trainer.max_steps * trainer.num_prompts_per_step // trainer.num_prompts_per_update,
-        dtype=_DTYPES[config.model.dtype],
+        dtype=TORCH_DTYPES[config.model.dtype],
         temperature=config.rollout.temperature,
         keep_reference=config.loss.kl_coef > 0,
         context=context,
@@ -110,7 +108,7 @@ def _build_engine(
     engines: Dealing,
 ) -> tuple[RolloutEngine, Refit]:
     """This rank's engine or its stand-in, and what brings the actor's weights into it."""
-    model_path, dtype = Path(config.model.path), _DTYPES[config.model.dtype]
+    model_path, dtype = Path(config.model.path), TORCH_DTYPES[config.model.dtype]
     segment, weights = None, actor.named_weights
     if loads_from_host(config.rollout, context.device):
         segment = segment_of_host(model_path, dtype, engines.ranks, this_host())

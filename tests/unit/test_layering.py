@@ -15,7 +15,9 @@ import pytest
 import nemo_ibtpo
 
 PACKAGE = Path(nemo_ibtpo.__file__).parent
-ANYWHERE = {"config", "signals", "collectives"}  # settings, the user-facing error; helper processes; all ranks
+# Typed settings and the user-facing error; how helper processes are started; what all ranks tell each other; small
+# helpers.
+ANYWHERE = {"config", "signals", "collectives", "files", "dtypes"}
 ALLOWED: dict[str, set[str]] = {
     "config": set(),
     "tree": set(),
@@ -101,6 +103,19 @@ def test_importing_the_package_needs_no_heavy_library() -> None:
     program = (
         "import sys, nemo_ibtpo, nemo_ibtpo.cli, nemo_ibtpo.tree.growth, nemo_ibtpo.tree.microbatches\n"
         f"print([name for name in {heavy!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_need_no_heavy_library() -> None:
+    program = (
+        "import sys, nemo_ibtpo\n"
+        "from nemo_ibtpo import *\n"
+        "assert set(nemo_ibtpo.__all__) <= set(dir(nemo_ibtpo)) & set(globals())\n"
+        "tree = Tree('p', [1]); tree.insert(0, [([2], [-1.0])], 'eos', round=0)\n"
+        "assert tree.num_trajectories == 1 and issubclass(UserError, Exception)\n"
+        "print([name for name in ('torch', 'megatron', 'vllm', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

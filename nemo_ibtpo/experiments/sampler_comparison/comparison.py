@@ -20,6 +20,7 @@ from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.data.loader import PromptLoader
 from nemo_ibtpo.data.loading import load_problems
 from nemo_ibtpo.data.problems import Problem, problems_digest
+from nemo_ibtpo.dtypes import TORCH_DTYPES
 from nemo_ibtpo.experiments.records import Record, RecordStore
 from nemo_ibtpo.experiments.sampler_comparison.choices import FOLDER, StudySettings
 from nemo_ibtpo.experiments.sampler_comparison.equal_tokens import SamplerResult, summarise
@@ -34,8 +35,6 @@ from nemo_ibtpo.tree.growth import GrowthTask, grow
 from nemo_ibtpo.tree.rollouts import RolloutRequest
 from nemo_ibtpo.tree.steps import make_splitter
 from nemo_ibtpo.tree.tree import Tree
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def run_study(settings: StudySettings, console: RunConsole) -> list[SamplerResult]:
@@ -152,7 +151,7 @@ def _engine(config: RunConfig, tokenizer: Any) -> RolloutEngine:
         config.model.path,
         tokenizer,
         here=True,
-        dtype=_DTYPES[config.model.dtype],
+        dtype=TORCH_DTYPES[config.model.dtype],
         device=device,
         max_model_len=trajectory_tokens(config),
         output_dir=Path(config.output_dir) / FOLDER,

@@ -5,17 +5,17 @@ something is wrong, other weights. With d = log pi_actor - log pi_engine of each
 
     token_mult_prob_error  mean of exp(|d|), 1 when they agree            (name and formula of NeMo RL)
     gen_kl_error           mean of exp(d) - d - 1, k3 of KL(engine || actor) in nats               (NeMo RL)
-    importance ratio       exp(d), and its truncation min(exp(d), cap), which weighs the policy terms
+    importance ratio       exp(d), which the loss truncates at a cap
 
-Truncated importance sampling (TIS) makes the expectation over the engine's samples one over the actor's policy, up to
-what lies above the cap, which bounds its variance (declared: per token, not per sequence). ``pi_actor`` is the policy
-before the first update of the step, so that the weights are constants and need no gradient.
+``pi_actor`` is the policy before the first update of the step. What the loss does about a difference is in
+``losses/importance.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,11 +80,15 @@ def measure(batches: Sequence[PackedBatch], cap: float) -> Mismatch:
         batches: perhaps without a token in the loss.
         cap: above which a ratio is truncated; 0 for never.
     """
-    return total(_measure(batch, cap) for batch in batches)
+    known = ((batch, batch.old_logprobs) for batch in batches if batch.old_logprobs is not None)
+    return total(
+        measure_tokens(old[batch.in_loss], batch.behaviour_logprobs[batch.in_loss], cap) for batch, old in known
+    )
 
 
-def _measure(batch: PackedBatch, cap: float) -> Mismatch:
-    d = _difference(batch)[batch.in_loss]
+def measure_tokens(old_logprobs: NDArray[Any], behaviour_logprobs: NDArray[Any], cap: float) -> Mismatch:
+    """Of N tokens; [N] each, N may be 0."""
+    d = old_logprobs.astype(np.float64) - behaviour_logprobs
     if len(d) == 0:
         return Mismatch()
     with np.errstate(over="ignore", invalid="ignore"):
@@ -97,18 +101,6 @@ def _measure(batch: PackedBatch, cap: float) -> Mismatch:
             ratio_max=float(ratio.max()),
             truncated=int((ratio > cap).sum()) if cap else 0,
         )
-
-
-def importance_weighted(batch: PackedBatch, cap: float) -> PackedBatch:
-    """The batch with what an advantage multiplies weighted by min(exp(d), cap) in every token of the loss."""
-    d = np.where(batch.in_loss, _difference(batch), 0.0)
-    importance = np.exp(np.minimum(d, np.log(cap))).astype(np.float32)
-    return replace(batch, positive=importance * batch.positive, negative=importance * batch.negative)
-
-
-def _difference(batch: PackedBatch) -> NDArray[np.float64]:
-    assert batch.old_logprobs is not None
-    return batch.old_logprobs.astype(np.float64) - batch.behaviour_logprobs
 
 
 def refuse_mismatch(mismatch: Mismatch, limit: float) -> None:

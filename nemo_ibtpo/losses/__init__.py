@@ -5,7 +5,16 @@ up, and so do the metrics, which are sums until :func:`mean_metrics` divides the
 """
 
 from nemo_ibtpo.losses.clipped import ClippedLoss
+from nemo_ibtpo.losses.importance import importance_weighted, with_importance
 from nemo_ibtpo.losses.inputs import Loss, LossInputs, LossOutput
 from nemo_ibtpo.losses.metrics import mean_metrics
 
-__all__ = ["ClippedLoss", "Loss", "LossInputs", "LossOutput", "mean_metrics"]
+__all__ = [
+    "ClippedLoss",
+    "Loss",
+    "LossInputs",
+    "LossOutput",
+    "importance_weighted",
+    "mean_metrics",
+    "with_importance",
+]

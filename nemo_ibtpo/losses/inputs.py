@@ -17,7 +17,8 @@ class LossInputs:
     Attributes:
         logprobs: log-probabilities (nats) under the policy that is trained; they carry the gradient.
         entropies: entropies (nats) of the distributions that the tokens are drawn from; they carry a gradient.
-        old_logprobs: log-probabilities under the policy before the update, which sampled the tokens.
+        old_logprobs: log-probabilities under the policy before the first update of the step; no gradient.
+        behaviour_logprobs: log-probabilities as the engine that sampled the tokens had them.
         reference_logprobs: under the reference policy; None without a KL term.
         weight, positive, negative: sums over the trajectories through a token, see
             :class:`~nemo_ibtpo.tree.packing.Credit`; with importance weights in ``positive`` and ``negative``.
@@ -27,6 +28,7 @@ class LossInputs:
     logprobs: Tensor
     entropies: Tensor
     old_logprobs: Tensor
+    behaviour_logprobs: Tensor
     reference_logprobs: Tensor | None
     weight: Tensor
     positive: Tensor

@@ -190,13 +190,22 @@ class MegatronActor:
         with self._copies.swapped_in(REFERENCE):
             return self.logprobs(batches)
 
-    def train_step(self, batches: Sequence[PackedBatch], loss: Loss, denominator: float) -> dict[str, float]:
+    def train_step(
+        self,
+        batches: Sequence[PackedBatch],
+        loss: Loss,
+        denominator: float,
+        before_step: Callable[[], None] | None = None,
+    ) -> dict[str, float]:
         """One optimizer step.
 
         Args:
-            batches: this data-parallel rank's micro-batches with their ``old_logprobs``; all ranks have equally many.
+            batches: this data-parallel rank's micro-batches; all ranks have equally many. With their
+                ``old_logprobs``, unless this is the first update since they were sampled.
             loss: of a micro-batch's tokens.
             denominator: what it is divided by, over all ranks and micro-batches.
+            before_step: called on every rank between the backward pass and the optimizer's step; if it raises (on
+                all ranks), the weights are left as they were.
 
         Returns:
             The sums that the loss reports, over all micro-batches and ranks, and ``loss``,
@@ -224,6 +233,8 @@ class MegatronActor:
             self._weigh_aux_loss(batches)
             reported = self._run(batches, to_loss, forward_only=False)
             metrics = self._reduce(reported)
+            if before_step is not None:
+                before_step()
             self._refuse_non_finite(metrics)
             _, grad_norm, _ = self._optimizer.step()
             metrics |= {"grad_norm": float(grad_norm), "lr": self._optimizer.param_groups[0]["lr"]}

@@ -44,12 +44,10 @@ class ModelInputs:
     def for_loss(self, logprobs_N: Tensor, entropies_N: Tensor, denominator: float) -> LossInputs:
         """What the loss sees, from what the model made of the tokens in the loss.
 
-        Raises:
-            ValueError: the log-probabilities of the old policy are not known.
+        Without ``old_logprobs`` in the batch the policy before the update is the one of this very pass, which is so
+        in the only update of a step: no pass is needed to know its log-probabilities.
         """
         batch = self._batch
-        if batch.old_logprobs is None:
-            raise ValueError("a batch without old_logprobs cannot be trained on; call actor.logprobs first")
 
         def in_loss(values_T: FloatArray) -> Tensor:
             return self._to_device(values_T[batch.in_loss])
@@ -57,7 +55,8 @@ class ModelInputs:
         return LossInputs(
             logprobs=logprobs_N,
             entropies=entropies_N,
-            old_logprobs=in_loss(batch.old_logprobs),
+            old_logprobs=logprobs_N.detach() if batch.old_logprobs is None else in_loss(batch.old_logprobs),
+            behaviour_logprobs=in_loss(batch.behaviour_logprobs),
             reference_logprobs=None if batch.reference_logprobs is None else in_loss(batch.reference_logprobs),
             weight=in_loss(batch.weight),
             positive=in_loss(batch.positive),

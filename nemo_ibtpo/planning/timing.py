@@ -72,7 +72,9 @@ def predict_seconds(
     speed = assumptions.peak_tflops * 1e12 * (assumptions.moe_mfu if shape.experts else assumptions.mfu)
     bubble = 1 + (layout.pipeline - 1) / (work.passes * layout.chunks)
     one_pass = forward / world_size / speed * bubble
-    seconds = {"rollout": _rollout(config, shape, world_size, work, engine, assumptions), "log-probs": one_pass}
+    seconds = {"rollout": _rollout(config, shape, world_size, work, engine, assumptions)}
+    if work.updates > 1:  # the only update of a step starts from the policy that it would ask about
+        seconds["log-probs"] = one_pass
     stages = [static_bytes(shape, layout, stage) for stage in range(layout.pipeline)]
     if config.loss.kl_coef:
         swaps = 3 * max(stage.weights for stage in stages) / (assumptions.pcie_gb_s * 1e9)

@@ -109,16 +109,18 @@ def train(run: Parts, state: RunState) -> None:
             with clock.phase("trees", 1, "files"):
                 run.output.keep_trees(step, trees, list(chain(*advantages)))
 
-        # Pack -> log-probs. Those of the old policy for all updates, before the first update changes it.
+        # Pack -> log-probs. Those of the old policy are needed only where several updates change the actor: the only
+        # update of a step starts from the old policy itself.
         packed = [updates.pack(group, own, run.actor, config) for group, own in zip(groups, advantages, strict=True)]
-        ready = [updates.with_logprobs(update, run.actor, config, clock) for update in packed if update is not None]
-        if ready:
-            metrics |= total(update.mismatch for update in ready).metrics()
+        kept = [update for update in packed if update is not None]
+        ready = [updates.with_logprobs(update, run.actor, config, clock, old=len(kept) > 1) for update in kept]
 
         # Update: one optimizer step a group. From the first one to the end of the step there is no safe point.
         run.stop.raise_if_asked()
         done = [updates.train(update, run.method, run.actor, config, clock) for update in ready]
-        metrics |= mean_over_updates(done)
+        if done:
+            metrics |= total(mismatch for _, mismatch in done).metrics()
+        metrics |= mean_over_updates([own for own, _ in done])
 
         # Refit: the engines get the new weights.
         with clock.phase("refit", 1, "updates"):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+
+from torch import Tensor
 
 from nemo_ibtpo.algorithms.metrics import update_metrics
-from nemo_ibtpo.algorithms.mismatch import Mismatch, importance_weighted, measure, refuse_mismatch, total
+from nemo_ibtpo.algorithms.mismatch import Mismatch, measure, measure_tokens, refuse_mismatch, total
 from nemo_ibtpo.collectives import gather_from_all
-from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.losses import ClippedLoss
+from nemo_ibtpo.config.schema import LossConfig, RunConfig
+from nemo_ibtpo.losses import ClippedLoss, Loss, LossInputs, LossOutput, with_importance
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.methods import Advantages, Method
 from nemo_ibtpo.methods.credit import credit_nodes
@@ -27,13 +29,13 @@ class Update:
         plan: micro-batches of all data-parallel ranks.
         batches: this rank's; once the log-probabilities are known, with those that the loss compares with.
         denominator: what the loss is divided by, over all ranks.
-        mismatch: of engine and actor, over all ranks; measured with the log-probabilities.
+        mismatch: of engine and actor, over all ranks; None until the old policy's log-probabilities are known.
     """
 
     plan: Schedule
     batches: list[PackedBatch]
     denominator: float
-    mismatch: Mismatch = field(default_factory=Mismatch)
+    mismatch: Mismatch | None = None
 
 
 def pack(
@@ -61,38 +63,85 @@ def pack(
     return Update(plan, batches, sum(credit.denominator for credit in kept_credits))
 
 
-def with_logprobs(update: Update, actor: MegatronActor, config: RunConfig, clock: StepClock) -> Update:
-    """The update with the log-probabilities of the old policy, the actor as it is now, and of the reference policy.
+def with_logprobs(update: Update, actor: MegatronActor, config: RunConfig, clock: StepClock, *, old: bool) -> Update:
+    """The update with the log-probabilities that the loss compares with; a collective over all ranks.
 
-    A collective over all ranks.
+    Args:
+        old: compute those of the actor as it is now, which the only update of a step has no need of, and measure how
+            far the engine that sampled is from it.
 
     Raises:
-        UserError: the engine that sampled the trees is too far from the actor.
+        UserError: the engine is too far from the actor.
     """
-    batches = update.batches
+    batches, mismatch = update.batches, None
     actor.prepare_for_inference()
-    with clock.phase("logprobs", len(batches), "micro-batches"):
-        old = actor.logprobs(batches)
-    batches = [replace(batch, old_logprobs=own) for batch, own in zip(batches, old, strict=True)]
+    if old:
+        with clock.phase("logprobs", len(batches), "micro-batches"):
+            logprobs = actor.logprobs(batches)
+        batches = [replace(batch, old_logprobs=own) for batch, own in zip(batches, logprobs, strict=True)]
+        mismatch = total(gather_from_all(measure(batches, config.loss.tis_cap)))
+        refuse_mismatch(mismatch, config.loss.max_token_mult_prob_error)
     if config.loss.kl_coef:
         with clock.phase("reference_logprobs", len(batches), "micro-batches"):
             reference = actor.reference_logprobs(batches)
         batches = [replace(batch, reference_logprobs=own) for batch, own in zip(batches, reference, strict=True)]
     actor.finish_inference()
-    mismatch = total(gather_from_all(measure(batches, config.loss.tis_cap)))
-    refuse_mismatch(mismatch, config.loss.max_token_mult_prob_error)
-    if cap := config.loss.tis_cap:
-        batches = [importance_weighted(batch, cap) for batch in batches]
     return replace(update, batches=batches, mismatch=mismatch)
 
 
 def train(
     update: Update, method: Method, actor: MegatronActor, config: RunConfig, clock: StepClock
-) -> dict[str, float]:
-    """One optimizer step; its metrics. A collective over all ranks."""
-    loss = method.with_term(ClippedLoss(config.loss))
+) -> tuple[dict[str, float], Mismatch]:
+    """One optimizer step; its metrics, and the mismatch of engine and actor. A collective over all ranks.
+
+    Raises:
+        UserError: the engine is too far from the actor, or the loss or a gradient is not finite; the weights are
+            left as they were.
+    """
+    loss = with_importance(method.with_term(ClippedLoss(config.loss)), config.loss.tis_cap)
+    gate = None if update.mismatch is not None else MismatchGate(config.loss)
     actor.prepare_for_training()
     with clock.phase("train", len(update.batches), "micro-batches"):
-        sums = actor.train_step(update.batches, loss, update.denominator)
+        if gate is None:
+            sums = actor.train_step(update.batches, loss, update.denominator)
+        else:
+            sums = actor.train_step(update.batches, gate.watching(loss), update.denominator, before_step=gate.check)
     actor.finish_training()
-    return update_metrics(sums, update.plan)
+    mismatch = update.mismatch if gate is None else gate.mismatch
+    assert mismatch is not None
+    return update_metrics(sums, update.plan), mismatch
+
+
+class MismatchGate:
+    """Measures the mismatch of engine and actor in the training pass itself, and stops before the optimizer's step.
+
+    Attributes:
+        mismatch: over all ranks; None before :meth:`check`.
+    """
+
+    def __init__(self, config: LossConfig) -> None:
+        self.mismatch: Mismatch | None = None
+        self._config = config
+        self._seen: list[tuple[Tensor, Tensor]] = []
+
+    def watching(self, loss: Loss) -> Loss:
+        """The same loss, which notes the log-probabilities of old and behaviour policy."""
+
+        def watched(inputs: LossInputs) -> LossOutput:
+            self._seen.append((inputs.old_logprobs, inputs.behaviour_logprobs))
+            return loss(inputs)
+
+        return watched
+
+    def check(self) -> None:
+        """Measure over all ranks; those that saw nothing, such as all but the last pipeline stage, take part.
+
+        Raises:
+            UserError: the engine is too far from the actor.
+        """
+        own = total(
+            measure_tokens(old.cpu().numpy(), behaviour.cpu().numpy(), self._config.tis_cap)
+            for old, behaviour in self._seen
+        )
+        self.mismatch = total(gather_from_all(own))
+        refuse_mismatch(self.mismatch, self._config.max_token_mult_prob_error)

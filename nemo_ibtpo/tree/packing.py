@@ -83,7 +83,8 @@ class PackedBatch:
             repeats because others of its tokens attend to them.
         behaviour_logprobs: log-probability (nats) under the policy that sampled the token, 0 in the prompt.
         weight, positive, negative: the :class:`Credit` of the token's step, 0 in the prompt.
-        old_logprobs: log-probability (nats) under the policy before the update; None until it has been computed.
+        old_logprobs: log-probability (nats) under the policy before the step's first update; None until it has been
+            computed, or if that is the policy that the pass over this batch computes with.
         reference_logprobs: under the reference policy; None until it has been computed, or without a KL term.
     """
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from toy_models import checkpoint_names, hf_weights, random_model, random_tree
 
 from nemo_ibtpo.config.schema import ActorConfig, IBScoreConfig, LossConfig, OptimizerConfig
-from nemo_ibtpo.losses import ClippedLoss, LossInputs, LossOutput
+from nemo_ibtpo.losses import ClippedLoss, LossInputs, LossOutput, with_importance
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import architecture_from_config
 from nemo_ibtpo.methods import Method, StepAdvantages
@@ -60,6 +60,8 @@ DEFAULT: dict[str, Any] = {
     "method": "ibtpo",
     "normalization": "token_mean",
     "form": "packed",
+    "old": "given",  # or "training pass": the old policy is the model itself
+    "tis_cap": 0.0,
     "mistake": None,
 }
 
@@ -72,7 +74,7 @@ def loss_config(case: dict[str, Any]) -> LossConfig:
         entropy_coef=ENTROPY_BONUS if case["method"] == "ibro" else 0.0,
         normalization=case["normalization"],
         token_weight="trajectories",
-        tis_cap=0.0,
+        tis_cap=case["tis_cap"],
         max_token_mult_prob_error=0.0,
     )
 
@@ -89,22 +91,29 @@ def make_trees() -> list[Tree]:
     return [random_tree(rng, rollouts=6, prompt_id=str(i)) for i in range(6)]
 
 
-def other_policies(tree: Tree, model_logprobs: Callable[[Sequence[int]], Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Per node, log-probs of an old and a reference policy: the model's, shifted far enough that clips occur."""
+def other_policies(
+    tree: Tree, model_logprobs: Callable[[Sequence[int]], Tensor], old: str
+) -> list[tuple[Tensor, Tensor]]:
+    """Per node, log-probs of an old and a reference policy: the model's, shifted far enough that clips occur.
+
+    The old policy is not shifted where it is the model itself.
+    """
     policies = []
     for node in tree.nodes[1:]:
         prefix = [t for i in tree.path(node.parent) for t in tree.nodes[i].tokens]
         own = model_logprobs([*prefix, *node.tokens]).detach()[len(prefix) - 1 :]
         generator = torch.Generator().manual_seed(1000 * int(tree.prompt_id) + node.index)
         shift = torch.randn(2, len(own), generator=generator, dtype=torch.float64)
-        policies.append((own + 0.3 * shift[0], own + 0.5 * shift[1]))
+        policies.append((own + 0.3 * (old == "given") * shift[0], own + 0.5 * shift[1]))
     return policies
 
 
 @functools.cache
-def reference_gradients(family: str, method: str, normalization: str) -> tuple[dict[str, Tensor], list[Any]]:
+def reference_gradients(
+    family: str, method: str, normalization: str, old: str, tis_cap: float
+) -> tuple[dict[str, Tensor], list[Any]]:
     """Every trajectory as a sequence of its own through transformers in float64, summed as the formulas say."""
-    case = {"method": method, "normalization": normalization}
+    case = {"method": method, "normalization": normalization, "tis_cap": tis_cap}
     trees = make_trees()
     model = random_model(family, dtype=torch.float64)
 
@@ -115,7 +124,7 @@ def reference_gradients(family: str, method: str, normalization: str) -> tuple[d
         return model_rows(tokens)[torch.arange(len(tokens) - 1), torch.tensor(tokens[1:])]
 
     config = loss_config(case)
-    policies = [other_policies(tree, model_logprobs) for tree in trees]
+    policies = [other_policies(tree, model_logprobs, old) for tree in trees]
     total, denominator = torch.zeros((), dtype=torch.float64), 0.0
     for tree, policy in zip(trees, policies, strict=True):
         (advantages,) = METHODS[case["method"]].of_update([tree], IB_SCORE)
@@ -126,7 +135,7 @@ def reference_gradients(family: str, method: str, normalization: str) -> tuple[d
             rows = model_rows(tokens)[len(tree.nodes[ROOT].tokens) - 1 :]
             logprobs = rows[torch.arange(len(rows)), torch.tensor(tokens[-len(rows) :])]
             entropies = -(rows.exp() * rows).sum(dim=-1)
-            old = torch.cat([policy[i - 1][0] for i in path])
+            old_logprobs = torch.cat([policy[i - 1][0] for i in path])
             reference = torch.cat([policy[i - 1][1] for i in path])
             per_node = (
                 [advantages.total[i] for i in path]
@@ -136,7 +145,10 @@ def reference_gradients(family: str, method: str, normalization: str) -> tuple[d
             advantage = torch.cat(
                 [torch.full((len(tree.nodes[i].tokens),), float(a)) for i, a in zip(path, per_node, strict=True)]
             ).double()
-            ratio = (logprobs - old).exp()
+            ratio = (logprobs - old_logprobs).exp()
+            if tis_cap:
+                behaviour = torch.tensor([p for i in path for p in tree.nodes[i].logprobs], dtype=torch.float64)
+                advantage = advantage * (old_logprobs - behaviour).exp().clamp(max=tis_cap)
             clipped = ratio.clamp(1 - config.clip_eps_low, 1 + config.clip_eps_high)
             delta = reference - logprobs
             loss = -torch.minimum(ratio * advantage, clipped * advantage)
@@ -161,7 +173,9 @@ def as_batch(tree: Tree, policy: list[tuple[Tensor, Tensor]], case: dict[str, An
     for which, values in enumerate(policies):
         for node in range(1, len(tree.nodes)):
             values[node_T == node] = policy[node - 1][which].numpy()
-    batch = replace(batch, old_logprobs=policies[0], reference_logprobs=policies[1])
+    batch = replace(batch, reference_logprobs=policies[1])
+    if case["old"] == "given":
+        batch = replace(batch, old_logprobs=policies[0])
     if case["mistake"] == "weight 1 per unique token":
         scale = np.maximum(batch.weight, 1e-9)
         scaled = {name: getattr(batch, name) / scale for name in ("weight", "positive", "negative")}
@@ -209,7 +223,9 @@ def flat(batch: PackedBatch, tree: Tree, case: dict[str, Any]) -> list[PackedBat
 def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) -> float:
     """Largest relative error over all parameters of this case's gradients against the reference."""
     trees = make_trees()
-    expected, policies = reference_gradients(case["family"], case["method"], case["normalization"])
+    expected, policies = reference_gradients(
+        *(case[key] for key in ("family", "method", "normalization", "old", "tis_cap"))
+    )
     actor_config = ActorConfig(
         device=case["device"],
         tensor_model_parallel_size=case["tp"],
@@ -249,7 +265,7 @@ def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) ->
         multiple_of=actor.microbatch_multiple,
     )
     mine = [assemble(pieces, dict(enumerate(batches))) for pieces in plan.ranks[actor.data_parallel_rank]]
-    own_loss = METHODS[case["method"]].with_term(ClippedLoss(loss_config(case)))
+    own_loss = with_importance(METHODS[case["method"]].with_term(ClippedLoss(loss_config(case))), case["tis_cap"])
 
     def loss(inputs: LossInputs) -> LossOutput:
         if case["mistake"] == "mean of micro-batch means":

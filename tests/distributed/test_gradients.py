@@ -6,9 +6,9 @@ depend on the cluster that a run happens to use.
 
 Each case runs one optimizer step of the real actor on four gloo ranks (those that a layout leaves over are
 data-parallel) and compares the gradient of every parameter with plain transformers and autograd in float64 on the
-duplicated trajectories, with ratios that are clipped on both sides and a KL term; IBRO's cases add both
-entropy terms. The negative controls make mistakes
-that are known from other systems, and must be seen.
+duplicated trajectories, with ratios that are clipped on both sides and a KL term. IBRO's cases add both entropy
+terms, others truncated importance weights, or an old policy that is the model itself. The negative controls make
+mistakes that are known from other systems, and must be seen.
 
 Not exercised: bf16, GPUs.
 """
@@ -61,6 +61,17 @@ CASES: dict[str, dict[str, Any]] = {
     "grpo budget 40": {"pp": 2, "method": "grpo", "max_tokens": 40},
     "sequence_mean": {"tp": 2, "pp": 2, "normalization": "sequence_mean"},
     "sequence_mean grpo budget 40": {"normalization": "sequence_mean", "method": "grpo", "max_tokens": 40},
+    "importance weights": {"tp": 2, "pp": 2, "tis_cap": 0.05},
+    # The old policy's log-probabilities are those of the training pass itself.
+    **{
+        f"one update {name}": {**LAYOUTS[name], "old": "training pass", "tis_cap": 0.05}
+        for name in ("dp4", "tp2-sp-dp2", "pp2-dp2", "tp2-pp2-vpp2-sp")
+    },
+    "one update duplicated": {"tp": 2, "old": "training pass", "tis_cap": 0.05, "form": "duplicated"},
+    "one update grpo budget 40": {"pp": 2, "old": "training pass", "method": "grpo", "max_tokens": 40},
+    "one update ibro": {"tp": 2, "pp": 2, "old": "training pass", "method": "ibro"},
+    "one update recompute full": {"tp": 2, "sp": True, "pp": 2, "old": "training pass", "recompute": "full"},
+    "one update experts": {"family": "qwen3_moe", "ep": 2, "old": "training pass"},
     "recompute selective": {"tp": 2, "pp": 2, "recompute": "selective"},
     "recompute full": {"tp": 2, "pp": 2, "sp": True, "recompute": "full"},
     **{f"budget {n} vpp2": {"tp": 2, "pp": 2, "vpp": 2, "max_tokens": n} for n in (40, 97)},

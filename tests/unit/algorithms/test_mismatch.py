@@ -1,7 +1,6 @@
-"""The mismatch of engine and actor decides what a sample weighs and whether a run goes on.
+"""The mismatch of engine and actor decides whether a run goes on.
 
-By hand on one tree. That the weights enter the loss as they should is test_losses.py; that a run stops before its
-weights change is tests/e2e/test_train.py.
+By hand on one tree. That a run stops before its weights change is tests/e2e/test_train.py.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from strategies import hand_tree
 
-from nemo_ibtpo.algorithms.mismatch import Mismatch, importance_weighted, measure, refuse_mismatch, total
+from nemo_ibtpo.algorithms.mismatch import Mismatch, measure, refuse_mismatch, total
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.tree.packing import PackedBatch, pack_tree
 
@@ -26,8 +25,7 @@ def batch(ratios: list[float]) -> PackedBatch:
     old = behaviour.copy()
     old[packed.in_loss] += np.log(np.array(ratios, dtype=np.float32))
     old[~packed.in_loss] = 50.0  # outside the loss: read by nobody
-    ones = np.ones(len(packed), dtype=np.float32)
-    return replace(packed, old_logprobs=old, behaviour_logprobs=behaviour, positive=ones, negative=2 * ones)
+    return replace(packed, old_logprobs=old, behaviour_logprobs=behaviour)
 
 
 def test_metrics_by_hand() -> None:
@@ -60,16 +58,7 @@ def test_a_piece_counts_the_tokens_of_its_own_loss() -> None:
     mask[:4] = False
     piece = replace(whole, in_loss=mask)
     assert measure([piece], 2.5).tokens == 5
-    assert importance_weighted(piece, 2.5).positive[:4].tolist() == [1] * 4
     assert measure([replace(whole, in_loss=np.zeros_like(mask))], 2.5) == Mismatch()
-
-
-def test_importance_weights_are_truncated_above() -> None:
-    weighted = importance_weighted(batch(RATIOS), 2.5)
-    np.testing.assert_allclose(weighted.positive, [1, 1, 1, 0.5, 2.5, 2, 1, 1, 0.25], rtol=1e-6)
-    np.testing.assert_array_equal(weighted.negative, 2 * weighted.positive)
-    np.testing.assert_array_equal(weighted.weight, batch(RATIOS).weight)
-    assert importance_weighted(batch([1e30, *RATIOS[1:]]), 2.0).positive[2] == 2.0
 
 
 def test_the_gate() -> None:

@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 from packing_oracles import n_paths_of, nodes_of, pack_trees, tree_slices, unpack_paths
 from strategies import IB, hand_tree, mixed_trees
 
-from nemo_ibtpo.algorithms.mismatch import importance_weighted
 from nemo_ibtpo.config.schema import LossConfig
-from nemo_ibtpo.losses import ClippedLoss, LossInputs, mean_metrics
+from nemo_ibtpo.losses import ClippedLoss, LossInputs, mean_metrics, with_importance
 from nemo_ibtpo.methods import StepAdvantages
 from nemo_ibtpo.methods.credit import credit_nodes
 from nemo_ibtpo.methods.ibro import IBRO
@@ -54,15 +53,13 @@ def tree_loss(
 ):
     """The loss of packed trees, or of the tokens in a storage range of them."""
     packed = pack_trees(forest, credits)
-    if behaviour is not None:
-        known = replace(packed, old_logprobs=old.numpy(), behaviour_logprobs=behaviour.numpy())
-        packed = importance_weighted(known, config.tis_cap)
     entropies = torch.zeros(len(packed), dtype=torch.float64) if entropies is None else entropies
     in_loss = np.arange(len(packed))[piece][packed.in_loss[piece]]
     inputs = LossInputs(
         logprobs=current[in_loss],
         entropies=entropies[in_loss],
         old_logprobs=old[in_loss],
+        behaviour_logprobs=(old if behaviour is None else behaviour)[in_loss],
         reference_logprobs=None if reference is None else reference[in_loss],
         weight=torch.from_numpy(packed.weight)[in_loss],
         positive=torch.from_numpy(packed.positive)[in_loss],
@@ -70,7 +67,8 @@ def tree_loss(
         denominator=sum(credit.denominator for credit in credits),
     )
     loss = ClippedLoss(config)
-    return (IBRO(zero_variance="drop", entropy_coef=ibro).with_term(loss) if ibro else loss)(inputs)
+    loss = IBRO(zero_variance="drop", entropy_coef=ibro).with_term(loss) if ibro else loss
+    return with_importance(loss, config.tis_cap)(inputs)
 
 
 def duplicated_loss(forest, advantages, current, old, reference, config, *, entropies=None, behaviour=None, ibro=0.0):
@@ -209,6 +207,7 @@ def test_one_token_by_hand(ratio, positive, negative, surrogate, slope) -> None:
     current = torch.tensor([old + math.log(ratio)], dtype=torch.float64, requires_grad=True)
     values = {
         "old_logprobs": old,
+        "behaviour_logprobs": old,
         "reference_logprobs": reference,
         "weight": weight,
         "positive": positive,
@@ -241,6 +240,7 @@ def test_metrics_by_hand() -> None:
             logprobs=old + ratios.log(),
             entropies=torch.arange(5, dtype=torch.float64),
             old_logprobs=old,
+            behaviour_logprobs=old,
             reference_logprobs=old,
             weight=weight,
             positive=weight * advantage.clamp(min=0),

@@ -1,6 +1,6 @@
 """The mismatch of engine and actor decides whether a run goes on.
 
-By hand on one tree. That a run stops before its weights change is tests/e2e/test_train.py.
+By hand on one tree. That an update stops before the weights change is tests/distributed/test_updates.py.
 """
 
 from __future__ import annotations

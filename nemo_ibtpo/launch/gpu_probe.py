@@ -62,7 +62,7 @@ def try_second_process(
 
 
 def probe(device: torch.device, *, compiles: bool) -> None:
-    """Use the device; with ``compiles`` run the actor's compiled attention on a small tree, on a GPU also backward.
+    """Use the device; with ``compiles`` run compiled FlexAttention as the actor does, on a GPU also backward.
 
     Raises:
         ValueError: a result is wrong.
@@ -72,14 +72,13 @@ def probe(device: torch.device, *, compiles: bool) -> None:
         raise ValueError(f"{device} adds wrongly")
     if not compiles:
         return
-    from nemo_ibtpo.megatron import attention_cuda as attention
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    length = 2 * attention.BLOCK
+    length = 256
     torch.manual_seed(0)
     qkv = torch.randn(3, 1, 2, length, 16, device=device, requires_grad=device.type == "cuda")
-    subtree_end = torch.full((length,), length, device=device)  # a chain: plain causal attention
-    prepared = attention.prepare(subtree_end)
-    ours = attention.compiled()(qkv[0], qkv[1], qkv[2], prepared, None)
+    causal = create_block_mask(lambda b, h, query, key: key <= query, None, None, length, length, str(device))
+    ours = torch.compile(flex_attention, fullgraph=True)(qkv[0], qkv[1], qkv[2], block_mask=causal)
     expected = torch.nn.functional.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], is_causal=True)
     if not torch.allclose(ours, expected, atol=2e-2, rtol=2e-2):
         raise ValueError(f"compiled attention on {device} differs from the uncompiled one")

@@ -230,8 +230,8 @@ class RolloutConfig:
 class DatasetConfig:
     """Where problems come from."""
 
-    source: Literal["reasoning_gym", "jsonl", "parquet", "huggingface"]
-    """``reasoning_gym``, ``jsonl``, ``parquet`` or ``huggingface``."""
+    source: Literal["reasoning_gym", "jsonl", "csv", "parquet", "huggingface"]
+    """``reasoning_gym``; files: ``jsonl`` (JSON lines or an array), ``csv`` or ``parquet``; ``huggingface``."""
     path: Annotated[str, Field(min_length=1)]
     """Reasoning-gym task name, path of a file or of a directory of files, or Hugging Face data set id or
     directory."""
@@ -241,8 +241,12 @@ class DatasetConfig:
     """Hugging Face split, or null."""
     question_key: str
     """Column with the question."""
-    answer_key: str
-    """Column with the answer."""
+    answer_key: str | None
+    """Column with the gold answer, or with a list of answers that are accepted; null where a reward function needs
+    none."""
+    answer_from: str | None
+    """Where in the answer's text the gold answer stands: ``boxed`` (in the last box), ``hashes`` (after the last
+    ``####``), a regular expression with one group (its last match), or null: it is the text."""
     size: PositiveInt | None
     """Number of problems (reasoning-gym makes so many); null takes all rows there are."""
     seed: int
@@ -262,8 +266,11 @@ class DataConfig:
     """Problems to train on."""
     validation: DatasetConfig
     """Problems to evaluate on."""
-    template: Literal["chat", "plain"]
-    """``chat`` applies the tokenizer's chat template to the filled ``prompt_format``, ``plain`` takes it as it is."""
+    template: Literal["chat", "plain", "none"]
+    """``chat`` applies the tokenizer's chat template to the filled ``prompt_format`` or to the row's messages,
+    ``plain`` takes the filled format as any text, ``none`` as one that holds its special tokens already."""
+    template_options: dict[str, Any]
+    """Further arguments of the chat template, such as ``{enable_thinking: false}``."""
     prompt_format: str
     """Text with one ``{question}``."""
     system_prompt: str | None
@@ -466,8 +473,11 @@ class BenchmarkConfig:
     ``benchmark.data.seed`` and the question."""
     samples_per_problem: PositiveInt
     """Samples of each problem, the k of avg@k."""
-    template: Literal["chat", "plain"]
-    """``chat`` applies the tokenizer's chat template to the filled ``prompt_format``, ``plain`` takes it as it is."""
+    template: Literal["chat", "plain", "none"]
+    """``chat`` applies the tokenizer's chat template to the filled ``prompt_format`` or to the row's messages,
+    ``plain`` takes the filled format as any text, ``none`` as one that holds its special tokens already."""
+    template_options: dict[str, Any]
+    """Further arguments of the chat template, such as ``{enable_thinking: false}``."""
     prompt_format: str
     """Text with one ``{question}``."""
     system_prompt: str | None

@@ -314,14 +314,29 @@ def _check_data(config: RunConfig) -> None:
 def _check_prompts(name: str, prompts: DataConfig | BenchmarkConfig) -> None:
     count = prompts.prompt_format.count("{question}")
     refuse_if(count != 1, f"{name}.prompt_format holds {{question}} {count} times; it needs it exactly once")
+    template = prompts.template
     refuse_if(
-        prompts.template == "plain" and prompts.system_prompt is not None,
-        f"{name}.system_prompt is not used by {name}.template=plain; set it to null, or {name}.template=chat",
+        template != "chat" and prompts.system_prompt is not None,
+        f"{name}.system_prompt is not used by {name}.template={template}; set it to null, or {name}.template=chat",
+    )
+    refuse_if(
+        template != "chat" and bool(prompts.template_options),
+        f"{name}.template_options are of the chat template, which {name}.template={template} does not use",
+    )
+    refuse_if(
+        template == "none" and prompts.prompt_format != "{question}",
+        f"{name}.template=none takes texts as they are; set {name}.prompt_format='{{question}}'",
     )
 
 
 def _check_dataset(name: str, dataset: DatasetConfig) -> None:
     generated = dataset.source == "reasoning_gym"
+    if dataset.answer_from not in (None, "boxed", "hashes"):
+        try:
+            groups = re.compile(dataset.answer_from).groups
+        except re.error as error:
+            raise UserError(f"{name}.answer_from={dataset.answer_from!r} is no regular expression: {error}") from None
+        refuse_if(groups != 1, f"{name}.answer_from={dataset.answer_from!r} needs one group, it has {groups}")
     refuse_if(
         generated and dataset.size is None,
         f"{name}.size=null: reasoning_gym makes problems without end; say how many",

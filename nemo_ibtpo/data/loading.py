@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import DatasetConfig
+from nemo_ibtpo.data.answers import gold_answers, text_of
 from nemo_ibtpo.data.problems import Problem, make_problem_id
-from nemo_ibtpo.data.prompts import PromptSettings, PromptTemplate
+from nemo_ibtpo.data.prompts import PromptSettings, PromptTemplate, Question, as_question, chat_messages
 from nemo_ibtpo.data.report import LoadReport
-from nemo_ibtpo.data.sources import BadRow, Row, read_rows
+from nemo_ibtpo.data.rows import BadRow, Row, UnusableRowError
+from nemo_ibtpo.data.sources import read_rows
 
 RowPreparation = Callable[[dict[str, Any]], dict[str, Any]]
-
-
-class UnusableRowError(Exception):
-    """A row makes no problem; the message is the reason that is counted."""
 
 
 def load_problems(
@@ -43,7 +42,7 @@ def load_problems(
             "verifier goes with the reasoning_gym source and with no other"
         )
     reader = _ProblemReader(config, PromptTemplate(prompts, tokenizer), prompts.max_prompt_tokens, prepare)
-    report = LoadReport(source=f"{config.source} data set {config.path}")
+    report = LoadReport(source=f"{config.source} data set {config.path}", notes=reader.template.notes())
     problems: list[Problem] = []
     for location, row in read_rows(config):
         if len(problems) == config.size:
@@ -81,6 +80,7 @@ class _ProblemReader:
     Attributes:
         columns: of the first row that was an object, None before.
         shortest_prompt: tokens of the shortest prompt so far.
+        template: makes prompts.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class _ProblemReader:
         self.columns: list[str] | None = None
         self.shortest_prompt = math.inf
         self._config = config
-        self._template = template
+        self.template = template
         self._max_prompt_tokens = max_prompt_tokens
         self._prepare = prepare
         self._answers: dict[str, str] = {}  # by question
@@ -110,13 +110,14 @@ class _ProblemReader:
             self.columns = list(row)
         if self._prepare is not None:
             row = self._prepare(row)
-        question = _text(lookup(row, self._config.question_key), "question")
-        answer = _text(lookup(row, self._config.answer_key), "answer")
+        asked = self._asked(row)
+        question = asked if isinstance(asked, str) else text_of(as_question(asked), "question")
+        answer, *others = self._gold(row)
         if question in self._answers:
             same = self._answers[question] == answer
             raise UnusableRowError("repeated question" if same else "repeated question with another answer")
         self._answers[question] = answer
-        prompt_tokens = self._template(question)
+        prompt_tokens = self.template(asked)
         self.shortest_prompt = min(self.shortest_prompt, len(prompt_tokens))
         if len(prompt_tokens) > self._max_prompt_tokens:
             raise UnusableRowError(f"prompt longer than max_prompt_tokens={self._max_prompt_tokens}")
@@ -125,9 +126,28 @@ class _ProblemReader:
             question=question,
             answer=answer,
             verifier=self._config.verifier,
-            metadata=row["metadata"] if self._prepare or self._config.source == "reasoning_gym" else {},
+            metadata=self._metadata(row) | ({"accepted": others} if others else {}),
             prompt_tokens=prompt_tokens,
         )
+
+    def _asked(self, row: dict[str, Any]) -> Question:
+        value = lookup(row, self._config.question_key)
+        return chat_messages(value) if isinstance(value, list) else text_of(value, "question")
+
+    def _gold(self, row: dict[str, Any]) -> list[str]:
+        if (key := self._config.answer_key) is None:
+            return [""]
+        return gold_answers(lookup(row, key), self._config.answer_from)
+
+    def _metadata(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What verifiers need, or the further columns, JSON-able, for reward functions."""
+        if self._prepare or self._config.source == "reasoning_gym":
+            metadata: dict[str, Any] = row["metadata"]
+            return metadata
+        further = {
+            name: row[name] for name in row if name not in (self._config.question_key, self._config.answer_key)
+        }
+        return {"row": json.loads(json.dumps(further, default=str))} if further else {}
 
 
 def lookup(row: dict[str, Any], key: str) -> Any:
@@ -144,23 +164,6 @@ def lookup(row: dict[str, Any], key: str) -> Any:
             raise UnusableRowError(f"no column {key!r}")
         value = value[part]
     return value
-
-
-def _text(value: Any, what: str) -> str:
-    """The text of a question or an answer; whole numbers and floats are written as a person would."""
-    if isinstance(value, float) and math.isfinite(value):
-        value = str(int(value)) if value.is_integer() else repr(value)
-    elif isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if value is None or (isinstance(value, str) and not value.strip()):
-        raise UnusableRowError(f"empty {what}")
-    if not isinstance(value, str):
-        raise UnusableRowError(f"{what} is {type(value).__name__}, not text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # JSON can spell half a surrogate pair
-        raise UnusableRowError(f"{what} is not valid Unicode") from None
-    return value.strip()
 
 
 def _describe_empty(report: LoadReport, reader: _ProblemReader) -> str:

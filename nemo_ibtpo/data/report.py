@@ -27,12 +27,14 @@ class LoadReport:
         rows: rows that were looked at.
         loaded: problems made of them.
         skipped: rows left out, by reason.
+        notes: what one may want to know besides.
     """
 
     source: str
     rows: int = 0
     loaded: int = 0
     skipped: dict[str, Skipped] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def skip(self, reason: str, location: str) -> None:
         """Count a row that is left out."""
@@ -41,9 +43,8 @@ class LoadReport:
     def summary(self) -> str:
         """One line for the log."""
         line = f"{self.source}: {self.loaded} problems from {self.rows} rows"
-        if not self.skipped:
-            return line
-        return f"{line}; left out: {self.describe_skipped()}"
+        left_out = [f"left out: {self.describe_skipped()}"] if self.skipped else []
+        return "; ".join([line, *left_out, *self.notes])
 
     def describe_skipped(self) -> str:
         """The reasons with their counts and first locations."""

@@ -1,4 +1,4 @@
-"""Rows of a data set, wherever they come from: reasoning-gym, JSON lines, Parquet or Hugging Face.
+"""Rows of a data set, wherever they come from: reasoning-gym, files or Hugging Face.
 
 A source yields (location, row) pairs; the location is for messages. A row that could not be read is a
 ``BadRow`` and travels on to be counted; whatever is wrong with the source as a whole is a ``UserError``.
@@ -11,28 +11,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import DatasetConfig
+from nemo_ibtpo.data.files import file_rows
+from nemo_ibtpo.data.rows import Row
 from nemo_ibtpo.signals import unreached_by_signals
-
-
-@dataclass(frozen=True, slots=True)
-class BadRow:
-    """A row that is no row.
-
-    Attributes:
-        reason: why.
-    """
-
-    reason: str
-
-
-Row = dict[str, Any] | BadRow
 
 
 def read_rows(config: DatasetConfig) -> Iterator[tuple[str, Row]]:
@@ -44,57 +30,11 @@ def read_rows(config: DatasetConfig) -> Iterator[tuple[str, Row]]:
     match config.source:
         case "reasoning_gym":
             return _reasoning_gym_rows(config)
-        case "jsonl":
-            return chain.from_iterable(map(_jsonl_rows, _existing_files(config)))
-        case "parquet":
-            return chain.from_iterable(map(_parquet_rows, _existing_files(config)))
+        case "jsonl" | "csv" | "parquet":
+            return file_rows(config)
         case "huggingface":
             subsets = config.subset.split(",") if config.subset else [None]
             return chain.from_iterable(_huggingface_rows(config, subset) for subset in subsets)
-
-
-def _existing_files(config: DatasetConfig) -> list[Path]:
-    """The file, or all files of the source's kind below the directory, sorted."""
-    path = Path(config.path).expanduser()
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"data file {config.path} does not exist (relative paths start at {Path.cwd()})")
-    files = sorted(path.rglob(f"*.{config.source}"))
-    if not files:
-        raise UserError(f"directory {config.path} holds no *.{config.source} file")
-    return files
-
-
-def _jsonl_rows(file: Path) -> Iterator[tuple[str, Row]]:
-    try:
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{file}:{number}", _parse_json_line(line)
-    except OSError as error:
-        raise UserError(f"cannot read data file {file}: {error.strerror}") from error
-
-
-def _parse_json_line(line: bytes) -> Row:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):  # a UnicodeDecodeError is a ValueError
-        return BadRow("invalid JSON")
-    return row if isinstance(row, dict) else BadRow("not a JSON object")
-
-
-def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(file)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"cannot read {file} as Parquet: {_one_line(error)}") from error
-    for batch in table.to_batches():
-        for number, row in enumerate(batch.to_pylist(), start=1):
-            yield f"{file} row {number}", row
 
 
 def _huggingface_rows(config: DatasetConfig, subset: str | None) -> Iterator[tuple[str, Row]]:

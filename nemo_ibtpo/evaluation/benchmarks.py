@@ -13,7 +13,8 @@ from string import ascii_uppercase
 from typing import Any
 
 from nemo_ibtpo.config.schema import BenchmarkConfig
-from nemo_ibtpo.data.loading import RowPreparation, UnusableRowError, lookup
+from nemo_ibtpo.data.loading import RowPreparation, lookup
+from nemo_ibtpo.data.rows import UnusableRowError
 
 
 def row_preparation(benchmark: BenchmarkConfig) -> RowPreparation | None:

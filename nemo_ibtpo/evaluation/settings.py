@@ -26,6 +26,7 @@ def evaluation_settings(config: EvalConfig, problems: Sequence[Problem], model_d
         "problems": len(problems),
         "problems_digest": problems_digest([replace(problem, prompt_tokens=()) for problem in problems])[:16],
         "template": benchmark.template,
+        "template_options": benchmark.template_options,
         "prompt_format": benchmark.prompt_format,
         "system_prompt": benchmark.system_prompt,
         "max_prompt_tokens": benchmark.max_prompt_tokens,

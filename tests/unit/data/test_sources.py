@@ -22,7 +22,8 @@ from data_configs import dataset_config
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import DatasetConfig
-from nemo_ibtpo.data.sources import BadRow, read_rows
+from nemo_ibtpo.data.rows import BadRow
+from nemo_ibtpo.data.sources import read_rows
 
 ROWS = [{"question": "1 + 1?", "answer": "2"}, {"question": "2 + 2?", "answer": "4"}]
 

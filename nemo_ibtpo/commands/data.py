@@ -1,0 +1,73 @@
+"""``nemo-ibtpo data check recipe=...``: what becomes of the data of a recipe, before anything is started."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.loader import composition_of_words
+
+if TYPE_CHECKING:
+    from nemo_ibtpo.commands import Subparsers
+    from nemo_ibtpo.config.schema import DatasetConfig, RunConfig
+    from nemo_ibtpo.data.problems import Problem
+
+_EXAMPLES = 3
+
+
+def add_parser(commands: Subparsers, argv: Sequence[str]) -> None:
+    """Add the parser of ``data``."""
+    parser = commands.add_parser(
+        "data",
+        allow_abbrev=False,
+        help="read the data of a recipe and show what becomes of it",
+        usage="nemo-ibtpo data check recipe=<name or path> [key=value ...]",
+        description="Read training and validation data as training would: three prompts with their special tokens, "
+        "gold answers, counts, lengths, what is left out and why. Needs the tokenizer only.",
+    )
+    parser.add_argument("words", nargs="*", metavar="key=value", help="`check`, then recipe=... and keys")
+
+
+def run(arguments: argparse.Namespace) -> int | None:
+    """Read and show."""
+    action, *words = arguments.words or [""]
+    if action != "check":
+        raise UserError("data has one action: nemo-ibtpo data check recipe=<name or path> [key=value ...]")
+    composition = composition_of_words(words)
+    _check(composition.asked(composition.compose()).at_this_start())
+    return None
+
+
+def _check(config: RunConfig) -> None:
+    from transformers import AutoTokenizer
+
+    from nemo_ibtpo.data.loading import leave_out, load_problems
+    from nemo_ibtpo.rewards.gold import keep_verifiable
+    from nemo_ibtpo.rewards.pool import VerifierPool
+
+    tokenizer = AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
+    pool = VerifierPool(tokenizer, config.reward)
+    held_out: set[str] = set()
+    try:
+        for name, dataset in (("validation", config.data.validation), ("training", config.data.train)):
+            problems, report = load_problems(dataset, config.data, tokenizer)
+            problems = keep_verifiable(leave_out(problems, held_out, report), pool, report)
+            held_out = held_out or {problem.problem_id for problem in problems}
+            print(f"{name} data: {report.summary()}")
+            _show(problems, dataset, tokenizer)
+    finally:
+        pool.close()
+
+
+def _show(problems: Sequence[Problem], dataset: DatasetConfig, tokenizer: Any) -> None:
+    lengths = sorted(len(problem.prompt_tokens) for problem in problems)
+    middle = lengths[len(lengths) // 2]
+    print(f"  prompt tokens: {lengths[0]} to {lengths[-1]}, median {middle}; verifier {dataset.verifier}")
+    for problem in problems[:_EXAMPLES]:
+        print(f"  prompt {problem.problem_id}: {tokenizer.decode(list(problem.prompt_tokens))!r}")
+        accepted = [problem.answer, *problem.metadata.get("accepted", [])]
+        print(f"    gold answer: {' or '.join(map(repr, accepted))}")
+        if row := problem.metadata.get("row"):
+            print(f"    further columns: {', '.join(row)}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.config.loader import composition_of_words
+from nemo_ibtpo.config.loader import compose, recipe_and_overrides
 
 if TYPE_CHECKING:
     from nemo_ibtpo.commands import Subparsers
@@ -35,8 +35,7 @@ def run(arguments: argparse.Namespace) -> int | None:
     action, *words = arguments.words or [""]
     if action != "check":
         raise UserError("data has one action: nemo-ibtpo data check recipe=<name or path> [key=value ...]")
-    composition = composition_of_words(words)
-    _check(composition.asked(composition.compose()).at_this_start())
+    _check(compose(*recipe_and_overrides(words, "data check")))
     return None
 
 

@@ -41,7 +41,7 @@ def test_a_function_trains_and_evaluates(recipe: Path, tmp_path: Path, capsys: p
     write_rows(recipe)
     output = tmp_path / "out"
     assert main(["train", f"recipe={recipe}", f"output_dir={output}", *WORDS]) == 0, capsys.readouterr().err
-    step = read_metrics(output)[-1]
+    step = read_metrics(output / "metrics.jsonl")[-1]
     assert 0 < step["reward/boxed"] < 1, "a part that the function measures is a metric"
     assert step["train/avg_rate"] == pytest.approx(0.5 * step["reward/boxed"], abs=0.5)
     result = EvaluationResult.from_jsonl(output / "validation" / "step_1.jsonl")
@@ -101,4 +101,4 @@ def test_files_of_other_trainers_train(
     shown = capsys.readouterr().out
     assert "training data: " in shown and "12 problems from 12 rows" in shown and "gold answer: '1'" in shown
     assert main(["train", *words]) == 0, capsys.readouterr().err
-    assert read_metrics(tmp_path / "out")[-1]["reward/verified"] > 0
+    assert read_metrics(tmp_path / "out" / "metrics.jsonl")[-1]["reward/verified"] > 0

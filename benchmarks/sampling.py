@@ -50,7 +50,6 @@ from nemo_ibtpo.config.schema import SamplerConfig
 from nemo_ibtpo.data.loading import load_problems
 from nemo_ibtpo.experiments.base_models.imitation import load_settings, make_base_model
 from nemo_ibtpo.experiments.base_models.tokenizer import make_tokenizer
-from nemo_ibtpo.megatron.safetensors_io import SafetensorsDirectory
 from nemo_ibtpo.reporting.progress import RunConsole
 from nemo_ibtpo.rewards.pool import VerifierPool
 from nemo_ibtpo.rollout.engine import SamplingParams
@@ -291,7 +290,6 @@ def main() -> None:
             max_model_len=work.max_prompt_tokens + work.max_new_tokens,
             log_path=Path(scratch) / "vllm.log",
         )
-        weights = dict(SafetensorsDirectory(work.model).items())
         process = psutil.Process(engine.pid)
         runs: dict[str, list[Run]] = {}
 
@@ -306,7 +304,7 @@ def main() -> None:
 
         def side(name: str, sample: Callable[[], tuple[list[Tree], Recorder]]) -> Callable[[], None]:
             def run() -> None:
-                engine.update_weights(weights.items())  # milliseconds; empties the prefix cache
+                engine.finish_load()  # of no weights: milliseconds; empties the prefix cache
                 before = counters()
                 trees, source = sample()
                 cpu, sampled, prefill = (now - then for now, then in zip(counters(), before, strict=True))

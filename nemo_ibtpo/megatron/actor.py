@@ -4,7 +4,7 @@ Life cycle, in the manner of NeMo-Aligner's alignable models::
 
     actor.prepare_for_inference(); actor.logprobs(...); actor.reference_logprobs(...); actor.finish_inference()
     actor.prepare_for_training(); actor.train_step(...); actor.finish_training()
-    for name, tensor in actor.named_weights(): ...; actor.host_weights(...)
+    for name, tensor in actor.named_weights(): ...; actor.weight_shards()
     actor.save(path); actor.load(path)
 
 There is one forward function; what becomes of the hidden states is a post-processor's affair. The loss arrives
@@ -15,7 +15,7 @@ ranks, so the gradient does not depend on how the step was cut up.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import tee
 from pathlib import Path
@@ -36,14 +36,13 @@ from nemo_ibtpo.losses import Loss
 from nemo_ibtpo.megatron import checkpoint
 from nemo_ibtpo.megatron.architecture import Architecture
 from nemo_ibtpo.megatron.host_copies import HostCopies
-from nemo_ibtpo.megatron.host_weights import HostWeightWriter
 from nemo_ibtpo.megatron.inputs import ModelInputs, padded_length
 from nemo_ibtpo.megatron.logprobs import tree_logprobs
 from nemo_ibtpo.megatron.model import build_model, output_weight, transformer_config
 from nemo_ibtpo.megatron.optimization import build_optimizer
 from nemo_ibtpo.megatron.parallel import ParallelContext
 from nemo_ibtpo.megatron.tree_attention import attention_kernel
-from nemo_ibtpo.megatron.weights import WeightExporter, load_weights
+from nemo_ibtpo.megatron.weights import WeightExporter, WeightShard, load_weights
 from nemo_ibtpo.tree.packing import FloatArray, PackedBatch
 
 # Which of the two Megatron does, read off what it calls: no version number says it.
@@ -246,15 +245,10 @@ class MegatronActor:
         with self._context.scope():
             yield from self._exporter.named_weights()
 
-    def host_weights(
-        self, target: Mapping[str, Tensor] | None, host: Hashable
-    ) -> Callable[[], Iterator[tuple[str, Tensor]]]:
-        """A way to bring the weights into memory that the ranks of a host share; see :class:`HostWeightWriter`.
-
-        Making it is a collective, and so is every call of what is returned, which yields like :meth:`named_weights`.
-        """
-        writer = HostWeightWriter([chunk.module for chunk in self._chunks], self._architecture, target, host)
-        return writer.weights
+    def weight_shards(self) -> list[WeightShard]:
+        """The parts of the weights that this rank holds, for whoever brings them to an engine."""
+        with self._context.scope():
+            return self._exporter.shards()
 
     def save(self, path: Path) -> None:
         """Write weights, optimizer and learning-rate schedule into an empty directory; a collective."""

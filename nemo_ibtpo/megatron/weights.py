@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -264,8 +265,27 @@ def check_names(names: Iterable[str], arch: Architecture) -> None:
             raise UserError(f"{kind} weights in the checkpoint: {shown}{more}")
 
 
+class WeightShard(NamedTuple):
+    """A part of a Hugging Face weight, where this rank trains it.
+
+    The part lies in the whole weight as ``whole.as_strided(tensor.shape, stride, offset)``.
+
+    Attributes:
+        name: Hugging Face name of the weight.
+        shape: of the whole weight.
+        stride, offset: of the part in the contiguous whole, in elements.
+        tensor: the part, a view of the rank's parameter.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    tensor: Tensor
+
+
 class WeightExporter:
-    """Streams the full model under Hugging Face names; who owns what is worked out once."""
+    """The model under Hugging Face names, whole or as the parts of this rank; who owns what is worked out once."""
 
     def __init__(self, chunks: Sequence[GPTModel], arch: Architecture) -> None:
         self._arch = arch
@@ -300,6 +320,22 @@ class WeightExporter:
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """The accumulated gradients in the same form; a tied embedding's is the sum over both its uses."""
         return self._stream(lambda parameter: parameter.main_grad)  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def shards(self) -> list[WeightShard]:
+        """The parts of the weights that this rank holds, padding left out."""
+        rank = parallel_state.get_tensor_model_parallel_rank()
+        size = parallel_state.get_tensor_model_parallel_world_size()
+        shards = []
+        for name, parameter in self._local.items():
+            rule = self._rules[name]
+            cut = (rank, size) if rule.expert is None else (0, 1)
+            whole = [torch.empty(shape, device="meta") for shape in rule.shapes.values()]
+            pieces = rule.pieces(parameter.detach(), whole, *cut)
+            for (hf_name, shape), (ours, theirs) in zip(rule.shapes.items(), pieces, strict=True):
+                if ours.numel():
+                    shards.append(WeightShard(hf_name, shape, theirs.stride(), theirs.storage_offset(), ours))
+        return shards
 
     def _stream(self, value_of: Callable[[torch.nn.Parameter], Tensor]) -> Iterator[tuple[str, Tensor]]:
         dtype = value_of(next(iter(self._local.values()))).dtype

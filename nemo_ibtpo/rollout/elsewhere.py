@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-
-import torch
+from collections.abc import Hashable, Mapping, Sequence
 
 from nemo_ibtpo.rollout.engine import EngineStats, SamplingParams
 from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest, Unfinished
@@ -13,7 +11,7 @@ from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest, Unfinished
 class EngineElsewhere:
     """Stands in on a rank whose rollouts are sampled by another rank's engine.
 
-    Such a rank is dealt no prompts, but it takes part in the collective that gathers the weights for the others.
+    Such a rank is dealt no prompts.
     """
 
     def __init__(self, sampling: SamplingParams) -> None:
@@ -43,11 +41,6 @@ class EngineElsewhere:
 
     def sleep(self) -> None:
         """Nothing to free."""
-
-    def update_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Take part in gathering the weights, and let go of them."""
-        for _ in weights:
-            pass
 
     def close(self) -> None:
         """Nothing to release."""

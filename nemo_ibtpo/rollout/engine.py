@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
-
-import torch
 
 from nemo_ibtpo.tree.rollouts import RolloutSource
 
@@ -46,7 +43,7 @@ class EngineStats:
 
 
 class RolloutEngine(RolloutSource, Protocol):
-    """A sampler that also takes new weights."""
+    """A sampler. How it takes new weights is its transport's business (``rollout.transport``)."""
 
     stats: EngineStats
     sampling: SamplingParams
@@ -55,16 +52,7 @@ class RolloutEngine(RolloutSource, Protocol):
         """Use other sampling parameters from now on (evaluation differs from training); only when idle."""
 
     def sleep(self) -> None:
-        """Free device memory until the next :meth:`update_weights`; only when idle."""
-
-    def update_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Replace the weights, given under their Hugging Face names, and drop every cached prefix.
-
-        The weights are iterated to their end, which may be a collective over ranks. Wakes an engine that sleeps.
-
-        Raises:
-            ValueError: a weight is missing, unknown or of another shape; it is named.
-        """
+        """Free device memory until the next weights, and wait until it is free; only when idle."""
 
     def close(self) -> None:
         """Release memory and processes."""

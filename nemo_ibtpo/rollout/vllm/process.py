@@ -19,25 +19,22 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 
+from nemo_ibtpo.rollout.vllm.compat import CPU_SETTINGS, SETTINGS
 from nemo_ibtpo.rollout.vllm.messages import FromProcess, Start, ToProcess
 from nemo_ibtpo.signals import unreached_by_signals
 
 # What torchrun tells its ranks; vLLM would take it for its own.
 _TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCH_NCCL_ASYNC_ERROR_HANDLING"}
 _TORCHRUN_PREFIXES = ("MASTER_", "TORCHELASTIC_", "GROUP_", "ROLE_")
-_SETTINGS = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # this process is the engine's; it needs no other
-    "VLLM_NO_USAGE_STATS": "1",
+_SETTINGS = SETTINGS | {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-_CPU_SETTINGS = {
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # OMP_NUM_THREADS rules; engines beside each other would share cores
+_CPU_SETTINGS = CPU_SETTINGS | {
     # Memory of old weights is taken for new ones, instead of being given back and zeroed by the kernel.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
-    "TORCHDYNAMO_DISABLE": "1",  # vLLM compiles a helper of its sampler, which takes longer than a small run
 }
 _JOIN_S = 5.0
 
@@ -64,7 +61,7 @@ class VLLMProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "nemo_ibtpo.rollout.vllm.worker", str(theirs.fileno())],
                 env=_environment(devices) | (_CPU_SETTINGS if start.device == "cpu" else {}),
-                pass_fds=(theirs.fileno(), start.segment_fd),
+                pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -11,39 +11,41 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 from nemo_ibtpo.rollout.engine import SamplingParams
+from nemo_ibtpo.rollout.vllm.compat import CPU_BLOCK_TOKENS
 from nemo_ibtpo.rollout.vllm.messages import (
     Abort,
     Alive,
+    AttachMemory,
     Cut,
     CutOff,
     Drawn,
     Failed,
     Finished,
     FinishedRequest,
-    LoadBucket,
+    FinishLoad,
     Loaded,
-    LoadSegment,
+    LoadFromHandles,
+    LoadFromMemory,
     NumberedRequest,
     Ready,
     Report,
     SetSampling,
     Sleep,
+    Slept,
     Start,
     Submit,
     ToProcess,
-    Written,
 )
 from nemo_ibtpo.tree.tree import FinishReason
 
 _ALIVE_PERIOD_S = 1.0
 _REPORT_PERIOD_S = 0.02
 _STREAM_TOKENS = 8  # how far a request is becomes known after its first token, and then every so many
-_CPU_BLOCK_TOKENS = 32  # the smallest that vLLM's CPU attention takes: prefixes are shared in whole blocks
 
 
 class Worker:
@@ -54,19 +56,21 @@ class Worker:
 
         self._connection = connection
         self._on_gpu = start.device == "cuda"
-        self._devices = start.tensor_parallel_size
         self._asleep = False
+        self._loading = False
         self._last_sent = time.monotonic()
         self._numbers: set[int] = set()
         self._latest: dict[int, Any] = {}  # what vLLM said last of a request that runs
         self._reports = False
         self._reported: dict[int, int] = {}
         self._last_report = 0.0
-        self._segment = (f"/proc/{os.getpid()}/fd/{start.segment_fd}", start.layout)
         self._llm = vllm.LLM(**_engine_arguments(start))
         self._set_sampling(start.sampling)
-        if start.from_segment:
-            self._load_segment(tensor.name for tensor in start.layout)
+        if start.memory is not None:
+            self._llm.collective_rpc("attach_memory", args=(start.memory,))
+            if start.from_memory:
+                self._load("load_from_memory", [tensor.name for tensor in start.memory.tensors])
+                self._finish_load()
         self._send(Ready())
 
     def serve(self) -> NoReturn:
@@ -96,11 +100,16 @@ class Worker:
             if self._on_gpu:  # vLLM has no sleep on a CPU
                 self._llm.sleep(level=2)
                 self._asleep = True
-        elif isinstance(message, LoadSegment):
-            self._load_segment(self._written())
+            self._send(Slept())
+        elif isinstance(message, AttachMemory):
+            self._llm.collective_rpc("attach_memory", args=(message.memory,))
+        elif isinstance(message, LoadFromMemory):
+            self._load("load_from_memory", message.names)
+        elif isinstance(message, LoadFromHandles):
+            self._load("load_from_handles", message.handles)
             self._send(Loaded())
-        elif isinstance(message, LoadBucket):
-            self._load_bucket(message)
+        elif isinstance(message, FinishLoad):
+            self._finish_load()
             self._send(Loaded())
 
     def _set_sampling(self, params: SamplingParams) -> None:
@@ -174,43 +183,24 @@ class Worker:
         self._latest.clear()
         self._reported.clear()
 
-    def _load_segment(self, names: Iterable[str]) -> None:
-        self._wake("weights")
-        if self._devices > 1:  # an iterator stays in this process; vLLM's workers are others
-            names = list(names)
-        self._llm.collective_rpc("load_segment", args=(*self._segment, names))
-        self._forget_prefixes()
-
-    def _written(self) -> Iterator[str]:
-        """Names of weights as they come to lie in the shared memory."""
-        last = False
-        while not last:
-            message = self._connection.recv()
-            assert isinstance(message, Written), message
-            yield from message.names
-            last = message.last
-
-    def _load_bucket(self, message: LoadBucket) -> None:  # GPU only: nothing here has been run
-        if message.first:
+    def _load(self, how: str, weights: Sequence[Any]) -> None:
+        if not self._loading:
             self._wake("weights")
-            self._llm.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {"packed": False}})
-            self._llm.collective_rpc("start_weight_update")
-        if message.info is not None:
-            self._llm.collective_rpc("update_weights", kwargs={"update_info": message.info})
-        else:
-            self._llm.collective_rpc("finish_weight_update")
-            self._forget_prefixes()
+            self._loading = True
+        self._llm.collective_rpc(how, args=(weights,))
 
-    def _wake(self, what: str) -> None:
-        if self._asleep:
-            self._llm.wake_up(tags=[what])
-
-    def _forget_prefixes(self) -> None:
+    def _finish_load(self) -> None:
         """Keys and values of the old weights are of no use; memory for new ones is taken only now."""
+        self._llm.collective_rpc("finish_load")
+        self._loading = False
         self._wake("kv_cache")
         self._asleep = False
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache")
+
+    def _wake(self, what: str) -> None:
+        if self._asleep:
+            self._llm.wake_up(tags=[what])
 
     def _send(self, message: Any) -> None:
         self._connection.send(message)
@@ -228,19 +218,18 @@ def _engine_arguments(start: Start) -> dict[str, Any]:
         "enable_prefix_caching": True,
         "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled from
         "generation_config": "vllm",  # the run's sampling parameters, not the model's
-        "load_format": "dummy" if start.from_segment else "safetensors",
-        "worker_extension_cls": "nemo_ibtpo.rollout.vllm.extension.SegmentLoader",
+        "load_format": "dummy" if start.from_memory else "safetensors",
+        "worker_extension_cls": "nemo_ibtpo.rollout.vllm.extension.WeightLoader",
         "disable_log_stats": True,
         "seed": 0,
     }
     if start.device == "cpu":
-        cache = {"kv_cache_memory_bytes": int(start.kv_cache_gib * 2**30), "block_size": _CPU_BLOCK_TOKENS}
+        cache = {"kv_cache_memory_bytes": int(start.kv_cache_gib * 2**30), "block_size": CPU_BLOCK_TOKENS}
         return arguments | cache | {"enforce_eager": True}
     return arguments | {
         "gpu_memory_utilization": start.gpu_memory_utilization,
         "enforce_eager": start.enforce_eager,
         "enable_sleep_mode": True,
-        "weight_transfer_config": {"backend": "ipc"},
     }
 
 

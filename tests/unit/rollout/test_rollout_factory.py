@@ -5,6 +5,7 @@ Directories are written by transformers itself; models fetched from a hub are no
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import RolloutConfig, TransformersEngineConfig, VLLMEngineConfig
 from nemo_ibtpo.rollout.engine import RolloutEngine, SamplingParams
 from nemo_ibtpo.rollout.factory import find_eos_token_ids, load_model, make_engine
+from nemo_ibtpo.rollout.transport.gathered import GatheredTransport
 from nemo_ibtpo.tree.rollouts import RolloutRequest
 
 CONFIG = RolloutConfig(
@@ -70,14 +72,21 @@ def test_engine_from_a_directory(model_dir: Path, tokenizer: PreTrainedTokenizer
 
 def test_a_rank_without_an_engine(model_dir: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """It samples nothing, but takes part in the collective that gathers the weights."""
+    consumed = []
+
+    class Source:
+        def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+            for name in "abc":
+                consumed.append(name)
+                yield name, torch.ones(1)
+
     engine = make(model_dir, tokenizer, here=False)
     assert engine.sampling == make(model_dir, tokenizer).sampling
     engine.submit([])
     assert engine.poll() == []
     with pytest.raises(RuntimeError, match="no engine"):
         engine.submit([RolloutRequest("r", (1, 2), 5, seed=3)])
-    consumed = []
-    engine.update_weights((consumed.append(name) or name, torch.ones(1)) for name in "abc")
+    GatheredTransport().publish(Source())
     assert consumed == ["a", "b", "c"]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from local_weights import LocalWeights, one_rank
 from strategies import IB
 from toy_models import VOCAB, hf_weights, random_model
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -25,7 +27,9 @@ from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import RolloutConfig, SamplerConfig, TransformersEngineConfig, VLLMEngineConfig
 from nemo_ibtpo.rollout.embedded.sampling import sampling_logprobs
 from nemo_ibtpo.rollout.engine import SamplingParams
-from nemo_ibtpo.rollout.vllm import engine as vllm_engine
+from nemo_ibtpo.rollout.transport.host_writer import HostWriter
+from nemo_ibtpo.rollout.transport.shared_memory import SharedMemoryTransport
+from nemo_ibtpo.rollout.vllm import checks
 from nemo_ibtpo.rollout.vllm.engine import VLLMEngine
 from nemo_ibtpo.tree.branching import make_strategy
 from nemo_ibtpo.tree.growth import GrowthTask, grow
@@ -66,6 +70,10 @@ def weights_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {name: weight.detach() for name, weight in model.named_parameters()}
 
 
+def untied(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {name: weight for name, weight in hf_weights(model).items() if name != "lm_head.weight"}
+
+
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
     directory = tmp_path_factory.mktemp("vllm") / "model"
@@ -100,11 +108,27 @@ def started(model_dir: Path) -> Iterator[VLLMEngine]:
     engine.close()
 
 
+Publish = Callable[[dict[str, torch.Tensor]], None]
+
+
+def connect(engine: VLLMEngine, weights: dict[str, torch.Tensor]) -> Publish:
+    """Gives the engine new weights through the memory of the host, as a run does."""
+    transport = SharedMemoryTransport(HostWriter(LocalWeights(weights), [0], bucket_bytes=4096))
+    transport.attach(engine)
+    return lambda new: transport.publish(LocalWeights(new))
+
+
+@pytest.fixture(scope="module")
+def publish(started: VLLMEngine) -> Iterator[Publish]:
+    with one_rank():
+        yield connect(started, weights_of(toy(0)))
+
+
 @pytest.fixture
-def engine(started: VLLMEngine) -> VLLMEngine:
+def engine(started: VLLMEngine, publish: Publish) -> VLLMEngine:
     """The shared engine with the weights of ``toy(0)`` and plain sampling, whatever ran before."""
     started.set_sampling(PLAIN)
-    started.update_weights(weights_of(toy(0)).items())
+    publish(weights_of(toy(0)))
     return started
 
 
@@ -150,14 +174,14 @@ def test_first_weights_are_those_of_the_directory(started: VLLMEngine) -> None:
     assert_logprobs_match(toy(0), requests, drain(started, requests), PLAIN)
 
 
-def test_logprobs_follow_an_update_and_no_old_prefix_is_used(engine: VLLMEngine) -> None:
+def test_logprobs_follow_an_update_and_no_old_prefix_is_used(engine: VLLMEngine, publish: Publish) -> None:
     """Fails if the prefix cache outlives the update: the prefix was computed under the old weights."""
     requests = [request(i) for i in range(8)]
     before = engine.stats.cached_prefix_tokens
     drain(engine, requests)
     drain(engine, requests)
     assert engine.stats.cached_prefix_tokens > before  # there is something to forget
-    engine.update_weights(weights_of(toy(1)).items())
+    publish(weights_of(toy(1)))
     assert_logprobs_match(toy(1), requests, drain(engine, requests), PLAIN)
 
 
@@ -178,9 +202,11 @@ def test_other_models_follow_an_update(
     try:
         requests = [request(i) for i in range(8)]
         drain(engine, requests)
-        for model in (new, old):
-            engine.update_weights(hf_weights(model).items())
-            assert_logprobs_match(model, requests, drain(engine, requests), PLAIN, atol)
+        with one_rank():
+            publish = connect(engine, untied(old))
+            for model in (new, old):
+                publish(untied(model))
+                assert_logprobs_match(model, requests, drain(engine, requests), PLAIN, atol)
     finally:
         engine.close()
 
@@ -192,40 +218,34 @@ def test_logprobs_are_of_the_sampling_distribution(engine: VLLMEngine) -> None:
     assert_logprobs_match(toy(0), requests, drain(engine, requests), params)
 
 
-@pytest.mark.parametrize("change", ["missing", "unknown", "misshapen", "given twice"])
+@pytest.mark.parametrize("change", ["missing", "unknown", "has shape"])
 def test_weights_that_do_not_fit_are_named(engine: VLLMEngine, change: str) -> None:
-    weights = list(weights_of(toy(1)).items())
-    name, tensor = weights[7]
+    """When they are attached, before any is trained; the engine stays as it is."""
+    weights = weights_of(toy(1))
+    name = list(weights)[7]
     if change == "missing":
-        del weights[7]
+        del weights[name]
     elif change == "unknown":
         name = "model.layers.0.extra"
-        weights.insert(7, (name, tensor))
-    elif change == "misshapen":
-        weights[7] = (name, tensor[..., :1])
+        weights[name] = torch.ones(2)
     else:
-        weights.insert(7, weights[7])
-    with pytest.raises(UserError, match=name.replace(".", r"\.")) as error:
-        engine.update_weights(weights)
+        weights[name] = weights[name][..., :1].clone()
+    with pytest.raises(UserError, match=rf"(?=.*{re.escape(name)})(?=.*{change})") as error:
+        connect(engine, weights)
     assert "\n" not in str(error.value)
+    requests = [request(i) for i in range(4)]
+    assert_logprobs_match(toy(0), requests, drain(engine, requests), PLAIN)
 
 
-def test_a_tied_embedding_may_be_given_but_not_differ(engine: VLLMEngine) -> None:
-    weights = weights_of(toy(1))
-    engine.update_weights((weights | {"lm_head.weight": weights["model.embed_tokens.weight"]}).items())
-    with pytest.raises(UserError, match="tied"):
-        engine.update_weights((weights | {"lm_head.weight": weights["model.embed_tokens.weight"] + 1}).items())
-
-
-def test_weights_that_are_not_finite_are_told_and_leave_no_trace(engine: VLLMEngine) -> None:
+def test_weights_that_are_not_finite_are_told_and_leave_no_trace(engine: VLLMEngine, publish: Publish) -> None:
     requests = [request(i) for i in range(3)]
     good = drain(engine, requests)
-    engine.update_weights((name, torch.full_like(w, float("nan"))) for name, w in weights_of(toy(0)).items())
+    publish({name: torch.full_like(w, float("nan")) for name, w in weights_of(toy(0)).items()})
     engine.submit(requests)
     with pytest.raises(UserError, match="logits are not finite"):
         while engine._unanswered:
             engine.poll()
-    engine.update_weights(weights_of(toy(0)).items())
+    publish(weights_of(toy(0)))
     assert tokens_of(drain(engine, requests)) == tokens_of(good)
 
 
@@ -409,12 +429,13 @@ def test_nothing_of_torchrun_reaches_the_process(started: VLLMEngine) -> None:
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hanging"])
 def test_trees_survive_the_process(
     engine: VLLMEngine,
+    publish: Publish,
     tokenizer: PreTrainedTokenizerFast,
     monkeypatch: pytest.MonkeyPatch,
     signal_number: signal.Signals,
 ) -> None:
     """In the middle of growing, with weights that are nowhere on disk."""
-    engine.update_weights(weights_of(toy(2)).items())
+    publish(weights_of(toy(2)))
     counted = [engine.stats.sampled_tokens]
     undisturbed = grow_trees(engine, tokenizer)
     counted.append(engine.stats.sampled_tokens)
@@ -452,7 +473,7 @@ def test_a_process_that_dies_again_and_again_ends_the_run(
 
 
 def test_what_vllm_cannot_serve_is_refused_at_once(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_engine, "find_spec", lambda name: object())
+    monkeypatch.setattr(checks, "find_spec", lambda name: object())
     with pytest.raises(UserError, match=r"kv_cache_gib=0\.0001 holds the keys and values of 52 tokens, .* up to 128"):
         start(model_dir, replace(CONFIG, vllm=replace(CONFIG.vllm, kv_cache_gib=0.0001)))
     with pytest.raises(UserError, match="max_model_len 300 must lie between 2 and the model's 256 positions"):
@@ -465,7 +486,7 @@ def test_what_vllm_cannot_serve_is_refused_at_once(model_dir: Path, monkeypatch:
     with pytest.raises(UserError, match=r"no attention for heads of 16 channels.*rollout=transformers"):
         start(model_dir)
     file.write_text(original)
-    monkeypatch.setattr(vllm_engine, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"vLLM is not installed.*rollout=transformers"):
         start(model_dir)
 
@@ -486,7 +507,7 @@ def test_a_process_that_cannot_start_says_why(model_dir: Path, tmp_path: Path) -
 
 def test_the_devices_of_a_replica(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replica sees the GPUs of its ranks, under the names that this process knows them by."""
-    devices = vllm_engine._visible_devices
+    devices = checks.visible_devices
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     assert devices(torch.device("cpu"), 1) is None
     assert devices(torch.device("cuda", 2), 2) == "6,7"

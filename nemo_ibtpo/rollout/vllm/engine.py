@@ -54,7 +54,7 @@ from nemo_ibtpo.rollout.vllm.messages import (
     Submit,
     ToProcess,
 )
-from nemo_ibtpo.rollout.vllm.process import EndedError, VLLMProcess
+from nemo_ibtpo.rollout.vllm.process import EndedError, RefusedError, VLLMProcess
 from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest, Unfinished
 
 Answer = TypeVar("Answer", Slept, Loaded, CutOff)
@@ -136,6 +136,9 @@ class VLLMEngine:
         self._process = VLLMProcess(self._start, log_path, self._devices)
         try:
             self._await_ready()
+        except RefusedError as error:  # and would do so again
+            self.close()
+            raise UserError(f"vLLM does not start: {error}; its log is {self._log_path}") from error
         except EndedError as error:
             self._replace(str(error))
         except BaseException:
@@ -364,13 +367,13 @@ class VLLMEngine:
         """Wait until the engine can sample.
 
         Raises:
+            RefusedError: vLLM refuses to start.
             EndedError: the process died without a word, or is not ready in time.
-            UserError: vLLM refuses to start, and would do so again.
         """
         deadline = time.monotonic() + self._limits.start_timeout_s
         while not isinstance(message := self._process.receive(1.0), Ready):
             if isinstance(message, Failed):
-                raise UserError(f"vLLM does not start: {message.reason}; its log is {self._log_path}")
+                raise RefusedError(message.reason)
             if time.monotonic() > deadline:
                 raise EndedError(f"it was not ready after {self._limits.start_timeout_s:g} s")
 

@@ -19,6 +19,9 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 
+import psutil
+
+from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.rollout.vllm.compat import CPU_SETTINGS, SETTINGS
 from nemo_ibtpo.rollout.vllm.messages import FromProcess, Start, ToProcess
 from nemo_ibtpo.signals import unreached_by_signals
@@ -37,10 +40,15 @@ _CPU_SETTINGS = CPU_SETTINGS | {
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
 }
 _JOIN_S = 5.0
+_GROUP_END_S = 60.0  # to free the memory of a GPU, and then some
 
 
 class EndedError(Exception):
     """The process is gone; the message says how it ended."""
+
+
+class RefusedError(EndedError):
+    """It could not make the engine; the message says why."""
 
 
 class VLLMProcess:
@@ -101,10 +109,15 @@ class VLLMProcess:
         return message
 
     def kill(self) -> None:
-        """End it at once, with the processes it has started."""
+        """End it at once, with the processes it has started, and wait until all are gone: some hold GPU memory.
+
+        Raises:
+            UserError: one does not end.
+        """
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        await_group_end(self._process.pid, _GROUP_END_S)
         self._outbox.put(None)
         for thread in self._threads:
             thread.join(timeout=_JOIN_S)
@@ -130,6 +143,31 @@ class VLLMProcess:
         except subprocess.TimeoutExpired:
             return "it closed its connection"
         return f"it was killed by {signal.Signals(-status).name}" if status < 0 else f"it exited with status {status}"
+
+
+def await_group_end(group: int, timeout_s: float) -> None:
+    """Wait until no process of a process group is left but zombies, which hold nothing.
+
+    Raises:
+        UserError: one is left after the time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while left := _members(group):
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"process {left[0]} of vLLM did not end within {timeout_s:g} s of SIGKILL and may hold GPU memory; "
+                "look at its state (ps), and restart the node if its driver hangs"
+            )
+        time.sleep(0.05)
+
+
+def _members(group: int) -> list[int]:
+    members = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                members.append(process.pid)
+    return members
 
 
 def _environment(devices: str | None) -> dict[str, str]:

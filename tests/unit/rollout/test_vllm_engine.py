@@ -11,9 +11,11 @@ import json
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +32,9 @@ from nemo_ibtpo.rollout.engine import SamplingParams
 from nemo_ibtpo.rollout.transport.host_writer import HostWriter
 from nemo_ibtpo.rollout.transport.shared_memory import SharedMemoryTransport
 from nemo_ibtpo.rollout.vllm import checks
+from nemo_ibtpo.rollout.vllm import engine as vllm_engine
 from nemo_ibtpo.rollout.vllm.engine import VLLMEngine
+from nemo_ibtpo.rollout.vllm.process import VLLMProcess
 from nemo_ibtpo.tree.branching import make_strategy
 from nemo_ibtpo.tree.growth import GrowthTask, grow
 from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest
@@ -456,6 +460,30 @@ def test_trees_survive_the_process(
     counted.append(engine.stats.sampled_tokens)
     assert counted[2] - counted[1] == counted[1] - counted[0], "a rollout was counted twice or not at all"
     assert not Path(f"/proc/{struck[0]}").exists()
+
+
+def test_a_restart_that_fails_counts_as_a_try(engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does where memory of the old process is not free yet: the next try finds it free."""
+    requests = [request(i) for i in range(4)]
+    tokens = tokens_of(drain(engine, requests))
+    file = Path(engine._start.model_path) / "config.json"
+    original = file.read_text()
+    file.write_text(json.dumps(json.loads(original) | {"architectures": ["NobodyForCausalLM"]}))
+    starts: list[float] = []
+
+    class Mended(VLLMProcess):
+        def __init__(self, *arguments: Any) -> None:
+            starts.append(time.monotonic())
+            if len(starts) == 2:
+                file.write_text(original)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(vllm_engine, "VLLMProcess", Mended)
+    restarts = engine.restarts
+    engine.submit(requests)
+    os.kill(engine.pid, signal.SIGKILL)
+    assert tokens_of(drain_rest(engine)) == tokens
+    assert len(starts) == 2 and engine.restarts == restarts + 2
 
 
 def test_a_process_that_dies_again_and_again_ends_the_run(

@@ -25,14 +25,9 @@ class CudaIpcTransport:
 
     Args:
         writer: of this rank; the ranks of each host hold the whole model between them.
-
-    Raises:
-        UserError: torch's allocator is told to use expandable segments, whose memory another process cannot open
-            everywhere.
     """
 
     def __init__(self, writer: HostWriter) -> None:
-        refuse_expandable_segments()
         self._writer = writer
         self._engine: TakesHandles | None = None
 
@@ -61,10 +56,10 @@ class CudaIpcTransport:
 
 
 def refuse_expandable_segments() -> None:
-    """Look at the allocator's settings in the environment.
+    """Look at the settings of torch's allocator in the environment.
 
     Raises:
-        UserError: they ask for expandable segments.
+        UserError: they ask for expandable segments, whose memory another process cannot open everywhere.
     """
     for variable in _ALLOCATOR_VARIABLES:
         if "expandable_segments:true" in os.environ.get(variable, "").lower():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from nemo_ibtpo.config.schema import RolloutConfig
-from nemo_ibtpo.rollout.transport.cuda_ipc import CudaIpcTransport
+from nemo_ibtpo.rollout.transport.cuda_ipc import CudaIpcTransport, refuse_expandable_segments
 from nemo_ibtpo.rollout.transport.gathered import GatheredTransport
 from nemo_ibtpo.rollout.transport.host_writer import HostWriter
 from nemo_ibtpo.rollout.transport.protocol import WeightSource, WeightTransport
@@ -33,7 +33,10 @@ def make_transport(
     """
     if config.engine == "transformers":
         return GatheredTransport()
+    one_gpu = device.type == "cuda" and config.tensor_parallel_size == 1
+    if one_gpu:
+        refuse_expandable_segments()
     writer = HostWriter(source, engine_ranks)
-    if device.type == "cuda" and config.tensor_parallel_size == 1 and not writer.crosses_hosts:
+    if one_gpu and not writer.crosses_hosts:
         return CudaIpcTransport(writer)
     return SharedMemoryTransport(writer)

@@ -28,6 +28,8 @@ from nemo_ibtpo.signals import unreached_by_signals
 
 # What torchrun tells its ranks; vLLM would take it for its own.
 _TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCH_NCCL_ASYNC_ERROR_HANDLING"}
+# What Megatron wants of its own CUDA context; it would keep vLLM's copies from going on beside its kernels.
+_ACTORS = {"CUDA_DEVICE_MAX_CONNECTIONS"}
 _TORCHRUN_PREFIXES = ("MASTER_", "TORCHELASTIC_", "GROUP_", "ROLE_")
 _SETTINGS = SETTINGS | {
     "DO_NOT_TRACK": "1",
@@ -174,6 +176,6 @@ def _environment(devices: str | None) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name not in _TORCHRUN and not name.startswith(_TORCHRUN_PREFIXES)
+        if name not in _TORCHRUN | _ACTORS and not name.startswith(_TORCHRUN_PREFIXES)
     }
     return kept | _SETTINGS | ({} if devices is None else {"CUDA_VISIBLE_DEVICES": devices})

@@ -29,8 +29,8 @@ def check_request(request: RolloutRequest, *, max_model_len: int, vocab_size: in
     if not 0 <= min(request.prefix) <= max(request.prefix) < vocab_size:
         bad = next(token for token in request.prefix if not 0 <= token < vocab_size)
         raise UserError(f"{where}: token id {bad} lies outside the model's vocabulary of {vocab_size}")
-    if not 0 <= request.seed < 2**64:
-        raise UserError(f"{where}: seed must lie in [0, 2**64), got {request.seed}")
+    if not 0 <= request.seed < 2**63:  # vLLM keeps it as a signed 64-bit number on a GPU
+        raise UserError(f"{where}: seed must lie in [0, 2**63), got {request.seed}")
 
 
 def check_sampling(params: SamplingParams, vocab_size: int) -> None:

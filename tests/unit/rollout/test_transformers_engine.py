@@ -389,7 +389,7 @@ def test_nan_weights_end_in_an_error_and_good_ones_mend_it(make_engine: MakeEngi
         (request(1, (3, VOCAB)), f"token id {VOCAB} lies outside the model's vocabulary of {VOCAB}"),
         (request(1, (3, -1)), "token id -1 lies outside"),
         (request(1, seed=-1), "seed must lie in"),
-        (request(1, seed=2**64), "seed must lie in"),
+        (request(1, seed=2**63), "seed must lie in"),
         (request(0), "request 0 is already waiting or running"),
     ],
 )

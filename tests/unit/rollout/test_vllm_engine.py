@@ -268,8 +268,8 @@ def test_a_late_request_joins_the_running_batch(engine: VLLMEngine) -> None:
 
 
 def test_a_seed_means_one_rollout(engine: VLLMEngine) -> None:
-    first = drain(engine, [request(i, seed=i % 4 + 2**64 - 4) for i in range(8)])
-    again = drain(engine, [request(i, seed=i % 4 + 2**64 - 4) for i in range(8)])
+    first = drain(engine, [request(i, seed=i % 4 + 2**63 - 4) for i in range(8)])
+    again = drain(engine, [request(i, seed=i % 4 + 2**63 - 4) for i in range(8)])
     assert tokens_of(first) == tokens_of(again)
     assert len(set(tokens_of(first).values())) == 4
 

@@ -15,7 +15,7 @@ ranks, so the gradient does not depend on how the step was cut up.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import tee
 from pathlib import Path

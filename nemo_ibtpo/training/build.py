@@ -96,7 +96,7 @@ def _build_actor(config: RunConfig, context: ParallelContext) -> MegatronActor:
         actor=config.actor,
         optimizer=config.optimizer,
         total_updates=trainer.max_steps * trainer.num_prompts_per_step // trainer.num_prompts_per_update,
-        dtype=TORCHTORCH_DTYPES[config.model.dtype],
+        dtype=TORCH_DTYPES[config.model.dtype],
         temperature=config.rollout.temperature,
         keep_reference=config.loss.kl_coef > 0,
         context=context,

@@ -76,7 +76,8 @@ def weights_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def untied(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    return {name: weight for name, weight in hf_weights(model).items() if name != "lm_head.weight"}
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    return {name: weight for name, weight in hf_weights(model).items() if name not in tied}
 
 
 @pytest.fixture(scope="module")

@@ -57,10 +57,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         print("dry run: nothing was started")
         return
-    from nemo_ibtpo.experiments.sampler_comparison.comparison import run_study  # imports torch
+    from nemo_ibtpo.experiments.sampler_comparison.sampling_runs import run_comparison  # imports torch
     from nemo_ibtpo.reporting.progress import RunConsole
 
-    run_study(settings, RunConsole(0))
+    run_comparison(settings, RunConsole(0))
 
 
 def _plan(settings: StudySettings) -> str:

@@ -1,62 +1,51 @@
-"""What is known of each prompt under each sampler, kept line by line, so that a study that was killed goes on.
+"""What an experiment has measured, kept line by line, so that one that was killed goes on.
 
-Below a study's directory lie ``settings.json``, which says what was sampled, and ``samples.jsonl``. A line is written
-when a prompt's tree is complete; a line that a kill left unfinished is cut off.
+Below an experiment's directory lie ``settings.json``, which says what was measured, and one file of JSON lines. A
+line is written when a unit of work is complete; a line that a kill left unfinished is cut off.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.files import drop_cut_off_line, write_atomically
 
-SETTINGS, SAMPLES = "settings.json", "samples.jsonl"
+SETTINGS = "settings.json"
+RecordT = TypeVar("RecordT")
+KeyT = TypeVar("KeyT", bound=Hashable)
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One prompt's tree under one sampler.
-
-    Attributes:
-        sampler: the sampler's label.
-        prompt_id: the problem's identifier.
-        rewards: of its trajectories, in no order that means anything.
-        sampled_tokens: tokens that the engine drew for it.
-        unique_tokens, duplicated_tokens: tokens of the tree, a shared one counted once or for every trajectory.
-        seconds: wall time since the sampler's tree before it was complete; they add up to the sampler's time.
-        prefill_tokens, cached_prefix_tokens: what the engine computed and re-used of prefixes in that time.
-    """
-
-    sampler: str
-    prompt_id: str
-    rewards: tuple[float, ...]
-    sampled_tokens: int
-    unique_tokens: int
-    duplicated_tokens: int
-    seconds: float
-    prefill_tokens: int
-    cached_prefix_tokens: int
-
-
-class RecordStore:
-    """The records of a study's directory, made if it is not there.
+class RecordStore(Generic[KeyT, RecordT]):
+    """The records of an experiment's directory, made if it is not there.
 
     Args:
-        directory: of this study and no other.
+        directory: of this experiment and no other.
+        file_name: of the JSON lines.
+        kind: the data class of the records; sequences in it are tuples.
+        key: what tells a record from others.
         identity: what the records depend on, JSON-able.
 
+    Attributes:
+        records: by their keys.
+
     Raises:
-        UserError: the directory holds another study, or a file that cannot be read.
+        UserError: the directory holds another experiment, or a file that cannot be read.
     """
 
-    def __init__(self, directory: Path, identity: Mapping[str, Any]) -> None:
-        self._samples = directory / SAMPLES
-        directory.mkdir(parents=True, exist_ok=True)
+    def __init__(
+        self,
+        directory: Path,
+        file_name: str,
+        kind: type[RecordT],
+        key: Callable[[RecordT], KeyT],
+        identity: Mapping[str, Any],
+    ) -> None:
+        self._lines, self._kind, self._key = directory / file_name, kind, key
         settings, now = directory / SETTINGS, json.loads(json.dumps(identity))
         if settings.is_file():
             before = _read_json(settings)
@@ -64,33 +53,32 @@ class RecordStore:
                 raise UserError(
                     f"{directory} holds another study: {difference}; choose another output_dir, or its settings"
                 )
-        elif self._samples.exists():
-            raise UserError(f"{directory} has {SAMPLES} but no {SETTINGS}; choose another output_dir")
+        elif self._lines.exists():
+            raise UserError(f"{directory} has {file_name} but no {SETTINGS}; choose another output_dir")
         else:
+            directory.mkdir(parents=True, exist_ok=True)
             write_atomically(settings, json.dumps(now, indent=2) + "\n")
-        self.records: dict[tuple[str, str], Record] = {}
-        for record in self._read():
-            self.records[record.sampler, record.prompt_id] = record
+        self.records: dict[KeyT, RecordT] = {key(record): record for record in self._read()}
 
-    def add(self, record: Record) -> None:
+    def add(self, record: RecordT) -> None:
         """Keep a record, on disk before this returns."""
-        with self._samples.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(record)) + "\n")
-        self.records[record.sampler, record.prompt_id] = record
+        with self._lines.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(record)) + "\n")  # type: ignore[call-overload]
+        self.records[self._key(record)] = record
 
-    def _read(self) -> Iterator[Record]:
-        if not self._samples.is_file():
+    def _read(self) -> Iterator[RecordT]:
+        if not self._lines.is_file():
             return
-        drop_cut_off_line(self._samples)
-        names = {field.name for field in fields(Record)}
-        for number, line in enumerate(self._samples.read_bytes().splitlines(), start=1):
+        drop_cut_off_line(self._lines)
+        names = {field.name for field in fields(self._kind)}  # type: ignore[arg-type]
+        for number, line in enumerate(self._lines.read_bytes().splitlines(), start=1):
             try:
                 row = json.loads(line)
                 if row.keys() != names:
                     raise ValueError(f"keys {sorted(row)}")
-                yield Record(**{**row, "rewards": tuple(row["rewards"])})
+                yield self._kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in row.items()})
             except (ValueError, TypeError, AttributeError) as error:
-                raise UserError(f"{self._samples}:{number} is no record of a sample: {error}") from None
+                raise UserError(f"{self._lines}:{number} is no record of this study: {error}") from None
 
 
 def _read_json(path: Path) -> Any:

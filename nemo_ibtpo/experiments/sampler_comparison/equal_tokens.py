@@ -24,8 +24,32 @@ from math import comb, floor
 import numpy as np
 
 from nemo_ibtpo.evaluation.statistics import Estimate, bootstrap
-from nemo_ibtpo.experiments.records import Record
 from nemo_ibtpo.tree.tree import FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One prompt's tree under one sampler.
+
+    Attributes:
+        sampler: the sampler's label.
+        prompt_id: the problem's identifier.
+        rewards: of its trajectories, in no order that means anything.
+        sampled_tokens: tokens that the engine drew for it.
+        unique_tokens, duplicated_tokens: tokens of the tree, a shared one counted once or for every trajectory.
+        seconds: wall time since the sampler's tree before it was complete; they add up to the sampler's time.
+        prefill_tokens, cached_prefix_tokens: what the engine computed and re-used of prefixes in that time.
+    """
+
+    sampler: str
+    prompt_id: str
+    rewards: tuple[float, ...]
+    sampled_tokens: int
+    unique_tokens: int
+    duplicated_tokens: int
+    seconds: float
+    prefill_tokens: int
+    cached_prefix_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

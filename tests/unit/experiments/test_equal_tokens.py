@@ -11,8 +11,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from nemo_ibtpo.experiments.records import Record
-from nemo_ibtpo.experiments.sampler_comparison.equal_tokens import is_mixed, mixed_of_subset, summarise
+from nemo_ibtpo.experiments.sampler_comparison.equal_tokens import Record, is_mixed, mixed_of_subset, summarise
 
 
 def record(rewards: tuple[float, ...], tokens: int = 100, prompt: str = "p") -> Record:

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from rich.box import SIMPLE
-from rich.table import Table
 
-from nemo_ibtpo.experiments.records import Record
-from nemo_ibtpo.experiments.sampler_comparison.equal_tokens import SamplerResult, mixed_of_subset
+from nemo_ibtpo.experiments.sampler_comparison.equal_tokens import Record, SamplerResult, mixed_of_subset
+from nemo_ibtpo.files import write_atomically
+from nemo_ibtpo.reporting.tables import Table
 
 _COLUMNS = (
     "sampler",
@@ -39,19 +38,12 @@ _NOTE = (
 
 def as_table(results: Sequence[SamplerResult]) -> Table:
     """What fits a console of 80 columns; the rest is in the files."""
-    table = Table(caption=_NOTE, caption_justify="left", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    for place, column in enumerate(("sampler", "G", "Eff-Rate %", "Avg %", "tokens", "s", "over independent")):
-        table.add_column(column, justify="left" if place == 0 else "right", no_wrap=place > 0)
+    rows = []
     for result in results:
         cells = _cells(result)
-        table.add_row(*cells[:3], f"{100 * result.avg_rate.mean:.1f}", cells[4], cells[8], cells[11])
-    return table
-
-
-def as_markdown(results: Sequence[SamplerResult]) -> str:
-    """The same table as Markdown."""
-    rows = [_COLUMNS, ("---",) * len(_COLUMNS), *(_cells(result) for result in results)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{results[0].prompts} prompts. {_NOTE}\n"
+        rows.append((*cells[:3], f"{100 * result.avg_rate.mean:.1f}", cells[4], cells[8], cells[11]))
+    columns = ("sampler", "G", "Eff-Rate %", "Avg %", "tokens", "s", "over independent")
+    return Table(columns, rows, note=_NOTE)
 
 
 def _cells(result: SamplerResult) -> tuple[str, ...]:
@@ -82,14 +74,12 @@ def write_report(
         results: of all samplers.
         independent: records of the independent sampler, for its curve in the plot.
     """
-    texts = {
-        "summary.json": json.dumps([asdict(result) for result in results], indent=2) + "\n",
-        "summary.md": as_markdown(results),
-    }
-    for name, text in texts.items():
-        (directory / name).write_text(text, encoding="utf-8")
-    plot(results, independent).savefig(directory / "eff_rate.png", dpi=120)
-    return [directory / name for name in (*texts, "eff_rate.png")]
+    table = Table(_COLUMNS, [_cells(result) for result in results], note=f"{results[0].prompts} prompts. {_NOTE}")
+    paths = [directory / name for name in ("summary.json", "summary.md", "eff_rate.png")]
+    write_atomically(paths[0], json.dumps([asdict(result) for result in results], indent=2) + "\n")
+    write_atomically(paths[1], table.as_markdown() + "\n")
+    plot(results, independent).savefig(paths[2], dpi=120)
+    return paths
 
 
 def plot(results: Sequence[SamplerResult], independent: Sequence[Record] | None) -> Figure:

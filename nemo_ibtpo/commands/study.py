@@ -1,13 +1,15 @@
-"""``nemo-ibtpo study run | report <study.yaml>``."""
+"""``nemo-ibtpo study run | report <study.yaml>`` and ``nemo-ibtpo study gradient recipe=<name or path>``."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.experiments.gradient_study import gradient_arms
 from nemo_ibtpo.experiments.training_study.study_file import Study, read_study
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ examples:
   nemo-ibtpo study run studies/tiny.yaml --jobs 2       # goes on where it was interrupted
   nemo-ibtpo study report studies/tiny.yaml             # of the runs that are complete, into the study's output_dir
   nemo-ibtpo study report studies/tiny.yaml --results docs/results/tiny.jsonl --docs docs   # redraws docs/results.md
+  nemo-ibtpo study gradient recipe=tiny output_dir=runs/gradients    # without training: error of each arm's gradient
 """
 
 
@@ -32,7 +35,7 @@ def add_parser(commands: Subparsers, argv: Sequence[str]) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    actions = study.add_subparsers(dest="action", metavar="run | report", required=True)
+    actions = study.add_subparsers(dest="action", metavar="run | report | gradient", required=True)
     run = actions.add_parser("run", allow_abbrev=False, help="train what is missing")
     run.add_argument("study", type=Path, metavar="STUDY", help="path of the study's YAML")
     run.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that train at once (default: 1)")
@@ -41,10 +44,24 @@ def add_parser(commands: Subparsers, argv: Sequence[str]) -> None:
     report.add_argument("study", type=Path, metavar="STUDY", help="path of the study's YAML")
     report.add_argument("--results", type=Path, metavar="FILE", help="gathered results, in the place of the runs")
     report.add_argument("--docs", type=Path, metavar="DIR", help="also put everything into DIR/results.md")
+    gradient = actions.add_parser(
+        "gradient",
+        allow_abbrev=False,
+        help="compare the gradients that arms get for their tokens, without training",
+        description="Grow trees with a model that stays as it is and compare each arm's gradient with that of many "
+        "chains: bias, and error at equal sampled tokens. Goes on where it was interrupted; writes below "
+        "<output_dir>/gradient_study.",
+    )
+    gradient.add_argument("words", nargs="*", metavar="key=value", help="recipe=..., the settings' keys, run keys")
+    gradient.add_argument("--settings", type=Path, metavar="FILE", help="in the place of conf/gradient_study.yaml")
+    gradient.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
 
 
 def run(arguments: argparse.Namespace) -> int | None:
-    """Train, or report."""
+    """Train, report, or compare gradients."""
+    if arguments.action == "gradient":
+        _gradient(arguments)
+        return None
     study = read_study(arguments.study)
     if arguments.action == "report":
         from nemo_ibtpo.experiments.training_study.study_report import report
@@ -73,6 +90,28 @@ def _train(study: Study, arguments: argparse.Namespace) -> int | None:
         return None
     console.say(f"stopped: {stopped}; the same command goes on")
     return EXIT_REQUEUE
+
+
+def _gradient(arguments: argparse.Namespace) -> None:
+    if (ranks := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise UserError(f"study gradient is one process; this is one of {ranks} under torchrun: start it without")
+    study = gradient_arms.read_study(arguments.settings, arguments.words)
+    lines = {
+        "problems": f"{study.num_prompts:,} of data.{study.dataset}",
+        "reference": f"{2 * study.reference.sampler.initial_rollouts:,} chains a prompt",
+        "arms": f"{', '.join(study.arms)}; {study.repetitions} trees a prompt",
+        "compared with": study.compared_with,
+        "written to": f"{study.common.output_dir}/{gradient_arms.FOLDER}",
+    }
+    title = f"gradient study of {study.common.model.path}"
+    print("\n".join([title, *(f"  {name:<16}{text}" for name, text in lines.items())]), flush=True)
+    if arguments.dry_run:
+        print("dry run: nothing was started")
+        return
+    from nemo_ibtpo.experiments.gradient_study.gradient_runs import run_gradient_study  # imports torch
+    from nemo_ibtpo.reporting.progress import RunConsole
+
+    run_gradient_study(study, RunConsole(0))
 
 
 def _plan(study: Study) -> str:

@@ -29,7 +29,7 @@ from nemo_ibtpo.config.schema import (
 )
 from nemo_ibtpo.methods import make_method
 
-Scope = Literal["train", "sample", "study", "plan"]
+Scope = Literal["train", "sample", "gradients", "study", "plan"]
 
 
 def validate(config: RunConfig | EvalConfig, scope: Scope | Literal["eval"], world_size: int = 1) -> None:
@@ -39,7 +39,7 @@ def validate(config: RunConfig | EvalConfig, scope: Scope | Literal["eval"], wor
         config: an ``EvalConfig`` for ``eval``, else a ``RunConfig``.
         scope: ``train`` checks everything; ``study`` all but the model, which may have to be made first; ``plan`` the
             values alone, since neither model nor machine need be there; ``sample`` what comes into play without
-            training.
+            training, ``gradients`` the method as well.
         world_size: ranks of the run.
 
     Raises:
@@ -49,17 +49,18 @@ def validate(config: RunConfig | EvalConfig, scope: Scope | Literal["eval"], wor
     if isinstance(config, EvalConfig):
         _check_evaluation(config)
         return
-    if scope != "sample":
+    if scope not in ("sample", "gradients"):
         _check_optimization(config)
         _check_checkpoints(config)
-        _check_method(config)
         _check_probe(config)
+    if scope != "sample":
+        _check_method(config)
     _check_sampling(config)
     _check_data(config)
     if scope in ("train", "study"):
         _check_logger(config)
         check_world_size(config, world_size)
-    if scope in ("train", "sample"):
+    if scope in ("train", "sample", "gradients"):
         check_model(config, read_model_directory(config.model.path))
     if scope != "plan":
         check_output_dir(config.output_dir)

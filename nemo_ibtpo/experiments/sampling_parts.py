@@ -1,4 +1,4 @@
-"""What an experiment without training samples with: problems, verifier, engine, and a training run's way of growth."""
+"""What an experiment without training samples with: problems, verifier, engine, growth as in a training run."""
 
 from __future__ import annotations
 

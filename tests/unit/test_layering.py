@@ -55,6 +55,8 @@ ALLOWED: dict[str, set[str]] = {
         "data",
         "evaluation",
         "inspection",
+        "losses",
+        "methods",
         "reporting",
         "rewards",
         "rollout",

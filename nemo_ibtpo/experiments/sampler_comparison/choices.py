@@ -16,11 +16,12 @@ from typing import Any, Literal
 import yaml
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.config.loader import compose, recipe_and_overrides
+from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.config.paths import conf_dir, did_you_mean
 from nemo_ibtpo.config.reference import sections
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.config.validation import validate
+from nemo_ibtpo.experiments.command_words import check_prompts, split_words
 
 FOLDER = "sampling_study"
 _LABEL = re.compile(r"\w+(:\w+)?")
@@ -68,21 +69,11 @@ def read_settings(words: Sequence[str]) -> StudySettings:
         UserError: a word is not as it should be, or values contradict each other.
     """
     values: dict[str, Any] = yaml.safe_load((conf_dir() / f"{FOLDER}.yaml").read_text(encoding="utf-8"))
-    recipe, others = recipe_and_overrides(words, "sample")
-    rest = []
-    for word in others:
-        key, _, text = word.partition("=")
-        if key in values:
-            values[key] = _yaml(word, text)
-        elif key == "sampler":
-            raise UserError(f"'{word}': a study compares several; name them as samplers=[...]")
-        else:
-            rest.append(word)
+    recipe, values, rest = split_words("sample", words, values)
+    if chosen := next((word for word in rest if word.startswith("sampler=")), None):
+        raise UserError(f"'{chosen}': a study compares several; name them as samplers=[...]")
     num_prompts, dataset = values["num_prompts"], values["dataset"]
-    if type(num_prompts) is not int or num_prompts < 1:
-        raise UserError(f"num_prompts={num_prompts}: a study needs an integer of at least 1")
-    if dataset not in ("train", "validation"):
-        raise UserError(f"dataset={dataset}: problems are those of train or of validation")
+    check_prompts(num_prompts, dataset)
     choices = _choices(values["samplers"])
     own: dict[str, list[str]] = {label: [] for label in choices}
     common = []
@@ -122,10 +113,3 @@ def _choices(entries: Any) -> dict[str, str]:
             raise UserError(f"samplers: {label} is a section of the configuration; choose another label")
         choices[label] = choice or label
     return choices
-
-
-def _yaml(word: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"'{word}' on the command line is not key=value with a YAML value") from None

@@ -81,7 +81,9 @@ def bookkeeping(trees: list[Tree], max_tokens: int, stopwatch: Stopwatch) -> Non
             for tree, advantage in zip(trees, advantages, strict=True)
         ]
     with stopwatch.part("schedule"):
-        plan = schedule(map(layout, trees), max_tokens=max_tokens, num_ranks=DATA_PARALLEL_RANKS)
+        plan = schedule(
+            map(layout, trees), max_tokens=max_tokens, num_ranks=DATA_PARALLEL_RANKS, attention_weight=1e-5
+        )
     with stopwatch.part("packing"):  # of one rank
         pack_microbatches(plan.ranks[0], trees, credits)
 

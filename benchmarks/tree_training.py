@@ -121,7 +121,7 @@ class Step:
         self.attended = {"packed": attended_pairs(trees), "duplicated": attended_pairs(chains)}
         self.batches = {}
         for side, batches in zip(SIDES, (trees, chains), strict=True):
-            plan = schedule(batches, max_tokens=case.max_tokens, num_ranks=1)
+            plan = schedule(batches, max_tokens=case.max_tokens, num_ranks=1, attention_weight=0.0)
             self.batches[side] = [assemble(pieces, dict(enumerate(batches))) for pieces in plan.ranks[0]]
         self.actor.prepare_for_training()
 
@@ -166,14 +166,9 @@ def attended_pairs(batches: Sequence[PackedBatch]) -> int:
 def model_flops(architecture: Architecture, tokens: int, attended: int) -> float:
     """Floating-point operations of a forward and backward pass, nothing recomputed.
 
-    6 for each token and weight of a matrix (the output layer included, the embedding look-up not), and 12 for each
-    attended pair and channel of the queries: two products of 2 operations, three times.
+    The backward pass takes twice as many as the forward pass.
     """
-    a = architecture
-    attention = a.hidden_size * a.head_dim * 2 * (a.num_attention_heads + a.num_query_groups)
-    layer = attention + 3 * a.hidden_size * a.ffn_hidden_size
-    weights = a.num_layers * layer + a.vocab_size * a.hidden_size
-    return 6.0 * weights * tokens + 12.0 * a.num_layers * a.num_attention_heads * a.head_dim * attended
+    return 3 * (architecture.flops_per_token * tokens + architecture.flops_per_pair * attended)
 
 
 def step_memory(case: Case) -> dict[str, int]:

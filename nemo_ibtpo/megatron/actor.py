@@ -120,6 +120,14 @@ class MegatronActor:
         return int(parallel_state.get_data_parallel_world_size())
 
     @property
+    def attention_weight(self) -> float:
+        """Work for one pair of tokens that attend to each other, relative to the other work for one token.
+
+        The backward pass takes twice as much for both.
+        """
+        return self._architecture.flops_per_pair / self._architecture.flops_per_token
+
+    @property
     def microbatch_multiple(self) -> int:
         """What the number of micro-batches of a call must be a multiple of.
 

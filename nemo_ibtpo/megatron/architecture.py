@@ -76,6 +76,28 @@ class Architecture:
     inv_freq: torch.Tensor
     experts: Experts | None
 
+    @property
+    def flops_per_token(self) -> float:
+        """Floating-point operations of a forward pass for one token, attention between tokens apart.
+
+        2 for each weight of a matrix that the token meets: the output layer included, the embedding's look-up not,
+        and of experts those that it goes to.
+        """
+        attention = self.hidden_size * self.head_dim * 2 * (self.num_attention_heads + self.num_query_groups)
+        experts = self.experts
+        channels = self.ffn_hidden_size if experts is None else experts.per_token * experts.ffn_hidden_size
+        router = 0 if experts is None else self.hidden_size * experts.number
+        layer = attention + 3 * self.hidden_size * channels + router
+        return 2.0 * (self.num_layers * layer + self.vocab_size * self.hidden_size)
+
+    @property
+    def flops_per_pair(self) -> float:
+        """Floating-point operations of a forward pass for one pair of tokens of which one attends to the other.
+
+        4 for each channel of the queries: a product with a key and one with a value, of 2 operations each.
+        """
+        return 4.0 * self.num_layers * self.num_attention_heads * self.head_dim
+
 
 def load_architecture(model_path: str | Path) -> Architecture:
     """Read ``config.json`` of a Hugging Face model directory."""

@@ -181,7 +181,12 @@ SECTIONS: tuple[Section, ...] = (
             Metric("perf/prefix_hit_rate", "share", "prefix tokens that engines did not compute again", "higher"),
             Metric("perf/microbatches_per_rank", "micro-batches", "of an optimizer step"),
             Metric("perf/microbatch_fill", "share", "of actor.max_tokens_per_microbatch that is used", "higher"),
-            Metric("perf/rank_balance", "share", "mean over the largest load of a data-parallel rank", "higher"),
+            Metric(
+                "perf/rank_balance",
+                "share",
+                "mean over largest load of the data-parallel ranks, attention included",
+                "higher",
+            ),
             Metric("perf/host_memory_peak_gib", "GiB", "peak resident memory since the start, largest of all ranks"),
             Metric(
                 "perf/gpu_memory_peak_gib", "GiB", "peak of the step's allocations, largest of all ranks; GPU only"

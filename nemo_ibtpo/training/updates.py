@@ -58,6 +58,7 @@ def pack(
         max_tokens=config.actor.max_tokens_per_microbatch,
         num_ranks=actor.data_parallel_size,
         multiple_of=actor.microbatch_multiple,
+        attention_weight=actor.attention_weight,
     )
     batches = pack_microbatches(plan.ranks[actor.data_parallel_rank], kept_trees, kept_credits)
     return Update(plan, batches, sum(credit.denominator for credit in kept_credits))

@@ -11,7 +11,8 @@ it trains. Invariants (asserted by ``tests/unit/tree/test_microbatches.py``):
   themselves, only the ancestors of token ``a``, so a piece repeats those and takes them out of its loss.
 
 Cost is what a transformer spends on a piece: linear in its tokens plus attention along the paths. Pieces go,
-largest first, to the least loaded rank, and there into the first micro-batch with room.
+largest first, to the least loaded rank, and there into the first micro-batch with room. A tree that fits is cut as
+well if all ranks are done earlier then.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ import numpy as np
 
 from nemo_ibtpo.tree.packing import Credit, IntArray, Layout, PackedBatch, concat, pack_tree, take
 from nemo_ibtpo.tree.tree import Tree
+
+
+# A tree that would fit is not cut for the sake of balance if its pieces cost so many times as much.
+_MOST_REPEATED = 1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,7 @@ def schedule(
     max_tokens: int,
     num_ranks: int,
     multiple_of: int = 1,
-    attention_weight: float = 0.0,
+    attention_weight: float,
 ) -> Schedule:
     """Distribute trees over ranks and micro-batches.
 
@@ -104,26 +109,19 @@ def schedule(
         max_tokens: most tokens of a micro-batch.
         num_ranks: data-parallel ranks.
         multiple_of: what the number of micro-batches of a rank must be a multiple of.
-        attention_weight: cost of one attended pair relative to one token's linear work.
+        attention_weight: cost of one attended pair relative to one token's other work, see
+            ``MegatronActor.attention_weight``; 0 counts tokens alone.
 
     Raises:
         ValueError: there is no tree, or a trajectory is longer than ``max_tokens``.
     """
-    pieces = [piece for tree, laid in enumerate(layouts) for piece in cut(tree, laid, max_tokens)]
-    if not pieces:
+    trees = list(layouts)
+    if not trees:
         raise ValueError("no tree to schedule: every group was dropped")
-    costs = [piece.tokens + attention_weight * piece.pairs for piece in pieces]
-    loads = [0.0] * num_ranks
-    ranks: list[list[list[Piece]]] = [[] for _ in range(num_ranks)]
-    for i in sorted(range(len(pieces)), key=lambda i: -costs[i]):
-        rank = loads.index(min(loads))
-        loads[rank] += costs[i]
-        room = (own for own in ranks[rank] if _tokens(own) + pieces[i].tokens <= max_tokens)
-        home = next(room, None)
-        if home is None:
-            ranks[rank].append([pieces[i]])
-        else:
-            home.append(pieces[i])
+    # Smaller pieces lie more evenly on ranks and repeat more ancestors: of some sizes, the one that is done first.
+    sizes = (max_tokens // divisor for divisor in (1, 2, 4, 8))
+    dealt = (_deal(trees, size, max_tokens, num_ranks, attention_weight) for size in sizes)
+    ranks, loads = min(dealt, key=lambda plan: max(plan[1]))
     passes = -(-max(map(len, ranks)) // multiple_of) * multiple_of
     # The first token of a prompt is in no loss. An empty pass would leave the other ranks waiting.
     idle = Piece(tree=0, start=0, end=1, tokens=1, pairs=1)
@@ -137,6 +135,35 @@ def schedule(
         balance=sum(loads) / num_ranks / max(loads),
         fill=total / (max_tokens * passes * num_ranks),
     )
+
+
+def _deal(
+    trees: Sequence[Layout | PackedBatch], size: int, max_tokens: int, num_ranks: int, attention_weight: float
+) -> tuple[list[list[list[Piece]]], list[float]]:
+    """Trees in pieces of about ``size`` tokens on the ranks, and the cost of each rank."""
+
+    def cost(piece: Piece) -> float:
+        return piece.tokens + attention_weight * piece.pairs
+
+    pieces: list[Piece] = []
+    for tree, laid in enumerate(trees):
+        large = cut(tree, laid, max_tokens)
+        small = cut(tree, laid, min(max(size, int(laid.depth.max()) + 1), max_tokens))
+        repeated = sum(map(cost, small)) / sum(map(cost, large))
+        pieces += small if repeated <= _MOST_REPEATED else large
+    costs = [cost(piece) for piece in pieces]
+    loads = [0.0] * num_ranks
+    ranks: list[list[list[Piece]]] = [[] for _ in range(num_ranks)]
+    for i in sorted(range(len(pieces)), key=lambda i: -costs[i]):
+        rank = loads.index(min(loads))
+        loads[rank] += costs[i]
+        room = (own for own in ranks[rank] if _tokens(own) + pieces[i].tokens <= max_tokens)
+        home = next(room, None)
+        if home is None:
+            ranks[rank].append([pieces[i]])
+        else:
+            home.append(pieces[i])
+    return ranks, loads
 
 
 def _tokens(pieces: Sequence[Piece]) -> int:

@@ -263,6 +263,7 @@ def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) ->
         max_tokens=case["max_tokens"],
         num_ranks=actor.data_parallel_size,
         multiple_of=actor.microbatch_multiple,
+        attention_weight=actor.attention_weight,
     )
     mine = [assemble(pieces, dict(enumerate(batches))) for pieces in plan.ranks[actor.data_parallel_rank]]
     own_loss = with_importance(METHODS[case["method"]].with_term(ClippedLoss(loss_config(case))), case["tis_cap"])

@@ -78,6 +78,7 @@ def train_two_steps(name: str, architecture: str) -> dict[str, Any]:
             max_tokens=config.actor.max_tokens_per_microbatch,
             num_ranks=actor.data_parallel_size,
             multiple_of=actor.microbatch_multiple,
+            attention_weight=actor.attention_weight,
         )
         batches = pack_microbatches(plan.ranks[actor.data_parallel_rank], trees, credits)
         old, reference = actor.logprobs(batches), actor.reference_logprobs(batches)

@@ -88,12 +88,18 @@ def test_a_plan_knows_the_size_of_a_piece_before_it_is_packed(tree: Tree, budget
         assert piece.pairs == ancestor_mask(packed).sum()
 
 
-@given(forests, budgets, st.integers(min_value=1, max_value=4), st.integers(min_value=1, max_value=4))
+@given(
+    forests,
+    budgets,
+    st.integers(min_value=1, max_value=4),
+    st.integers(min_value=1, max_value=4),
+    st.sampled_from([0.0, 0.1, 10.0]),
+)
 def test_schedule_deals_every_token_to_one_rank(
-    forest: list[Tree], budget: int, num_ranks: int, multiple_of: int
+    forest: list[Tree], budget: int, num_ranks: int, multiple_of: int, attention_weight: float
 ) -> None:
     assume(longest_path(forest) <= budget)
-    plan, ranks = planned(forest, budget, num_ranks, multiple_of)
+    plan, ranks = planned(forest, budget, num_ranks, multiple_of, attention_weight)
     assert len(ranks) == num_ranks
     passes = {len(own) for own in ranks}
     assert len(passes) == 1
@@ -158,13 +164,32 @@ def test_equal_trees_are_balanced() -> None:
     assert [len(own) for own in plan.ranks] == [1, 1, 1, 1]
 
 
+def test_attention_counts() -> None:
+    """By hand: a chain of 10 tokens has 55 pairs, a tree of 10 tokens with 9 children of the root 1 + 9 * 2 = 19."""
+    chain, wide = Tree("chain", [1]), Tree("wide", [1])
+    chain.insert(0, [([2] * 9, [-0.1] * 9)], "eos", round=0)
+    for token in range(9):
+        wide.insert(0, [([token], [-0.1])], "eos", round=0)
+    forest = [chain, chain, wide, wide]
+
+    def kinds(attention_weight: float) -> list[list[int]]:
+        plan, _ = planned(forest, 20, 2, attention_weight=attention_weight)
+        return [sorted(piece.tree // 2 for pieces in own for piece in pieces) for own in plan.ranks]
+
+    assert kinds(1.0) == [[0, 1], [0, 1]]  # a chain and a wide tree each
+    plan, _ = planned([chain, wide], 10, 2, attention_weight=1.0)
+    assert plan.balance == pytest.approx((10 + 55 + 10 + 19) / 2 / (10 + 55))
+    plan, _ = planned([chain, wide], 10, 2, attention_weight=0.0)
+    assert plan.balance == 1.0
+
+
 def test_a_path_longer_than_the_budget_is_refused() -> None:
     tree = Tree("p", [1, 2, 3])
     tree.insert(0, [((4, 5), (-0.1, -0.1))], "eos", round=0)
     with pytest.raises(ValueError, match=r"trajectory of 5 tokens.*max_tokens_per_microbatch to at least 5"):
-        schedule([layout(tree)], max_tokens=4, num_ranks=1)
+        schedule([layout(tree)], max_tokens=4, num_ranks=1, attention_weight=0.0)
 
 
 def test_nothing_to_schedule_is_refused() -> None:
     with pytest.raises(ValueError, match="no tree to schedule"):
-        schedule([], max_tokens=4, num_ranks=1)
+        schedule([], max_tokens=4, num_ranks=1, attention_weight=0.0)

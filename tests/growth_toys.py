@@ -29,6 +29,7 @@ SAMPLER = SamplerConfig(
     segment_tokens=None,
     branch_root=True,
     min_new_tokens=1,
+    merge=True,
     max_sequences_per_tree=None,
     max_trees_in_flight=8,
 )

@@ -130,6 +130,8 @@ class SamplerConfig:
     """Whether ``ib`` and ``random`` may continue the prompt itself; the other samplers have rules of their own."""
     min_new_tokens: int
     """A node is a candidate only with so many tokens left under the length limit."""
+    merge: bool
+    """Whether a step that is sampled twice at a place becomes one node with two draws; false keeps them apart."""
     max_sequences_per_tree: int | None
     """Sequences that ``ib`` and ``random`` keep in flight in a tree: when one has ended the next branch is chosen
     from what is known (1 is the paper's serial growth); null grows in rounds of branch_points *
@@ -159,9 +161,12 @@ class LossConfig:
     """Weight of the entropy bonus."""
     normalization: Literal["token_mean", "sequence_mean"]
     """``token_mean`` or ``sequence_mean``, with one global denominator either way."""
-    token_weight: Literal["trajectories", "unique"]
-    """A shared token counts for all ``trajectories`` through it, as if they were trained apart, or once
-    (``unique``)."""
+    token_weight: Literal["trajectories", "unique", "hierarchical"]
+    """A shared token counts for all ``trajectories`` through it, as if they were trained apart, as often as its step
+    was drawn (``unique``), or for the share of its parent's weight that its draws are (``hierarchical``)."""
+    denominator: Literal["kept", "all"]
+    """The loss is divided by the tokens or groups that are trained (``kept``), or also by those of groups left out
+    for equal rewards (``all``), which makes an update with few mixed groups smaller."""
     tis_cap: float
     """Truncated importance sampling: policy terms are weighted by min(pi_actor / pi_engine, cap); 0 leaves them
     as they are."""

@@ -191,9 +191,14 @@ def _check_method(config: RunConfig) -> None:
     loss = config.loss
     make_method(config.method).check(config.sampler, loss)
     refuse_if(
-        loss.token_weight == "unique" and loss.normalization != "token_mean",
-        f"loss.token_weight=unique takes the mean over unique tokens; loss.normalization={loss.normalization} is a "
+        loss.token_weight != "trajectories" and loss.normalization != "token_mean",
+        f"loss.token_weight={loss.token_weight} is a weight of tokens; loss.normalization={loss.normalization} is a "
         "mean over trajectories: set it to token_mean",
+    )
+    refuse_if(
+        loss.token_weight == "hierarchical" and config.ib_score.value_estimator != "children_mean",
+        "loss.token_weight=hierarchical weighs draws alike below each step, and so must the value of a step: set "
+        "ib_score.value_estimator=children_mean",
     )
 
 

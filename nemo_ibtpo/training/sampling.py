@@ -80,7 +80,8 @@ class Sampling:
         """
         before = replace(self._engine.stats)
         with self._clock.phase("rollout", len(self._engines.mine(problems)), "trees") as phase:
-            trees = self._grow(problems, self._strategy, self._splitter, _step_seed(self._config.seed, step), phase)
+            seed, merge = _step_seed(self._config.seed, step), self._config.sampler.merge
+            trees = self._grow(problems, self._strategy, self._splitter, seed, phase, merge=merge)
             self._engine.sleep()
             stats = self._engine.stats
             own = (
@@ -129,20 +130,27 @@ class Sampling:
         problems = self._validation[: config.probe.num_prompts]
         strategy = probe_strategy(config.probe, config.sampler, config.rollout.max_new_tokens)
         with self._clock.phase("probe", len(self._engines.mine(problems)), "trees") as phase:
-            trees = self._grow(problems, strategy, self._probe_splitter, config.seed, phase)
+            trees = self._grow(problems, strategy, self._probe_splitter, config.seed, phase, merge=True)
             trees = self._engines.gather(trees, len(problems))
         self._rewards.take_counts()
         return probe_metrics(trees, config.probe.ib_score)
 
     def _grow(
-        self, problems: Sequence[Problem], strategy: BranchingStrategy, splitter: Splitter, seed: int, phase: Phase
+        self,
+        problems: Sequence[Problem],
+        strategy: BranchingStrategy,
+        splitter: Splitter,
+        seed: int,
+        phase: Phase,
+        *,
+        merge: bool,
     ) -> list[Tree]:
         """Trees of this rank's share of the problems."""
         mine = self._engines.mine(problems)
         self._rewards.set_problems(mine)
         with self._stop.while_sampling(self._engine) as source:
             return grow(
-                [GrowthTask(problem.problem_id, problem.prompt_tokens) for problem in mine],
+                [GrowthTask(problem.problem_id, problem.prompt_tokens, merge) for problem in mine],
                 source=source,
                 rewards=self._rewards,
                 strategy=strategy,

@@ -49,10 +49,11 @@ def pack(
         credit_nodes(tree, advantage, config.loss.normalization, config.loss.token_weight)
         for tree, advantage in zip(trees, advantages, strict=True)
     ]
-    kept = [(tree, credit) for tree, credit in zip(trees, credits, strict=True) if credit.denominator > 0]
+    kept = [i for i, advantage in enumerate(advantages) if advantage is not None]
     if not kept:
         return None
-    kept_trees, kept_credits = zip(*kept, strict=True)
+    counted = kept if config.loss.denominator == "kept" else range(len(trees))
+    kept_trees, kept_credits = [trees[i] for i in kept], [credits[i] for i in kept]
     plan = schedule(
         map(layout, kept_trees),
         max_tokens=config.actor.max_tokens_per_microbatch,
@@ -61,7 +62,7 @@ def pack(
         attention_weight=actor.attention_weight,
     )
     batches = pack_microbatches(plan.ranks[actor.data_parallel_rank], kept_trees, kept_credits)
-    return Update(plan, batches, sum(credit.denominator for credit in kept_credits))
+    return Update(plan, batches, sum(credits[i].denominator for i in counted))
 
 
 def with_logprobs(update: Update, actor: MegatronActor, config: RunConfig, clock: StepClock, *, old: bool) -> Update:

@@ -33,10 +33,16 @@ from nemo_ibtpo.tree.tree import ROOT, FinishReason, Tree
 
 @dataclass(frozen=True, slots=True)
 class GrowthTask:
-    """A prompt to grow a tree for."""
+    """A prompt to grow a tree for.
+
+    Attributes:
+        prompt_id, prompt_tokens: see :class:`~nemo_ibtpo.tree.tree.Tree`.
+        merge: whether equal steps at a place become one node.
+    """
 
     prompt_id: str
     prompt_tokens: tuple[int, ...]
+    merge: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +137,7 @@ class GrowingTree:
         sampled: Sequence[Sampled] = (),
     ) -> None:
         self.key = key
-        self.tree = Tree(task.prompt_id, task.prompt_tokens)
+        self.tree = Tree(task.prompt_id, task.prompt_tokens, merge=task.merge)
         self.clock = 0
         self.is_complete = False
         self._identity = identity

@@ -25,7 +25,6 @@ import numpy as np
 from nemo_ibtpo.tree.packing import Credit, IntArray, Layout, PackedBatch, concat, pack_tree, take
 from nemo_ibtpo.tree.tree import Tree
 
-
 # A tree that would fit is not cut for the sake of balance if its pieces cost so many times as much.
 _MOST_REPEATED = 1.1
 

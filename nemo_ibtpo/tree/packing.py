@@ -41,7 +41,8 @@ class Credit:
         weight: sum of u_i.
         positive: sum of u_i * max(A_i, 0).
         negative: sum of u_i * max(-A_i, 0).
-        denominator: the tree's share of what the loss of an update is divided by; 0 if the tree is left out.
+        denominator: the tree's share of what the loss of an update is divided by; a tree that is left out has one
+            as well.
     """
 
     weight: Float64Array

@@ -78,15 +78,17 @@ class Tree:
     Args:
         prompt_id: the problem's identifier.
         prompt_tokens: token ids of the prompt, at least one: the first sampled token needs a predecessor.
+        merge: equal steps at a place become one node; otherwise each is a node of its own with one draw.
 
     Raises:
         ValueError: the prompt is empty.
     """
 
-    def __init__(self, prompt_id: str, prompt_tokens: Sequence[int]) -> None:
+    def __init__(self, prompt_id: str, prompt_tokens: Sequence[int], *, merge: bool = True) -> None:
         if len(prompt_tokens) == 0:
             raise ValueError(f"tree {prompt_id!r}: the prompt is empty; it needs at least one token")
         self.prompt_id = prompt_id
+        self._merge = merge
         self.nodes: list[Node] = [Node(index=ROOT, parent=-1, tokens=tuple(prompt_tokens))]
 
     def insert(
@@ -153,7 +155,7 @@ class Tree:
         round: int,
     ) -> int:
         """Index of the child of ``parent`` that holds this step; made if there is none."""
-        for index in self.nodes[parent].children:
+        for index in self.nodes[parent].children if self._merge else ():
             child = self.nodes[index]
             if child.tokens == tokens and child.is_leaf == (finish_reason is not None):
                 return index

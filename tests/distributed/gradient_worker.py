@@ -59,6 +59,7 @@ DEFAULT: dict[str, Any] = {
     "fused_logprobs": True,
     "method": "ibtpo",
     "normalization": "token_mean",
+    "token_weight": "trajectories",
     "form": "packed",
     "old": "given",  # or "training pass": the old policy is the model itself
     "tis_cap": 0.0,
@@ -73,7 +74,8 @@ def loss_config(case: dict[str, Any]) -> LossConfig:
         kl_coef=0.05,
         entropy_coef=ENTROPY_BONUS if case["method"] == "ibro" else 0.0,
         normalization=case["normalization"],
-        token_weight="trajectories",
+        token_weight=case["token_weight"],
+        denominator="kept",
         tis_cap=case["tis_cap"],
         max_token_mult_prob_error=0.0,
     )
@@ -110,10 +112,10 @@ def other_policies(
 
 @functools.cache
 def reference_gradients(
-    family: str, method: str, normalization: str, old: str, tis_cap: float
+    family: str, method: str, normalization: str, token_weight: str, old: str, tis_cap: float
 ) -> tuple[dict[str, Tensor], list[Any]]:
     """Every trajectory as a sequence of its own through transformers in float64, summed as the formulas say."""
-    case = {"method": method, "normalization": normalization, "tis_cap": tis_cap}
+    case = {"method": method, "normalization": normalization, "token_weight": token_weight, "tis_cap": tis_cap}
     trees = make_trees()
     model = random_model(family, dtype=torch.float64)
 
@@ -155,7 +157,14 @@ def reference_gradients(
             loss = loss + config.kl_coef * (delta.exp() - delta - 1)
             if case["method"] == "ibro":
                 loss = loss - IBRO_COEF * advantage * entropies - ENTROPY_BONUS * entropies
-            if case["normalization"] == "token_mean":
+            if case["token_weight"] == "hierarchical":  # what each draw has of its parent's weight, down the path
+                unit = float(len(paths))
+                for node in path:
+                    siblings = tree.nodes[tree.nodes[node].parent].children
+                    unit *= tree.nodes[node].draws / sum(tree.nodes[s].draws for s in siblings)
+                unit /= tree.nodes[path[-1]].draws
+                total, denominator = total + unit * loss.sum(), denominator + unit * len(logprobs)
+            elif case["normalization"] == "token_mean":
                 total, denominator = total + loss.sum(), denominator + len(logprobs)
             else:
                 total = total + loss.mean() / len(paths)
@@ -167,7 +176,7 @@ def reference_gradients(
 
 def as_batch(tree: Tree, policy: list[tuple[Tensor, Tensor]], case: dict[str, Any]) -> tuple[PackedBatch, float]:
     (advantages,) = METHODS[case["method"]].of_update([tree], IB_SCORE)
-    credit = credit_nodes(tree, advantages, case["normalization"], "trajectories")
+    credit = credit_nodes(tree, advantages, case["normalization"], case["token_weight"])
     batch, node_T = pack_tree(tree, credit), layout(tree).node
     policies = [np.zeros(len(batch), dtype=np.float32) for _ in range(2)]
     for which, values in enumerate(policies):
@@ -224,7 +233,7 @@ def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) ->
     """Largest relative error over all parameters of this case's gradients against the reference."""
     trees = make_trees()
     expected, policies = reference_gradients(
-        *(case[key] for key in ("family", "method", "normalization", "old", "tis_cap"))
+        *(case[key] for key in ("family", "method", "normalization", "token_weight", "old", "tis_cap"))
     )
     actor_config = ActorConfig(
         device=case["device"],

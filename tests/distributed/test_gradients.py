@@ -72,6 +72,8 @@ CASES: dict[str, dict[str, Any]] = {
     "one update ibro": {"tp": 2, "pp": 2, "old": "training pass", "method": "ibro"},
     "one update recompute full": {"tp": 2, "sp": True, "pp": 2, "old": "training pass", "recompute": "full"},
     "one update experts": {"family": "qwen3_moe", "ep": 2, "old": "training pass"},
+    "hierarchical": {"tp": 2, "pp": 2, "token_weight": "hierarchical"},
+    "hierarchical grpo budget 40": {"method": "grpo", "token_weight": "hierarchical", "max_tokens": 40},
     "recompute selective": {"tp": 2, "pp": 2, "recompute": "selective"},
     "recompute full": {"tp": 2, "pp": 2, "sp": True, "recompute": "full"},
     **{f"budget {n} vpp2": {"tp": 2, "pp": 2, "vpp": 2, "max_tokens": n} for n in (40, 97)},

@@ -34,6 +34,7 @@ CONFIG = LossConfig(
     entropy_coef=0.0,
     normalization="token_mean",
     token_weight="trajectories",
+    denominator="kept",
     tis_cap=0.0,
     max_token_mult_prob_error=0.0,
 )

@@ -91,6 +91,27 @@ def test_treepo_is_white_over_the_tokens_of_the_update(forest: list[Tree]) -> No
     assert np.std(per_token, ddof=1) == pytest.approx(1)
 
 
+def test_on_chains_that_stay_apart_treepo_is_grpo() -> None:
+    """Two of four chains are equal: merged they would be a subgroup of their own, without a difference."""
+
+    def chains(merge: bool) -> Tree:
+        tree = Tree("p", (1,), merge=merge)
+        for token, reward in ((2, 1.0), (2, 1.0), (3, 0.0), (4, 0.0)):
+            add(tree, ROOT, [step([token], 0.5), step([5], 0.5)], reward)
+        return tree
+
+    apart, merged = chains(merge=False), chains(merge=True)
+    ends = [leaf.index for leaf in apart.leaves()]
+    assert len(ends) == 4
+    raw = METHODS["treepo"].advantages(apart, IB).at_leaf
+    np.testing.assert_allclose(raw[ends], [0.5, 0.5, -0.5, -0.5])  # R - mean R
+    (white,) = treepo([apart])
+    ratio = white.at_leaf[ends] / grpo(apart).at_leaf[ends]
+    np.testing.assert_allclose(ratio, ratio[0])  # whitening scales
+    merged_raw = METHODS["treepo"].advantages(merged, IB).at_leaf
+    assert sorted(merged_raw[[leaf.index for leaf in merged.leaves()]]) == pytest.approx([-0.5, -0.5, 1 / 6])
+
+
 def test_ibro_has_grpos_advantage() -> None:
     (advantages,) = METHODS["ibro"].of_update([hand_tree()], IB)
     assert isinstance(advantages, TrajectoryAdvantages)

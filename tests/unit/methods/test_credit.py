@@ -68,21 +68,62 @@ def test_sums_equal_the_duplicated_trajectories(tree: Tree, normalization: str) 
         assert credit.denominator == pytest.approx(expected)
 
 
-def test_unique_tokens_by_hand() -> None:
+def test_sampled_edges_by_hand() -> None:
     tree = hand_tree()
     advantage = np.array([0.0, 2.0, 3.0, -1.0, -4.0, 5.0])
     credit = credit_nodes(tree, StepAdvantages(advantage, advantage, advantage), "token_mean", "unique")
-    assert credit.weight[1:].tolist() == [1] * 5
-    assert credit.positive[1:].tolist() == [2, 3, 0, 0, 5]
-    assert credit.negative[1:].tolist() == [0, 0, 1, 4, 0]
-    assert credit.denominator == tree.unique_tokens
-    # With one advantage a trajectory, a shared token has the mean over those through it, still on both sides.
+    # Draws of a, b, c, d, e: a was drawn twice and forced once, d was drawn twice.
+    assert credit.weight[1:].tolist() == [2, 1, 1, 2, 1]
+    assert credit.positive[1:].tolist() == [4, 3, 0, 0, 5]
+    assert credit.negative[1:].tolist() == [0, 0, 1, 8, 0]
+    assert credit.denominator == tree.sampled_tokens
+    # With one advantage a trajectory, a shared token has two thirds of those through it, still on both sides.
     at_leaf = np.array([0.0, 0.0, 3.0, -1.0, -4.0, 5.0])
     credit = credit_nodes(tree, TrajectoryAdvantages(at_leaf), "token_mean", "unique")
-    np.testing.assert_allclose(credit.positive[1:], [8 / 3, 3, 0, 0, 5])
-    np.testing.assert_allclose(credit.negative[1:], [1 / 3, 0, 1, 4, 0])
-    with pytest.raises(ValueError, match="unique goes with token_mean, not with sequence_mean"):
-        credit_nodes(tree, TrajectoryAdvantages(at_leaf), "sequence_mean", "unique")
+    np.testing.assert_allclose(credit.positive[1:], [16 / 3, 3, 0, 0, 5])
+    np.testing.assert_allclose(credit.negative[1:], [2 / 3, 0, 1, 8, 0])
+
+
+def test_hierarchical_weights_by_hand() -> None:
+    tree = hand_tree()
+    advantage = np.array([0.0, 2.0, 3.0, -1.0, -4.0, 5.0])
+    credit = credit_nodes(tree, StepAdvantages(advantage, advantage, advantage), "token_mean", "hierarchical")
+    # Of 4 draws at the root a has 2 and d 2; of 3 draws at a each child has 1; times the 5 trajectories.
+    np.testing.assert_allclose(credit.weight[1:], [5 / 2, 5 / 6, 5 / 6, 5 / 2, 5 / 6])
+    np.testing.assert_allclose(credit.negative[1:], [0, 0, 5 / 6, 10, 0])
+    assert credit.denominator == pytest.approx(2 * 5 / 2 + 4 * 5 / 6 + 5 / 2)
+    at_leaf = np.array([0.0, 0.0, 3.0, -1.0, -4.0, 5.0])
+    credit = credit_nodes(tree, TrajectoryAdvantages(at_leaf), "token_mean", "hierarchical")
+    np.testing.assert_allclose(credit.positive[1:], [8 * 5 / 6, 3 * 5 / 6, 0, 0, 5 * 5 / 6])
+
+
+@given(mixed_trees())
+def test_with_hierarchical_weights_the_value_is_the_children_mean(tree: Tree) -> None:
+    """A step's share of its parent's weight is its share of the draws, and the weighted reward the children mean."""
+    rewards = np.array([node.reward if node.is_leaf else 0.0 for node in tree.nodes])
+    credit = credit_nodes(tree, TrajectoryAdvantages(rewards), "token_mean", "hierarchical")
+    np.testing.assert_allclose(credit.positive / credit.weight, tree.values("children_mean"), atol=1e-12)
+    for node in tree.nodes[1:]:
+        drawn = sum(tree.nodes[child].draws for child in tree.nodes[node.parent].children)
+        assert credit.weight[node.index] == pytest.approx(credit.weight[node.parent] * node.draws / drawn)
+
+
+@pytest.mark.parametrize("token_weight", ["unique", "hierarchical"])
+@given(tree=mixed_trees(branched=False))
+def test_on_chains_every_token_weight_is_grpos(tree: Tree, token_weight: str) -> None:
+    """Chains that share steps by chance included."""
+    expected = credit_nodes(tree, grpo(tree), "token_mean", "trajectories")
+    found = credit_nodes(tree, grpo(tree), "token_mean", token_weight)
+    for name in ("weight", "positive", "negative"):
+        np.testing.assert_allclose(getattr(found, name)[1:], getattr(expected, name)[1:], rtol=1e-12, atol=1e-12)
+    assert found.denominator == pytest.approx(expected.denominator)
+
+
+def test_other_token_weights_go_with_token_mean() -> None:
+    tree = hand_tree()
+    for token_weight in ("unique", "hierarchical"):
+        with pytest.raises(ValueError, match=f"{token_weight} goes with token_mean, not with sequence_mean"):
+            credit_nodes(tree, grpo(tree), "sequence_mean", token_weight)
 
 
 @given(mixed_trees(), st.data(), st.sampled_from(["token_mean", "sequence_mean"]))
@@ -112,7 +153,8 @@ def test_a_tree_left_out_weighs_nothing() -> None:
     tree = hand_tree()
     left_out = credit_nodes(tree, None, "token_mean", "trajectories")
     assert not np.concatenate([left_out.weight, left_out.positive, left_out.negative]).any()
-    assert left_out.denominator == 0.0
+    kept = credit_nodes(tree, grpo(tree), "token_mean", "trajectories")
+    assert left_out.denominator == kept.denominator == 12.0  # for loss.denominator=all
 
 
 @given(mixed_trees())

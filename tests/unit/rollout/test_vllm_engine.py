@@ -390,6 +390,7 @@ def grow_trees(
         min_new_tokens=1,
         segment_tokens=None,
         branch_root=True,
+        merge=True,
         max_sequences_per_tree=window,
         max_trees_in_flight=max_in_flight,
     )

@@ -21,7 +21,7 @@ from nemo_ibtpo.tree.tree import ROOT, Tree
 def sampler(name: str = "ib", **changes: int | None) -> SamplerConfig:
     sizes = {"initial_rollouts": 4, "rounds": 9, "branch_points": 1, "rollouts_per_branch": 1}
     rest = {"segment_tokens": None, "branch_root": True, "min_new_tokens": 1}
-    limits = {"max_sequences_per_tree": None, "max_trees_in_flight": 8}
+    limits = {"merge": True, "max_sequences_per_tree": None, "max_trees_in_flight": 8}
     return SamplerConfig(name=name, **{**sizes, **rest, **limits, **changes})
 
 

@@ -17,7 +17,7 @@ from nemo_ibtpo.methods.treerl import TreeRL
 from nemo_ibtpo.tree.tree import Tree
 
 METHODS: dict[str, Method] = {
-    "ibtpo": IBTPO(zero_variance="drop", ib_coef=0.1),
+    "ibtpo": IBTPO(zero_variance="drop", ib_coef=0.1, std_eps=0.0),
     "grpo": GRPO(zero_variance="drop"),
     "ibro": IBRO(zero_variance="drop", entropy_coef=0.1),
     "treerl": TreeRL(zero_variance="drop"),
@@ -27,7 +27,7 @@ METHODS: dict[str, Method] = {
 
 
 def ibtpo(tree: Tree, ib_coef: float, ib_score: IBScoreConfig) -> StepAdvantages:
-    return IBTPO(zero_variance="drop", ib_coef=ib_coef).advantages(tree, ib_score)
+    return IBTPO(zero_variance="drop", ib_coef=ib_coef, std_eps=0.0).advantages(tree, ib_score)
 
 
 def grpo(tree: Tree) -> TrajectoryAdvantages:

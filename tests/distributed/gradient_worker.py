@@ -82,7 +82,7 @@ def loss_config(case: dict[str, Any]) -> LossConfig:
 
 
 METHODS: dict[str, Method] = {
-    "ibtpo": IBTPO(zero_variance="drop", ib_coef=0.1),
+    "ibtpo": IBTPO(zero_variance="drop", ib_coef=0.1, std_eps=0.0),
     "grpo": GRPO(zero_variance="drop"),
     "ibro": IBRO(zero_variance="drop", entropy_coef=IBRO_COEF),
 }

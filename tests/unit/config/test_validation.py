@@ -95,7 +95,7 @@ def test_a_bound_that_is_allowed_is_allowed(config: RunConfig) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["ib", "random", "independent", "entropy", "fixed_width", "full"])
-@pytest.mark.parametrize("name", ["ibtpo", "grpo", "ibro", "treerl", "treepo", "spo"])
+@pytest.mark.parametrize("name", ["ibtpo", "ibtpo_paper", "grpo", "ibro", "treerl", "treepo", "spo"])
 def test_any_sampler_goes_with_any_method_that_makes_sense(config: RunConfig, sampler: str, name: str) -> None:
     """As the shipped files have them, all samplers at the trajectories of the paper."""
     words = [f"model.path={config.model.path}", f"output_dir={config.output_dir}", "data=reasoning_gym"]

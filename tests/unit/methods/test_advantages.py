@@ -31,6 +31,11 @@ def test_ibtpo_by_hand() -> None:
     np.testing.assert_allclose(advantages.total, np.add(global_part, np.multiply(0.1, local_part)))
 
 
+def test_ibtpo_adds_to_the_spread() -> None:
+    method = METHODS["ibtpo"].model_copy(update={"std_eps": 0.5})
+    assert method.advantages(hand_tree(), IB).global_part[2] == pytest.approx(0.6 / (math.sqrt(0.3) + 0.5))
+
+
 def test_ibtpo_with_the_children_mean() -> None:
     # Values: root 1/3, a 2/3 (test_tree.py); the spread of the rewards is the same.
     advantages = ibtpo(hand_tree(), 0.1, IB_CHILDREN_MEAN)

@@ -25,7 +25,8 @@ from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.paths import conf_dir
 from nemo_ibtpo.config.schema import DataConfig
 from nemo_ibtpo.data.prompts import PromptTemplate
-from nemo_ibtpo.data.sources import BadRow, read_rows
+from nemo_ibtpo.data.rows import BadRow
+from nemo_ibtpo.data.sources import read_rows
 from nemo_ibtpo.experiments.base_models.made import is_made, making
 from nemo_ibtpo.experiments.base_models.solutions import Habits, write_solution
 from nemo_ibtpo.experiments.base_models.tokenizer import EOS, PAD, make_tokenizer

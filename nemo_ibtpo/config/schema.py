@@ -61,6 +61,9 @@ class ActorConfig:
     output layer once less."""
     logprob_chunk_tokens: PositiveInt
     """As much memory is taken for logits as float32 logits of so many tokens need."""
+    collective_timeout_s: PositiveFloat
+    """A rank that waits so long for another one aborts the run, in seconds; ranks without an engine wait through a
+    whole rollout, and through all tries to start an engine."""
 
 
 @dataclass(config=STRICT, frozen=True)

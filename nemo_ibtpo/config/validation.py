@@ -59,6 +59,7 @@ def validate(config: RunConfig | EvalConfig, scope: Scope | Literal["eval"], wor
     _check_data(config)
     if scope in ("train", "study"):
         _check_logger(config)
+        _check_timeouts(config)
         check_world_size(config, world_size)
     if scope in ("train", "sample", "gradients"):
         check_model(config, read_model_directory(config.model.path))
@@ -227,6 +228,18 @@ def _check_sampling(config: RunConfig) -> None:
         f"rollout.top_p={rollout.top_p} with rollout.top_k={rollout.top_k} truncates the distribution, whose "
         "log-probabilities the actor does not reproduce: use top_p=1 and top_k=0, or accept the mismatch, which "
         "importance weights (loss.tis_cap) correct in part, with rollout.allow_truncated_sampling=true",
+    )
+
+
+def _check_timeouts(config: RunConfig) -> None:
+    """Ranks that wait for the start of an engine outlive it, so that its owner can say why it failed."""
+    vllm, waited = config.rollout.vllm, config.actor.collective_timeout_s
+    longest = (vllm.max_restarts + 1) * vllm.start_timeout_s
+    refuse_if(
+        config.rollout.engine == "vllm" and waited <= longest,
+        f"actor.collective_timeout_s={waited:g} must be above {longest:g}: other ranks wait while an engine "
+        f"is started, up to rollout.vllm.max_restarts + 1 = {vllm.max_restarts + 1} times for "
+        f"rollout.vllm.start_timeout_s={vllm.start_timeout_s:g}",
     )
 
 

@@ -18,8 +18,6 @@ from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import ActorConfig
 from nemo_ibtpo.megatron.cpu import cuda_on_cpu
 
-_TIMEOUT = timedelta(minutes=30)
-
 
 @dataclass(frozen=True)
 class ParallelContext:
@@ -62,12 +60,13 @@ def initialize(actor: ActorConfig, seed: int) -> ParallelContext:
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)
+    timeout = timedelta(seconds=actor.collective_timeout_s)
     if not dist.is_initialized():
         if "RANK" in os.environ:
-            dist.init_process_group(_backend(on_gpu), timeout=_TIMEOUT)
+            dist.init_process_group(_backend(on_gpu), timeout=timeout)
         else:
             store = dist.TCPStore("localhost", 0, 1, is_master=True)
-            dist.init_process_group(_backend(on_gpu), store=store, rank=0, world_size=1, timeout=_TIMEOUT)
+            dist.init_process_group(_backend(on_gpu), store=store, rank=0, world_size=1, timeout=timeout)
     context = ParallelContext(device, contextlib.nullcontext if on_gpu else cuda_on_cpu)
     with context.scope():
         parallel_state.initialize_model_parallel(

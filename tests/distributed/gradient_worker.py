@@ -248,6 +248,7 @@ def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) ->
         max_tokens_per_microbatch=case["max_tokens"],
         fused_logprobs=case["fused_logprobs"],
         logprob_chunk_tokens=13,
+        collective_timeout_s=600.0,
     )
     context = enter(actor_config)
     model = random_model(case["family"])

@@ -60,6 +60,7 @@ def actor_config(tensor: int, pipeline: int, sequence: bool, chunks: int | None,
         max_tokens_per_microbatch=512,
         fused_logprobs=True,
         logprob_chunk_tokens=7,
+        collective_timeout_s=600.0,
     )
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -431,6 +432,20 @@ def test_nothing_of_torchrun_and_megatron_reaches_the_process(started: VLLMEngin
     environment = Path(f"/proc/{started.pid}/environ").read_bytes().decode()
     for name in OF_THE_RANK:
         assert f"\0{name}=" not in f"\0{environment}"
+
+
+def test_sleep_waits_until_the_engine_sleeps(engine: VLLMEngine) -> None:
+    """The actor takes the GPU's memory next. The process is held still, so that it cannot answer."""
+    os.kill(engine.pid, signal.SIGSTOP)
+    going_to_sleep = Thread(target=engine.sleep)
+    going_to_sleep.start()
+    going_to_sleep.join(timeout=0.5)
+    still_waits = going_to_sleep.is_alive()
+    os.kill(engine.pid, signal.SIGCONT)
+    going_to_sleep.join()
+    assert still_waits
+    requests = [request(i) for i in range(2)]  # a CPU engine keeps its memory
+    assert_logprobs_match(toy(0), requests, drain(engine, requests), PLAIN)
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hanging"])

@@ -252,6 +252,7 @@ class MegatronActor:
         """(Hugging Face name, full tensor), on every rank; a collective that must be consumed to its end."""
         with self._context.scope():
             yield from self._exporter.named_weights()
+        self._release_cache()
 
     def weight_shards(self) -> list[WeightShard]:
         """The parts of the weights that this rank holds, for whoever brings them to an engine."""

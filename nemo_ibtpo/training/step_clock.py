@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from nemo_ibtpo.algorithms.metrics import peak_memory
 from nemo_ibtpo.collectives import gather_from_all
 from nemo_ibtpo.reporting.progress import Phase, RunConsole
+from nemo_ibtpo.training.metrics import peak_memory
 
 
 class StepClock:

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from nemo_ibtpo.algorithms.metrics import update_metrics
-from nemo_ibtpo.algorithms.mismatch import Mismatch, measure, measure_tokens, refuse_mismatch, total
 from nemo_ibtpo.collectives import gather_from_all
 from nemo_ibtpo.config.schema import LossConfig, RunConfig
 from nemo_ibtpo.losses import ClippedLoss, Loss, LossInputs, LossOutput, with_importance
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.methods import Advantages, Method
 from nemo_ibtpo.methods.credit import credit_nodes
+from nemo_ibtpo.training.metrics import update_metrics
+from nemo_ibtpo.training.mismatch import Mismatch, measure, measure_tokens, refuse_mismatch, total
 from nemo_ibtpo.training.step_clock import StepClock
 from nemo_ibtpo.tree.microbatches import Schedule, pack_microbatches, schedule
 from nemo_ibtpo.tree.packing import PackedBatch, layout

@@ -15,13 +15,13 @@ from actor_worker import make_actor, same, weights
 from torch import Tensor
 from toy_models import random_tree
 
-from nemo_ibtpo.algorithms.mismatch import Mismatch
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.methods import make_method
 from nemo_ibtpo.reporting.progress import RunConsole
 from nemo_ibtpo.training import updates
+from nemo_ibtpo.training.mismatch import Mismatch
 from nemo_ibtpo.training.step_clock import StepClock
 
 CONFIG = compose("tiny", ["actor.device=cpu", "actor.max_tokens_per_microbatch=64"])

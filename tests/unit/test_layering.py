@@ -21,7 +21,6 @@ ANYWHERE = {"config", "signals", "collectives", "files", "dtypes"}
 ALLOWED: dict[str, set[str]] = {
     "config": set(),
     "tree": set(),
-    "algorithms": {"tree", "losses", "methods"},
     "methods": {"tree", "losses"},
     "losses": set(),
     "data": set(),
@@ -36,7 +35,6 @@ ALLOWED: dict[str, set[str]] = {
     "launch": {"checkpoints"},
     "planning": set(),
     "training": {
-        "algorithms",
         "checkpoints",
         "data",
         "evaluation",

@@ -52,7 +52,7 @@ class TreeGradients:
         methods = [make_method(config.method) for config in configs]
         credits = [_credit(tree, method, config) for method, config in zip(methods, configs, strict=True)]
         sums = [torch.zeros(self._sketch.size, dtype=torch.float64) for _ in configs]
-        trained = [index for index, credit in enumerate(credits) if credit.denominator > 0]
+        trained = [index for index, credit in enumerate(credits) if credit.weight.any()]
         if not trained:
             return [own.numpy() for own in sums]
         packed = [pack_tree(tree, credits[index]) for index in trained]

@@ -1,7 +1,7 @@
 """The tree is what every later number is computed from: a wrong draw count or value bends all advantages.
 
 Checked against a tree computed by hand and against brute force over random trees. Not exercised here: how
-trees grow (test_growth.py) and what is computed from values (test_ib_score.py, tests/unit/algorithms).
+trees grow (test_growth.py) and what is computed from values (test_ib_score.py, tests/unit/methods).
 """
 
 from __future__ import annotations

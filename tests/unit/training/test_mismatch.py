@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from strategies import hand_tree
 
-from nemo_ibtpo.algorithms.mismatch import Mismatch, measure, refuse_mismatch, total
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.training.mismatch import Mismatch, measure, refuse_mismatch, total
 from nemo_ibtpo.tree.packing import PackedBatch, pack_tree
 
 RATIOS = [1.0, 0.5, 3.0, 2.0, 1.0, 1.0, 0.25]  # actor over engine, of the seven sampled tokens

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from strategies import IB, add, hand_tree, step
 
-from nemo_ibtpo.algorithms.metrics import advantage_metrics, engine_metrics, sampling_metrics
 from nemo_ibtpo.methods import StepAdvantages, TrajectoryAdvantages, per_node
+from nemo_ibtpo.training.metrics import advantage_metrics, engine_metrics, sampling_metrics
 from nemo_ibtpo.tree.tree import ROOT, Tree
 
 

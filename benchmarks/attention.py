@@ -1,16 +1,18 @@
 """Tree attention against a dense mask over the same tokens, and against the trajectories one after the other.
 
-One layer's attention, forward and backward, from random queries, keys and values. Three ways:
+One layer's attention, forward and backward, from random queries, keys and values. Four ways:
 
 - ``tree``: the device's kernel (``attention_cuda`` on a GPU, ``attention_cpu`` on a CPU) on packed trees;
 - ``dense``: scaled dot-product attention on the same tokens under a [T, T] ancestor mask;
-- ``flat``: the same kernel on every trajectory as a sequence of its own, packed without padding.
+- ``flat``: the same kernel on every trajectory as a sequence of its own, packed without padding;
+- ``flash``: torch's causal attention (flash attention on a GPU) on those trajectories, one call for each.
 
     python benchmarks/attention.py
 
 The last line is JSON: how many times more time and memory the other ways take, the largest difference between the
 outputs of ``tree`` and ``dense`` relative to the largest output, and how long ``prepare`` takes, which all layers
-share. With ``--shape all`` there is one for each shape, the paper's last.
+share. ``tree_ns_per_pair`` and ``flash_ns_per_pair`` are times over the pairs of tokens that attend to each other:
+what a kernel costs apart from what a tree shares. With ``--shape all`` there is one for each shape, the paper's last.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from nemo_ibtpo.megatron.inputs import padded_length
 from nemo_ibtpo.megatron.tree_attention import attention_kernel
 from nemo_ibtpo.tree.packing import concat, pack_tree
 
-WAYS = ("tree", "dense", "flat")
+WAYS = ("tree", "dense", "flat", "flash")
 SEED = 2  # as in tree_training.py
 
 
@@ -65,11 +67,16 @@ class Passes:
         )
         lengths = [len(path) for path in paths(packed)]
         ends = np.cumsum(lengths)
+        self.bounds = list(zip(ends - lengths, ends, strict=True))
+        self.pairs = {
+            "tree": int((packed.depth + 1).sum()),
+            "flash": sum(length * (length + 1) // 2 for length in lengths),
+        }
         self.subtree_end = {
             "tree": self._padded(packed.subtree_end),
             "flat": self._padded(np.repeat(ends, lengths)),  # a chain: every token sees those before it
         }
-        self.tokens = {"tree": len(packed), "dense": len(packed), "flat": sum(lengths)}
+        self.tokens = {"tree": len(packed), "dense": len(packed), "flat": sum(lengths), "flash": sum(lengths)}
         self.prepared = {way: self.kernel.prepare(ends) for way, ends in self.subtree_end.items()}
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         generator = torch.Generator(self.device).manual_seed(0)
@@ -82,6 +89,7 @@ class Passes:
             for way, ends in self.subtree_end.items()
         }
         self.inputs["dense"] = self.inputs["tree"]
+        self.inputs["flash"] = [x[:, :, : sum(lengths)] for x in self.inputs["flat"]]
         self._mask: Tensor | None = None
 
     def _padded(self, subtree_end: np.ndarray) -> Tensor:
@@ -104,6 +112,10 @@ class Passes:
         query, key, value = leaves
         if way == "dense":
             out = scaled_dot_product_attention(query, key, value, attn_mask=self.mask, enable_gqa=True)
+        elif way == "flash":
+            paths = [[x[:, :, start:end] for x in leaves] for start, end in self.bounds]
+            outs = [scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True) for q, k, v in paths]
+            out = torch.cat(outs, dim=2)
         else:
             out = self.kernel.attend(query, key, value, self.prepared[way], None)
         out.backward(out.detach())
@@ -138,6 +150,8 @@ def measure(name: str, case: Case, repetitions: int) -> None:
         dense_time_ratio=ratio(times["dense"].wall, times["tree"].wall),
         flat_time_ratio=ratio(times["flat"].wall, times["tree"].wall),
         dense_memory_ratio=peaks["dense"] / peaks["tree"],
+        flash_time_ratio=ratio(times["flash"].wall, times["tree"].wall),
+        **{f"{way}_ns_per_pair": 1e9 * float(np.median(times[way].wall)) / n for way, n in passes.pairs.items()},
         flat_memory_ratio=peaks["flat"] / peaks["tree"],
         max_rel_err=float((tree - dense).abs().max() / dense.abs().max()),
         prepare_s=float(np.median(preparing.wall)),

@@ -1,9 +1,9 @@
 """A training step on packed trees against the same step on their trajectories as separate sequences.
 
 Both sides are ``MegatronActor.train_step`` with the same weights, loss, credit and micro-batch budget, on one
-process; the learning rate is 0, so that every step sees the same weights. Ratios are duplicated over packed: how many
-times more a step costs when every trajectory is a sequence of its own. ``max_grad_rel_err`` is the largest relative
-difference over all parameters between the two gradients.
+process; the learning rate is next to nothing, so that every step sees the same weights. Ratios are duplicated over
+packed: how many times more a step costs when every trajectory is a sequence of its own. ``max_grad_rel_err`` is the
+largest relative difference over all parameters between the two gradients.
 
     python benchmarks/tree_training.py --shape paper
 
@@ -93,7 +93,7 @@ class Step:
         actor_config = ActorConfig(
             **defaults("actor") | {"use_distributed_optimizer": False, "max_tokens_per_microbatch": case.max_tokens}
         )
-        optimizer = replace(OptimizerConfig(**defaults("optimizer")), lr=0.0, weight_decay=0.0)
+        optimizer = replace(OptimizerConfig(**defaults("optimizer")), lr=1e-30, weight_decay=0.0)
         context = parallel.initialize(actor_config, seed=0)
         self.device = context.device
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32

@@ -33,6 +33,9 @@ class LocalWeights:
     def weight_shards(self) -> list[Shard]:
         return [Shard(name, tuple(w.shape), w.stride(), 0, w.detach()) for name, w in self._weights.items()]
 
+    def release_weights(self) -> None:
+        """They stay where they are."""
+
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield from self._weights.items()
 

@@ -53,6 +53,8 @@ class ActorConfig:
     """Shard optimizer state over the data-parallel ranks."""
     recompute: Literal["none", "selective", "full"]
     """Activations recomputed in the backward pass."""
+    offload: Literal["none", "optimizer", "all"]
+    """What is in host memory while engines sample: nothing, optimizer state and gradient buffers, or weights too."""
     max_tokens_per_microbatch: PositiveInt
     """Most packed tokens in one micro-batch."""
     fused_logprobs: bool

@@ -39,6 +39,7 @@ from nemo_ibtpo.megatron.host_copies import HostCopies
 from nemo_ibtpo.megatron.inputs import ModelInputs, padded_length
 from nemo_ibtpo.megatron.logprobs import tree_logprobs
 from nemo_ibtpo.megatron.model import build_model, output_weight, transformer_config
+from nemo_ibtpo.megatron.offload import Offload
 from nemo_ibtpo.megatron.optimization import build_optimizer
 from nemo_ibtpo.megatron.parallel import ParallelContext
 from nemo_ibtpo.megatron.tree_attention import attention_kernel
@@ -104,10 +105,13 @@ class MegatronActor:
                 overlap_grad_reduce=False,
             )
             self._chunks = [DistributedDataParallel(config, ddp_config, chunk) for chunk in chunks]
+            self._offload = Offload(actor.offload, self._chunks, None)
             if optimizer is not None:
                 self._optimizer, self._lr_scheduler = build_optimizer(
                     self._chunks, optimizer, actor, dtype, total_updates
                 )
+                self._offload = Offload(actor.offload, self._chunks, self._optimizer)
+            self._leave_device()
 
     @property
     def data_parallel_rank(self) -> int:
@@ -171,6 +175,7 @@ class MegatronActor:
             return logprobs_T
 
         with self._context.scope():
+            self._offload.bring_weights()
             results = self._run(batches, spread, forward_only=True)
             rows = [self._from_last_stage(results, i, (self._padded_length(b),)) for i, b in enumerate(batches)]
             return [row.cpu().numpy()[: len(batch)] for row, batch in zip(rows, batches, strict=True)]
@@ -187,6 +192,7 @@ class MegatronActor:
             return torch.cat(shards, dim=1)[:, : self._architecture.vocab_size].float().contiguous()
 
         with self._context.scope():
+            self._offload.bring_weights()
             results = self._run(batches, gather, forward_only=True)
             vocab = self._architecture.vocab_size
             rows = [self._from_last_stage(results, i, (self._padded_length(b), vocab)) for i, b in enumerate(batches)]
@@ -194,6 +200,7 @@ class MegatronActor:
 
     def reference_logprobs(self, batches: Sequence[PackedBatch]) -> list[FloatArray]:
         """:meth:`logprobs` under the frozen reference policy."""
+        self._offload.bring_weights()
         with self._copies.swapped_in(REFERENCE):
             return self.logprobs(batches)
 
@@ -234,6 +241,7 @@ class MegatronActor:
             return value, torch.zeros((), dtype=torch.int), report
 
         with self._context.scope():
+            self._offload.bring_all()
             for chunk in self._chunks:
                 chunk.zero_grad_buffer()
             self._optimizer.zero_grad()
@@ -249,15 +257,30 @@ class MegatronActor:
             return metrics
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(Hugging Face name, full tensor), on every rank; a collective that must be consumed to its end."""
+        """(Hugging Face name, full tensor), on every rank; a collective that must be consumed to its end.
+
+        An engine that takes them samples next: what ``actor.offload`` names is in host memory at the end.
+        """
         with self._context.scope():
+            self._offload.park_training_state()
+            self._offload.bring_weights()
             yield from self._exporter.named_weights()
-        self._release_cache()
+            self._leave_device()
 
     def weight_shards(self) -> list[WeightShard]:
-        """The parts of the weights that this rank holds, for whoever brings them to an engine."""
+        """The parts of the weights that this rank holds, for whoever brings them to an engine.
+
+        They are on the device until :meth:`release_weights`.
+        """
         with self._context.scope():
+            self._offload.park_training_state()
+            self._offload.bring_weights()
             return self._exporter.shards()
+
+    def release_weights(self) -> None:
+        """Nobody uses :meth:`weight_shards` any more: what ``actor.offload`` names goes to host memory."""
+        with self._context.scope():
+            self._leave_device()
 
     def save(self, path: Path) -> None:
         """Write weights, optimizer and learning-rate schedule into an empty directory; a collective."""
@@ -274,9 +297,11 @@ class MegatronActor:
             UserError: the checkpoint is of another model.
         """
         with self._context.scope():
+            self._offload.bring_all()
             extra = checkpoint.load_training_state(path, self._chunks, self._optimizer)
             self._lr_scheduler.num_steps = extra["scheduler_steps"]
             self._lr_scheduler.step(increment=0)  # sets the rate
+            self._leave_device()
 
     def load_weights(self, path: Path, round_to: torch.dtype) -> None:
         """Take over the weights of a checkpoint, with or without optimizer state; a collective over all ranks.
@@ -289,6 +314,7 @@ class MegatronActor:
             UserError: the checkpoint is of another model.
         """
         with self._context.scope():
+            self._offload.bring_weights()
             checkpoint.load_weights(path, self._chunks)
             with torch.no_grad():
                 for chunk in self._chunks:
@@ -303,6 +329,12 @@ class MegatronActor:
         """
         with self._context.scope():
             yield from self._exporter.named_gradients()
+
+    def _leave_device(self) -> None:
+        """Make room on the device for an engine that samples."""
+        self._offload.park_training_state()
+        self._offload.park_weights()
+        self._release_cache()
 
     def _release_cache(self) -> None:
         """Hand freed activations back to the GPU, which an engine in another process shares."""

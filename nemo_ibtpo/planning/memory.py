@@ -1,9 +1,9 @@
 """Memory of a GPU by part, phase by phase, on the fullest pipeline stage.
 
-The actor's weights, gradients and optimizer state stay on the device throughout; activations are handed back after
-each phase. vLLM sleeps from the end of sampling until the weights are updated, and then takes its whole
-share again. The
-reference policy lies in host memory.
+The actor's weights, gradients and optimizer state stay on the device throughout, but for what ``actor.offload`` moves
+to the host: it comes back with the first log-probs (weights) or update (the rest), and leaves with the refit.
+Activations are handed back after each phase. vLLM sleeps from the end of sampling until the weights are updated, and
+then takes its whole share again. The reference policy lies in host memory.
 """
 
 from __future__ import annotations
@@ -88,7 +88,10 @@ def plan_memory(
         for name in names
     )
     weights = max(static_bytes(shape, layout, stage).weights for stage in stages)
+    stages_static = [static_bytes(shape, layout, stage) for stage in stages]
     host = {
+        "optimizer state, off-loaded": max(own.optimizer for own in stages_static) * (config.actor.offload != "none"),
+        "weights, off-loaded": weights * (config.actor.offload == "all"),
         "reference policy": weights if config.loss.kl_coef else 0.0,
         "current policy during the reference pass": weights if config.loss.kl_coef else 0.0,
     }
@@ -149,6 +152,10 @@ def _phase(
 ) -> PhaseMemory:
     actor, static = config.actor, static_bytes(shape, layout, stage)
     parts = {"weights": static.weights, "gradients": static.gradients, "optimizer": static.optimizer}
+    if actor.offload != "none" and name not in ("train", "update"):
+        parts |= {"gradients": 0.0, "optimizer": 0.0}
+    if actor.offload == "all" and name == "sampling":
+        parts["weights"] = 0.0
     last = stage == layout.pipeline - 1
     if name in ("log-probs", "train"):
         backward = name == "train"

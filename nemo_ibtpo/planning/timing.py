@@ -79,6 +79,9 @@ def predict_seconds(
     if config.loss.kl_coef:
         swaps = 3 * max(stage.weights for stage in stages) / (assumptions.pcie_gb_s * 1e9)
         seconds["reference log-probs"] = one_pass + swaps
+    if config.actor.offload != "none":
+        moved = max(stage.optimizer + (stage.weights if config.actor.offload == "all" else 0) for stage in stages)
+        seconds["off-loading"] = 2 * moved / (assumptions.pcie_gb_s * 1e9)
     backward = 4 if config.actor.recompute == "full" else 3
     seconds["train"] = backward * one_pass + work.updates * max(
         _update(stage.gradients + stage.weights, stage.optimizer, layout, world_size, assumptions) for stage in stages

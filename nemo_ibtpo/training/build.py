@@ -64,6 +64,11 @@ def build(
     prompts = PromptLoader(training, config.data.shuffle, config.seed)
 
     actor = _build_actor(config, context)
+    digests = {"training": problems_digest(training), "validation": problems_digest(validation)}
+    store = CheckpointStore(config, actor, digests, console)
+    state = RunState(config.trainer, prompts, context)
+    store.resume(state)  # before an engine takes its share of the device
+
     engines = Dealing(engine_ranks(config, dist.get_world_size()))
     engine = _build_engine(config, context, tokenizer, engines)
     stack.callback(engine.close)
@@ -71,11 +76,6 @@ def build(
     stack.callback(transport.close)
     if dist.get_rank() in engines.ranks:
         transport.attach(engine)
-
-    digests = {"training": problems_digest(training), "validation": problems_digest(validation)}
-    store = CheckpointStore(config, actor, digests, console)
-    state = RunState(config.trainer, prompts, context)
-    store.resume(state)
 
     def export(directory: Path) -> None:
         write_model(directory, actor.named_weights(), like=model_path, write=dist.get_rank() == 0)

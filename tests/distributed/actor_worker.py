@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,13 +37,16 @@ def make_actor(
     family: str = "qwen3",
     aux_loss: float | None = 0.0,
     sharded: bool = True,
+    offload: Any = "none",
     **optimizer: Any,
 ) -> MegatronActor:
     model = random_model(family)
     return MegatronActor(
         architecture_from_config(model.config),
         hf_weights(model),
-        actor=replace(actor_config(*layout), moe_aux_loss_coef=aux_loss, use_distributed_optimizer=sharded),
+        actor=replace(
+            actor_config(*layout), moe_aux_loss_coef=aux_loss, use_distributed_optimizer=sharded, offload=offload
+        ),
         optimizer=replace(OPTIMIZER, **optimizer),
         total_updates=10,
         dtype=dtype,
@@ -99,7 +103,7 @@ def learning_rate() -> dict[str, Any]:
 def clipping(family: str, layout: Layout) -> dict[str, Any]:
     free = make_actor(layout, torch.float32, family=family, sharded=False)
     norm = free.train_step(make_batches(), likelihood, 100)["grad_norm"]
-    actor = make_actor(layout, torch.float32, family=family, sharded=False, clip_grad=norm / 10, lr=0.0)
+    actor = make_actor(layout, torch.float32, family=family, sharded=False, clip_grad=norm / 10, lr=1e-30)
     actor.train_step(make_batches(), likelihood, 100)
     clipped = sum(float(g.double().pow(2).sum()) for _, g in actor.named_gradients()) ** 0.5
     return {"norm": norm, "clipped": clipped}
@@ -107,7 +111,7 @@ def clipping(family: str, layout: Layout) -> dict[str, Any]:
 
 def aux_loss(layout: Layout) -> dict[str, Any]:
     """Gradients of the load-balancing loss alone, against transformers' own in float64, layer by layer."""
-    actor = make_actor(layout, torch.float32, family="qwen3_moe", aux_loss=None, sharded=False, lr=0.0)
+    actor = make_actor(layout, torch.float32, family="qwen3_moe", aux_loss=None, sharded=False, lr=1e-30)
     rng = np.random.default_rng(3)
     chains = []
     for length in (8, 12, 20, 6) * 2:  # not one length, and multiples of the tensor-parallel size
@@ -146,6 +150,32 @@ def bf16() -> dict[str, Any]:
     return {"dtype": str(now[name].dtype), "moved_after_1": moved[0], "moved_after_60": moved[-1]}
 
 
+def offload(level: str, layout: Layout, dtype: torch.dtype, *, sharded: bool) -> dict[str, Any]:
+    """A life with state in host memory between iterations, beside one without."""
+
+    def live(actor: MegatronActor) -> tuple[list[Any], dict[str, Tensor]]:
+        batches, seen = make_batches(), []
+        for _ in range(2):
+            seen += [row.tolist() for row in actor.logprobs(batches) + actor.reference_logprobs(batches)]
+            seen += [actor.train_step(batches, likelihood, 100) for _ in range(2)]
+            handed_out = weights(actor)
+        return seen, handed_out
+
+    expected, expected_weights = live(make_actor(layout, dtype, sharded=sharded, lr=1e-2))
+    actor = make_actor(layout, dtype, sharded=sharded, lr=1e-2, offload=level)
+    found, found_weights = live(actor)
+    buffers = [b for chunk in actor._chunks for b in chunk.buffers]
+    parked = [*actor._offload._training._storages, *actor._offload._weights._storages]
+    return {
+        "same": found == expected and same(found_weights, expected_weights),
+        "on the device": sum(b.grad_data.untyped_storage().nbytes() for b in buffers)
+        + sum(device.nbytes() for device, _ in parked),
+        "weights parked": sum(host.nbytes() for _, host in actor._offload._weights._storages),
+        "training state parked": sum(host.nbytes() for _, host in actor._offload._training._storages),
+        "parameters": sum(p.numel() for chunk in actor._chunks for p in chunk.parameters()),
+    }
+
+
 def non_finite(kind: str) -> dict[str, Any]:
     actor, batches = make_actor((1, 2, False, None), torch.float32), make_batches()
     before = weights(actor)
@@ -173,6 +203,15 @@ def main() -> None:
     checks = {
         "reference_policy": lambda: reference_policy("qwen3", (2, 2, True, None)),
         "reference_policy experts": lambda: reference_policy("qwen3_moe", EXPERT_LAYOUT),
+        **{
+            f"offload {level} {kind}": partial(offload, level, (1, 2, False, None), dtype, sharded=sharded)
+            for level in ("optimizer", "all")
+            for kind, dtype, sharded in (
+                ("bf16", torch.bfloat16, True),
+                ("fp32", torch.float32, True),
+                ("unsharded bf16", torch.bfloat16, False),
+            )
+        },
         "learning_rate": learning_rate,
         "clipping": lambda: clipping("qwen3", (2, 2, False, None)),
         "clipping experts": lambda: clipping("qwen3_moe", EXPERT_LAYOUT),

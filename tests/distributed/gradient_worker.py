@@ -245,6 +245,7 @@ def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) ->
         sequence_parallel=case["sp"],
         use_distributed_optimizer=distributed_optimizer,
         recompute=case["recompute"],
+        offload="none",
         max_tokens_per_microbatch=case["max_tokens"],
         fused_logprobs=case["fused_logprobs"],
         logprob_chunk_tokens=13,

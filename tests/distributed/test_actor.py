@@ -1,4 +1,4 @@
-"""The actor's life cycle on real ranks: reference policy, learning rate, clipping, bf16, losses that are not finite.
+"""The actor's life on real ranks: reference policy, off-loading, learning rate, clipping, bf16, what is not finite.
 
 Why it matters: each of these fails silently. A reference policy that moves makes the KL term 0, bf16 without fp32
 main weights drops every small update, and a NaN that one rank keeps to itself destroys the weights of all.
@@ -29,6 +29,23 @@ def test_reference_policy_stays_and_the_policy_moves(results: dict[str, dict[str
         "policy_moved": True,
         "weights_come_back": True,
     }
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp32", "unsharded bf16"])
+@pytest.mark.parametrize("level", ["optimizer", "all"])
+def test_off_loading_changes_nothing_and_empties_the_device(
+    results: dict[str, dict[str, Any]], level: str, kind: str
+) -> None:
+    result = results[f"offload {level} {kind}"]
+    assert result["same"]
+    assert result["on the device"] == 0
+    if level == "all":
+        assert result["weights parked"] >= (4 if kind == "fp32" else 2) * result["parameters"]
+    else:
+        assert result["weights parked"] == 0
+    # Two moments, and main weights beside bf16 ones, over two data-parallel ranks where they are sharded.
+    of_a_parameter = (8 if kind == "fp32" else 12) / (1 if "unsharded" in kind else 2)
+    assert result["training state parked"] >= 0.9 * of_a_parameter * result["parameters"]
 
 
 def test_learning_rate_warms_up_from_the_first_step_and_decays(results: dict[str, dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""The actor's life on one GPU: bf16 training with the distributed optimizer, saving and loading, its layers.
+"""The actor's life on one GPU: bf16 training with the distributed optimizer, checkpoints, off-loading, its layers.
 
 Why it matters: fused Adam, float32 main weights beside bf16 ones and checkpoints of CUDA tensors are other code than
 on a CPU.
@@ -76,6 +76,20 @@ def test_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     expected, found = train(actor, 3), train(loaded, 3)
     for theirs, ours in zip(expected, found, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3)  # some sums on a GPU have no order
+
+
+@pytest.mark.parametrize("offload", ["optimizer", "all"])
+def test_offloaded_state_leaves_the_gpu_and_comes_back(offload: str) -> None:
+    plain, offloaded = make_actor(), make_actor(offload=offload)
+    for _ in range(2):
+        expected, found = train(plain, 2), train(offloaded, 2)
+        for theirs, ours in zip(expected, found, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-3)  # some sums on a GPU have no order
+        before = torch.cuda.memory_allocated()
+        weights(offloaded)
+        parameters = sum(p.numel() for chunk in offloaded._chunks for p in chunk.parameters())
+        # Float32 gradients, main weights and two moments; with ``all`` the bf16 weights too.
+        assert before - torch.cuda.memory_allocated() >= parameters * (18 if offload == "all" else 16)
 
 
 @pytest.mark.skipif(find_spec("transformer_engine") is None, reason="Transformer Engine is not installed")

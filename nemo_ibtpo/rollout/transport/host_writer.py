@@ -96,6 +96,7 @@ class HostWriter:
         first = next(iter(mine.values()))[1]
         self._device, self._dtype = first.device, first.dtype
         places = {part: place for part, (place, _) in mine.items()}
+        source.release_weights()
         everyone = gather_from_all((this_host() if host is None else host, places))
         hosts = [one for one, _ in everyone]
         self._places = {part: place for _, held in everyone for part, place in held.items()}

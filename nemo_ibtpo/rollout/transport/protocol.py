@@ -45,6 +45,9 @@ class WeightSource(Protocol):
     def weight_shards(self) -> Sequence[WeightShard]:
         """The parts that this rank holds, all in one dtype; two ranks may hold the same part."""
 
+    def release_weights(self) -> None:
+        """Nobody uses these parts any more, and an engine may take the memory of the device."""
+
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(Hugging Face name, full tensor), on every rank; a collective that must be consumed to its end."""
 

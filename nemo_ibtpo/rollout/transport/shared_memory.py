@@ -31,6 +31,7 @@ class SharedMemoryTransport:
         for names in self._writer.write(source):
             if self._engine is not None and names:
                 self._engine.load_from_memory(names)
+        source.release_weights()
         release_device_memory(self._writer)
         if self._engine is not None:
             self._engine.finish_load()

@@ -72,15 +72,17 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, prepared: BlockMask, scal
     # The length is symbolic. Told that it is a multiple of the block, the compiler leaves out bounds checks.
     torch._check(query.size(2) % BLOCK == 0)
     torch._check(key.size(2) % BLOCK == 0)
-    # The backward pass works on one block of keys of one key/value head at a time. Every token of a tree attends to
-    # the prompt's block; with grouped heads that block alone would go over all tokens once for each query head, while
-    # the other processors wait. Copies for each query head share that work out (docs/performance.md).
-    shared_by = query.size(1) // key.size(1)
-    key, value = (x.repeat_interleave(shared_by, dim=1) for x in (key, value))
-    return flex_attention(query, key, value, block_mask=prepared, scale=scale)
+    return flex_attention(query, key, value, block_mask=prepared, scale=scale, enable_gqa=True)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, prepared: BlockMask, scale: float | None) -> Tensor:
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prepared: BlockMask,
+    scale: float | None,
+    backend: str | Callable[..., object] = "inductor",
+) -> Tensor:
     """Attend along the paths.
 
     Args:
@@ -88,8 +90,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor, prepared: BlockMask, scale
         key, value: [1, groups, T, head_dim]; each group serves heads / groups query heads.
         prepared: what :func:`prepare` made of the sequence.
         scale: of the scores; None is 1 / sqrt(head_dim).
+        backend: of ``torch.compile``; tests look at what it is given.
 
     Returns:
         [1, heads, T, head_dim].
     """
-    return compiled()(query, key, value, prepared, scale)
+    # The backward pass works on one block of keys of one key/value head at a time. Every token of a tree attends to
+    # the prompt's block; with grouped heads that block alone would go over all tokens once for each query head, while
+    # the other processors wait. Copies for each query head share that work out (docs/performance.md). They are made
+    # here, because inside the compiled function the number of heads would become an expression that torch 2.11 cannot
+    # lower.
+    shared_by = query.size(1) // key.size(1)
+    key, value = (x.repeat_interleave(shared_by, dim=1) for x in (key, value))
+    return compiled(backend)(query, key, value, prepared, scale)

@@ -11,6 +11,8 @@ FlexAttention does not offer on a CPU (tests/gpu).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -107,3 +109,22 @@ def test_a_graph_beyond_the_recompile_limit_raises() -> None:
             for heads in (2, 4):
                 q, k, v = (torch.randn(1, n, len(subtree_end), head_dim) for n in (heads, 2, 2))
                 compiled(q, k, v, prepare(subtree_end), float(head_dim))
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(4, 2), (4, 4), (12, 2)])
+def test_the_compiler_sees_as_many_heads_of_keys_as_of_queries(heads: int, groups: int) -> None:
+    """A number of heads that is an expression of symbols, such as s * (4 // s), stops torch's compiler on a GPU."""
+    torch._dynamo.reset()
+    seen: list[tuple[str, str]] = []
+
+    def look(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        (node,) = [n for n in graph.graph.nodes if n.target is torch.ops.higher_order.flex_attention]
+        query, key = (node.args[i].meta["example_value"].shape[1] for i in range(2))
+        seen.append((str(query), str(key)))
+        return graph.forward
+
+    subtree_end = stretched([chain_with_three_leaves()], 40)
+    q, k, v = (torch.randn(1, n, len(subtree_end), 16) for n in (heads, groups, groups))
+    ours = attention_cuda.attend(q, k, v, prepare(subtree_end), 0.3, look)
+    assert [query == key for query, key in seen] == [True]
+    torch.testing.assert_close(ours, attention_cpu.attend(q, k, v, attention_cpu.prepare(subtree_end), 0.3))

@@ -27,7 +27,6 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
 from nemo_ibtpo.config.errors import UserError
@@ -35,6 +34,7 @@ from nemo_ibtpo.config.schema import ActorConfig, OptimizerConfig
 from nemo_ibtpo.losses import Loss
 from nemo_ibtpo.megatron import checkpoint
 from nemo_ibtpo.megatron.architecture import Architecture
+from nemo_ibtpo.megatron.compat import AUX_LOSS_COUNTS_TENSOR_PARALLEL_GROUP
 from nemo_ibtpo.megatron.host_copies import HostCopies
 from nemo_ibtpo.megatron.inputs import ModelInputs, padded_length
 from nemo_ibtpo.megatron.logprobs import tree_logprobs
@@ -45,9 +45,6 @@ from nemo_ibtpo.megatron.parallel import ParallelContext
 from nemo_ibtpo.megatron.tree_attention import attention_kernel
 from nemo_ibtpo.megatron.weights import WeightExporter, WeightShard, load_weights
 from nemo_ibtpo.tree.packing import FloatArray, PackedBatch
-
-# Which of the two Megatron does, read off what it calls: no version number says it.
-_AUX_LOSS_COUNTS_GROUP = "tp_cp_group" in TopKRouter.attach_and_log_load_balancing_loss.__code__.co_names
 
 REFERENCE = "reference"
 
@@ -354,7 +351,7 @@ class MegatronActor:
         coefficient = self._actor.moe_aux_loss_coef
         coefficient = experts.aux_loss_coef if coefficient is None else coefficient
         routed = float(sum(map(self._padded_length, batches)))
-        if not _AUX_LOSS_COUNTS_GROUP:
+        if not AUX_LOSS_COUNTS_TENSOR_PARALLEL_GROUP:
             routed /= self._actor.tensor_model_parallel_size
         tokens = torch.tensor(routed, device=self._context.device)
         dist.all_reduce(tokens, group=parallel_state.get_data_parallel_group())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_ibtpo.config.schema import ActorConfig
 from nemo_ibtpo.megatron.architecture import Architecture, Experts
+from nemo_ibtpo.megatron.compat import submodules_of_experts
 from nemo_ibtpo.megatron.rotary import DepthRotaryEmbedding
 from nemo_ibtpo.megatron.tree_attention import TreeAttention
 
@@ -232,9 +232,7 @@ def _layer_spec(architecture: Architecture, device: torch.device) -> tuple[Modul
             attention = layer.submodules.self_attention.submodules
             attention.q_layernorm = attention.k_layernorm = RMSNorm
         if experts is not None:
-            # A ModuleSpec in Megatron-Core 0.16, a partial of the layer in 0.19.
-            mlp = layer.submodules.mlp
-            (mlp.keywords["submodules"] if isinstance(mlp, partial) else mlp.submodules).router = Float32Router
+            submodules_of_experts(layer.submodules.mlp).router = Float32Router
             # Transformer Engine does not fuse the norm before experts: checkpoints have it under its own name.
             layer.submodules.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.", None)
     layer.submodules.self_attention.submodules.core_attention = TreeAttention

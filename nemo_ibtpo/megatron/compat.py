@@ -1,0 +1,19 @@
+"""What differs between the versions of Megatron-Core that are supported, read off the code, not off a number."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from megatron.core.transformer.moe.router import TopKRouter
+
+AUX_LOSS_COUNTS_TENSOR_PARALLEL_GROUP = (
+    "tp_cp_group" in TopKRouter.attach_and_log_load_balancing_loss.__code__.co_names
+)
+"""Whether the load-balancing loss is multiplied by the tokens that a tensor-parallel group routes (0.19), or by
+those of a rank alone (0.16)."""
+
+
+def submodules_of_experts(mlp: Any) -> Any:
+    """The submodules of a layer specification's mixture of experts: a ModuleSpec in 0.16, a partial in 0.19."""
+    return mlp.keywords["submodules"] if isinstance(mlp, partial) else mlp.submodules

@@ -96,7 +96,8 @@ def plan_memory(
         "current policy during the reference pass": weights if config.loss.kl_coef else 0.0,
     }
     if config.rollout.engine == "vllm":
-        host["weights shared with the engine"] = float(shape.parameters * layout.itemsize)
+        ranks = min(layout.tensor * layout.pipeline * layout.data, int(assumptions.gpus_per_node))
+        host["share of the node's copy for engines"] = shape.parameters * layout.itemsize / ranks
     fixed = {"CUDA, NCCL, libraries": assumptions.context_gib * GIB} if config.actor.device != "cpu" else {}
     return MemoryPlan(tuple(PhaseMemory(phase.name, {**phase.parts, **fixed}) for phase in phases), engine, host)
 

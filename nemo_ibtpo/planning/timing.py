@@ -6,7 +6,7 @@
 - Rollout: a decoding step reads the weights and the cache, or multiplies, whichever takes longer. An engine decodes
   as many sequences at once as the configuration, the trees in flight and the cache allow; the longest response of a
   step is decoded to its end with few others beside it. Prompts are computed once a tree.
-- Refit: the whole model passes through every rank and into every engine.
+- Refit: ``refit.py``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from nemo_ibtpo.planning.assumptions import Assumptions
 from nemo_ibtpo.planning.memory import EngineMemory
 from nemo_ibtpo.planning.model_shape import ModelShape
 from nemo_ibtpo.planning.parameters import Layout, static_bytes
+from nemo_ibtpo.planning.refit import refit_seconds
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def predict_seconds(
     seconds["train"] = backward * one_pass + work.updates * max(
         _update(stage.gradients + stage.weights, stage.optimizer, layout, world_size, assumptions) for stage in stages
     )
-    seconds["refit"] = _refit(shape, layout, assumptions)
+    seconds["refit"] = refit_seconds(config, shape, layout, world_size, engine, assumptions)
     return seconds
 
 
@@ -101,16 +102,6 @@ def _update(buffers: float, optimizer: float, layout: Layout, world_size: int, a
     link = (assumptions.network_gb_s if between_nodes else assumptions.nvlink_gb_s) * 1e9
     reduced = buffers * (layout.data - 1) / layout.data
     return reduced / link + 3 * optimizer / (assumptions.hbm_tb_s * 1e12 * assumptions.hbm_efficiency)
-
-
-def _refit(shape: ModelShape, layout: Layout, assumptions: Assumptions) -> float:
-    size = shape.parameters * layout.itemsize
-    held_by = layout.tensor * layout.pipeline
-    slow = held_by > assumptions.gpus_per_node
-    link = (assumptions.network_gb_s if slow else assumptions.nvlink_gb_s) * 1e9
-    gathered = size / link if held_by > 1 or layout.expert > 1 else 0.0
-    # On its way every weight is kept in host memory too, for an engine that has to be started again.
-    return gathered + size / (assumptions.pcie_gb_s * 1e9) + shape.tensors * assumptions.tensor_ms / 1e3
 
 
 def _rollout(

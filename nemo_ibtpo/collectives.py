@@ -73,11 +73,11 @@ def from_rank_0(function: Callable[[], Value]) -> Value:
             failure = error
             answer = [None, (isinstance(error, UserError), str(error))]
     dist.broadcast_object_list(answer, src=0)
-    value, told = answer
+    value, failed = answer
     if failure is not None:
         raise failure
-    if told is not None:
-        is_users, message = told
+    if failed is not None:
+        is_users, message = failed
         raise UserError(message) if is_users else RuntimeError(f"rank 0 failed: {message}")
     result: Value = value
     return result

@@ -1,4 +1,4 @@
-"""Whether a run may go on from a checkpoint: what has to be the same, and in which words a difference is told.
+"""Whether a run may go on from a checkpoint: what has to be the same, and how a difference is described.
 
 A setting may change between runs if training goes on as it would have, up to rounding: the layout over ranks, sizes
 of buffers, how often something is saved or evaluated, where files lie. Data and model are compared by their

@@ -1,6 +1,6 @@
 """The checkpoints of a run on disk.
 
-Invariants (held by ``tests/unit/checkpoints/test_directory.py``):
+Invariants (tested by ``tests/unit/checkpoints/test_directory.py``):
 
 - A directory ``step_<n>`` was renamed into place after everything in it was on the disk. A process that dies at any
   moment leaves the checkpoints before it as they were, and perhaps a directory that begins with a dot.

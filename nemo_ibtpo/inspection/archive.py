@@ -1,7 +1,7 @@
 """Sampled trees of a run on disk: ``trees/step_<n>.jsonl.gz``, one file a step.
 
 A file is gzip of JSON lines: first the format, the step and the settings that its scores depend on, then one
-``TreeRecord`` a line. Invariants (held by ``tests/unit/inspection/test_archive.py``):
+``TreeRecord`` a line. Invariants (tested by ``tests/unit/inspection/test_archive.py``):
 
 - A file appears complete or not at all.
 - The files together take at most ``max_bytes``, or there is only one. What goes when room is needed is the step that

@@ -1,6 +1,6 @@
 """One HTML file about one or several runs: curves, prompts, trees.
 
-Invariants (held by ``tests/unit/inspection/test_report_page.py`` and ``tests/e2e/test_report_in_browser.py``):
+Invariants (tested by ``tests/unit/inspection/test_report_page.py`` and ``tests/e2e/test_report_in_browser.py``):
 
 - It opens from a disk, without a network and a server. A content security policy allows the one script and the one
   style in it, by their hashes, and nothing else.

@@ -165,8 +165,8 @@ SECTIONS: tuple[Section, ...] = (
             Metric(
                 "time/<phase>_s",
                 "s",
-                "one phase: rollout, trees (writing them), logprobs, reference_logprobs, train, "
-                "refit (weights into the engines), validation",
+                "one phase: rollout, trees (writing them), logprobs (where a step makes several updates), "
+                "reference_logprobs, train, refit (weights into the engines), validation",
                 "lower",
             ),
         ),

@@ -1,6 +1,6 @@
 """What a run measures, one JSON object a step in ``metrics.jsonl``, and copies of it in trackers.
 
-Invariants (held by ``tests/unit/reporting/test_metrics_writer.py``):
+Invariants (tested by ``tests/unit/reporting/test_metrics_writer.py``):
 
 - Every line is strict JSON. A value that is not finite becomes null and is named, with what it was, under
   ``non_finite``: it is never dropped and never breaks a reader.

@@ -35,18 +35,18 @@ class Tracker(Protocol):
         """Hand over what is still held back, and end."""
 
 
-def make_trackers(config: RunConfig, *, anew: bool) -> list[Tracker]:
+def make_trackers(config: RunConfig, *, is_new: bool) -> list[Tracker]:
     """The trackers that a run asks for.
 
     Args:
         config: of the run.
-        anew: nothing has been logged yet; otherwise runs of trackers go on.
+        is_new: nothing has been logged yet; otherwise runs of trackers go on.
 
     Raises:
         UserError: a tracker refuses; says why.
     """
     output, logger = Path(config.output_dir), config.logger
-    ids = _RunIds(output / _IDS, anew)
+    ids = _RunIds(output / _IDS, is_new)
     trackers: list[Tracker] = []
     if logger.tensorboard:
         trackers.append(TensorBoard(output / "tensorboard"))
@@ -60,10 +60,10 @@ def make_trackers(config: RunConfig, *, anew: bool) -> list[Tracker]:
 class _RunIds:
     """The ids of this run in the trackers, kept on disk."""
 
-    def __init__(self, path: Path, anew: bool) -> None:
+    def __init__(self, path: Path, is_new: bool) -> None:
         self._path = path
         self.known: dict[str, str] = {}
-        if path.exists() and not anew:
+        if path.exists() and not is_new:
             self.known = json.loads(path.read_text(encoding="utf-8"))
 
     def keep(self, tracker: str, run_id: str) -> None:

@@ -76,7 +76,7 @@ class RunOutput:
             (self._directory / "validation").mkdir(parents=True, exist_ok=True)
             (self._directory / "config.yaml").write_text(to_yaml(self._config))
             write_questions(self._directory, validation)
-            trackers = make_trackers(self._config, anew=logged_step < 0)
+            trackers = make_trackers(self._config, is_new=logged_step < 0)
             self._writer = stack.enter_context(MetricsWriter(self._directory, trackers))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -57,7 +57,9 @@ def tell(root: Path, *, with_vllm: bool) -> dict[str, tuple[int, str, list[str]]
     if with_vllm:
         vllm = ("rollout=vllm", "rollout.vllm.kv_cache_gib=0.05", "rollout.max_new_tokens=24")
         attempt("engine", *vllm, "rollout.vllm.start_timeout_s=0.5", "rollout.vllm.max_restarts=0")
-        attempt("after_the_engine", *vllm, f"checkpoint.resume={root / 'nowhere'}")
+        (root / "no_checkpoint").mkdir()
+        (root / "no_checkpoint" / "manifest.json").write_text("{}")
+        attempt("after_the_engine", *vllm, f"checkpoint.resume={root / 'no_checkpoint'}")
     weights = load_file(model / "model.safetensors")
     del weights["model.norm.weight"]
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})

@@ -18,6 +18,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 HAS_VLLM = find_spec("vllm") is not None
+NEEDS_VLLM = pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,9 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, 
     [
         ("weights", "model.norm.weight"),
         pytest.param("engine", "not ready after", marks=pytest.mark.skipif(not HAS_VLLM, reason="no vLLM")),
-        pytest.param("after_the_engine", "never finished", marks=pytest.mark.skipif(not HAS_VLLM, reason="no vLLM")),
+        pytest.param(
+            "after_the_engine", "its format is None", marks=pytest.mark.skipif(not HAS_VLLM, reason="no vLLM")
+        ),
     ],
 )
 def test_nothing_is_left(told: dict[str, tuple[int, str, list[str]]], attempt: str, message: str) -> None:

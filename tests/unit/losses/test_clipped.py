@@ -333,6 +333,5 @@ def test_what_is_missing_is_named() -> None:
     with pytest.raises(ValueError, match=r"kl_coef=0.05 needs the log-probabilities of the reference policy"):
         tree_loss([tree], credits, current, old, None, CONFIG)
     with pytest.raises(ValueError, match=r"divided by 0.0; an update needs a trajectory"):
-        tree_loss(
-            [tree], [credit_nodes(tree, None, "token_mean", "trajectories")], current, old, current.detach(), CONFIG
-        )
+        nothing = [replace(credits[0], denominator=0.0)]
+        tree_loss([tree], nothing, current, old, current.detach(), CONFIG)

@@ -31,7 +31,7 @@ def config(tmp_path: Path) -> RunConfig:
 
 def log(config: RunConfig, *steps: int, anew: bool) -> str:
     """Log some steps; the run's ids."""
-    with MetricsWriter(config.output_dir, make_trackers(config, anew=anew)) as writer:
+    with MetricsWriter(config.output_dir, make_trackers(config, is_new=anew)) as writer:
         for step in steps:
             writer.write(step, {"train/avg_rate": step / 10, "train/cov": math.nan})
     return (Path(config.output_dir) / "trackers.json").read_text()

@@ -154,8 +154,10 @@ class SamplerConfig:
 
 @dataclass(config=STRICT, frozen=True)
 class LossConfig:
-    """The clipped surrogate, and what it does about an engine that is not quite the actor."""
+    """The policy loss, and what it does about an engine that is not quite the actor."""
 
+    name: Literal["clipped", "cispo"]
+    """``clipped`` stops tokens whose ratio leaves the clip (PPO, GRPO), ``cispo`` bounds their weight and goes on."""
     clip_eps_low: Annotated[float, Field(gt=0, lt=1)]
     """The ratio is clipped from below to 1 - clip_eps_low."""
     clip_eps_high: PositiveFloat

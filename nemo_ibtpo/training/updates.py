@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nemo_ibtpo.collectives import gather_from_all
 from nemo_ibtpo.config.schema import LossConfig, RunConfig
-from nemo_ibtpo.losses import ClippedLoss, Loss, LossInputs, LossOutput, with_importance
+from nemo_ibtpo.losses import Loss, LossInputs, LossOutput, make_loss, with_importance
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.methods import Advantages, Method
 from nemo_ibtpo.methods.credit import credit_nodes
@@ -100,7 +100,7 @@ def train(
         UserError: the engine is too far from the actor, or the loss or a gradient is not finite; the weights are
             left as they were.
     """
-    loss = with_importance(method.with_term(ClippedLoss(config.loss)), config.loss.tis_cap)
+    loss = with_importance(method.with_term(make_loss(config.loss)), config.loss.tis_cap)
     gate = None if update.mismatch is not None else MismatchGate(config.loss)
     actor.prepare_for_training()
     with clock.phase("train", len(update.batches), "micro-batches"):

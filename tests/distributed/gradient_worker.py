@@ -69,6 +69,7 @@ DEFAULT: dict[str, Any] = {
 
 def loss_config(case: dict[str, Any]) -> LossConfig:
     return LossConfig(
+        name="clipped",
         clip_eps_low=0.2,
         clip_eps_high=0.28,
         kl_coef=0.05,

@@ -16,7 +16,7 @@ from toy_models import VOCAB, hf_weights, random_model
 
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.losses import ClippedLoss
+from nemo_ibtpo.losses import make_loss
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import architecture_from_config
 from nemo_ibtpo.methods import make_method
@@ -88,7 +88,7 @@ def train_two_steps(name: str, architecture: str) -> dict[str, Any]:
         ]
         denominator = sum(credit.denominator for credit in credits)
         actor.prepare_for_training()
-        losses.append(actor.train_step(batches, ClippedLoss(config.loss), denominator)["loss"])
+        losses.append(actor.train_step(batches, make_loss(config.loss), denominator)["loss"])
         actor.finish_training()
     moved = sum(not torch.equal(tensor, before[key]) for key, tensor in actor.named_weights())
     return {"losses": losses, "moved": moved / len(before), "trajectories": trees[0].num_trajectories}

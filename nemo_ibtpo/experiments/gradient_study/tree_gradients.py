@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.experiments.gradient_study.sketch import Sketch
-from nemo_ibtpo.losses import ClippedLoss, LossInputs
+from nemo_ibtpo.losses import LossInputs, make_loss
 from nemo_ibtpo.methods import Method, make_method
 from nemo_ibtpo.methods.credit import credit_nodes
 from nemo_ibtpo.tree.microbatches import assemble, cut
@@ -110,4 +110,4 @@ def _loss(
         negative=tensor(batch.negative),
         denominator=denominator,
     )
-    return method.with_term(ClippedLoss(config.loss))(inputs)[0]
+    return method.with_term(make_loss(config.loss))(inputs)[0]

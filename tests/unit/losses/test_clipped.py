@@ -28,6 +28,7 @@ from nemo_ibtpo.tree.packing import PackedBatch
 from nemo_ibtpo.tree.tree import Tree
 
 CONFIG = LossConfig(
+    name="clipped",
     clip_eps_low=0.2,
     clip_eps_high=0.28,
     kl_coef=0.05,

@@ -43,8 +43,6 @@ def add_parser(commands: Subparsers, argv: Sequence[str]) -> None:
 
 def run(arguments: argparse.Namespace) -> int | None:
     """Evaluate, plan an evaluation, or compare two."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("eval is one process: start it without torchrun, on several GPUs once for each benchmark")
     if arguments.words[:1] == ["compare"]:
         if arguments.dry_run:
             raise UserError("eval compare takes no --dry-run")
@@ -57,7 +55,8 @@ def run(arguments: argparse.Namespace) -> int | None:
         configs = _as_hugging_face(configs)
     for config in configs:
         validate(config, "eval")
-        print(_plan(config), flush=True)
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(_plan(config), flush=True)
     if arguments.dry_run:
         print("dry run: nothing was started, no data was read")
         return None
@@ -84,6 +83,11 @@ def _as_hugging_face(configs: list[EvalConfig]) -> list[EvalConfig]:
     source = Path(configs[0].model.path)
     if not (source / "megatron").is_dir():
         return configs
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"model.path={source} is a Megatron checkpoint; several ranks evaluate a Hugging Face directory: "
+            f"nemo-ibtpo convert megatron-to-hf {source} <directory>"
+        )
     from nemo_ibtpo.conversion.convert import megatron_to_hf  # imports torch and Megatron
     from nemo_ibtpo.reporting.progress import RunConsole
 
@@ -116,14 +120,17 @@ def _plan(config: EvalConfig) -> str:
 
 
 def _evaluate(configs: Sequence[EvalConfig]) -> None:
+    from nemo_ibtpo.evaluation.ranks import joined_ranks
     from nemo_ibtpo.evaluation.report import table
     from nemo_ibtpo.evaluation.run import run_evaluation  # imports torch
     from nemo_ibtpo.reporting.progress import RunConsole
 
-    console = RunConsole(0)
-    results = [run_evaluation(config, console) for config in configs]
-    console.show(table(results))
-    console.say(f"samples and summaries are in {configs[0].output_dir}")
+    with joined_ranks() as rank:
+        console = RunConsole(rank)
+        results = [run_evaluation(config, console) for config in configs]
+        if rank == 0:
+            console.show(table(results))
+            console.say(f"samples and summaries are in {configs[0].output_dir}")
 
 
 def _compare(paths: Sequence[str], stem: Path | None) -> None:

@@ -96,9 +96,9 @@ def _check_evaluation(config: EvalConfig) -> None:
     )
     _check_prompts("benchmark", benchmark)
     refuse_if(
-        rollout.tensor_parallel_size != 1 or rollout.num_replicas not in (1, None),
-        f"rollout.tensor_parallel_size={rollout.tensor_parallel_size}, rollout.num_replicas={rollout.num_replicas}: "
-        "an evaluation is one process with one engine; set both to 1",
+        rollout.engine == "transformers" and rollout.tensor_parallel_size != 1,
+        f"rollout.tensor_parallel_size={rollout.tensor_parallel_size}: the transformers engine runs on one device; "
+        "use rollout=vllm",
     )
     longest = benchmark.max_prompt_tokens + rollout.max_new_tokens
     _check_cache(rollout, longest)

@@ -72,6 +72,14 @@ class Journal:
         self._file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
         self._file.flush()
 
+    def take_over(self, other: Journal) -> None:
+        """Write down what another journal knows, and delete that one."""
+        lines = ({"seed": seed, "tokens": t, "finish_reason": reason} for seed, (t, reason) in other.known.items())
+        self._file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+        self._file.flush()
+        self.known |= other.known
+        other.remove()
+
     def remove(self) -> None:
         """Delete the file, once all of it is in a result."""
         self._path.unlink()
@@ -103,6 +111,28 @@ class Journal:
                 f"{self._path.parent} holds an unfinished evaluation with other settings ({difference}); choose "
                 "another output_dir, or remove it"
             )
+
+
+def open_journal(directory: Path, settings: dict[str, Any], rank: int, world_size: int) -> Journal:
+    """The journal of a rank, ``journal.jsonl`` on rank 0 and ``journal_<rank>.jsonl`` on the others.
+
+    Rank 0 takes over the journals of ranks that there were before and are no more.
+
+    Raises:
+        UserError: see :class:`Journal`.
+    """
+    journal = Journal(_path(directory, rank), settings)
+    if rank == 0:
+        for path in sorted(directory.glob("journal_*.jsonl")):
+            number = path.stem.removeprefix("journal_")
+            if number.isdecimal() and int(number) >= world_size:
+                with Journal(path, settings) as old:
+                    journal.take_over(old)
+    return journal
+
+
+def _path(directory: Path, rank: int) -> Path:
+    return directory / ("journal.jsonl" if rank == 0 else f"journal_{rank}.jsonl")
 
 
 class JournaledSource(RolloutSource):

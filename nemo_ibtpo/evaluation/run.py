@@ -9,21 +9,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
+import torch.distributed as dist
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from nemo_ibtpo.collectives import from_rank_0, gather_from_all
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import EvalConfig
 from nemo_ibtpo.data.loading import load_problems
-from nemo_ibtpo.data.problems import Problem
+from nemo_ibtpo.data.problems import Problem, problems_digest
 from nemo_ibtpo.dtypes import TORCH_DTYPES
 from nemo_ibtpo.evaluation.benchmarks import row_preparation
 from nemo_ibtpo.evaluation.digest import model_digest
 from nemo_ibtpo.evaluation.evaluator import evaluate
-from nemo_ibtpo.evaluation.journal import Journal, JournaledSource
+from nemo_ibtpo.evaluation.journal import JournaledSource, open_journal
+from nemo_ibtpo.evaluation.ranks import device_of_rank, engines_of
 from nemo_ibtpo.evaluation.report import SAMPLES, write_summary
-from nemo_ibtpo.evaluation.result import EvaluationResult
+from nemo_ibtpo.evaluation.result import EvaluationResult, merge
 from nemo_ibtpo.evaluation.settings import describe_difference, evaluation_settings
 from nemo_ibtpo.reporting.progress import RunConsole
 from nemo_ibtpo.rewards.gold import keep_verifiable
@@ -34,7 +36,12 @@ from nemo_ibtpo.tree.steps import StepSplitter
 
 
 def run_evaluation(config: EvalConfig, console: RunConsole) -> EvaluationResult:
-    """Evaluate as configured; the configuration has been validated.
+    """Evaluate as configured, on this rank (within ``ranks.joined_ranks``); the configuration has been validated.
+
+    Problems are dealt to the ranks that own an engine; each sample depends on its problem and its number alone.
+
+    Returns:
+        The samples of all ranks, on every rank.
 
     Raises:
         UserError: something the user can mend, found before or during the evaluation.
@@ -47,28 +54,35 @@ def run_evaluation(config: EvalConfig, console: RunConsole) -> EvaluationResult:
     try:
         problems, report = _load(config, tokenizer, rewards)
         console.say(f"{name} data: {report}")
-        settings = evaluation_settings(config, problems, model_digest(model_path))
-        if (directory / SAMPLES).is_file():
+        settings = evaluation_settings(config, problems, from_rank_0(lambda: model_digest(model_path)))
+        if from_rank_0(lambda: (directory / SAMPLES).is_file()):
             result = _finished(directory, settings)
             console.say(f"{name}: already evaluated, read from {directory / SAMPLES}")
         else:
             result = _sample(config, problems, settings, tokenizer, rewards, directory, console)
     finally:
         rewards.close()
-    write_summary(result, directory)
+    from_rank_0(lambda: write_summary(result, directory))
     return result
 
 
 def _load(config: EvalConfig, tokenizer: PreTrainedTokenizerBase, rewards: VerifierPool) -> tuple[list[Problem], str]:
     benchmark = config.benchmark
     loaded, report = load_problems(benchmark.data, benchmark, tokenizer, row_preparation(benchmark))
-    problems = keep_verifiable(loaded, rewards, report)
-    if report.skipped and not benchmark.allow_left_out:
-        raise UserError(
-            f"benchmark {benchmark.name}: of {report.rows} rows some cannot be used: {report.describe_skipped()}; "
-            "fewer problems are another benchmark: mend that, or accept it with benchmark.allow_left_out=true"
-        )
-    return problems, report.summary()
+    if len(set(gather_from_all(problems_digest(loaded)))) > 1:
+        raise UserError(f"benchmark {benchmark.name}: ranks read different problems; give all of them the same files")
+
+    def verifiable() -> tuple[set[str], str]:
+        kept = keep_verifiable(loaded, rewards, report)
+        if report.skipped and not benchmark.allow_left_out:
+            raise UserError(
+                f"benchmark {benchmark.name}: of {report.rows} rows some cannot be used: {report.describe_skipped()}"
+                "; fewer problems are another benchmark: mend that, or accept it with benchmark.allow_left_out=true"
+            )
+        return {problem.problem_id for problem in kept}, report.summary()
+
+    kept, summary = from_rank_0(verifiable)
+    return [problem for problem in loaded if problem.problem_id in kept], summary
 
 
 def _finished(directory: Path, settings: dict[str, Any]) -> EvaluationResult:
@@ -89,33 +103,33 @@ def _sample(
     directory: Path,
     console: RunConsole,
 ) -> EvaluationResult:
-    benchmark = config.benchmark
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    with Journal(directory / "journal.jsonl", settings) as journal:
-        total = len(problems) * benchmark.samples_per_problem
+    benchmark, engines, rank = config.benchmark, engines_of(config.rollout), dist.get_rank()
+    mine = engines.mine(problems)
+    with open_journal(directory, settings, rank, dist.get_world_size()) as journal:
+        for known in gather_from_all(journal.known):
+            journal.known.update(known)
+        total, share = (len(part) * benchmark.samples_per_problem for part in (problems, mine))
         if journal.known:
             console.say(f"{benchmark.name}: going on after {len(journal.known):,} of {total:,} samples")
         engine = make_engine(
             config.rollout,
             Path(config.model.path),
             tokenizer,
-            here=True,
+            here=rank in engines.ranks,
             dtype=TORCH_DTYPES[config.model.dtype],
-            device=device,
+            device=device_of_rank(config.device),
             max_model_len=benchmark.max_prompt_tokens + config.rollout.max_new_tokens,
             output_dir=directory,
         )
-        rewards.set_problems(problems)
+        rewards.set_problems(mine)
         try:
-            with console.phase(benchmark.name, total, "samples", already=len(journal.known)) as phase:
+            with console.phase(benchmark.name, share, "samples", already=0) as phase:
 
                 def advance(progress: GrowthProgress) -> None:
                     phase.advance(max(0, progress.trajectories - phase.done))
 
                 result = evaluate(
-                    problems,
+                    mine,
                     JournaledSource(engine, journal),
                     rewards,
                     splitter=StepSplitter(tokenizer),
@@ -127,6 +141,7 @@ def _sample(
                 )
         finally:
             engine.close()
-        result.to_jsonl(directory / SAMPLES)
+        result = merge(gather_from_all(result))
+        from_rank_0(lambda: result.to_jsonl(directory / SAMPLES))
         journal.remove()
     return result

@@ -127,7 +127,7 @@ def test_a_killed_evaluation_goes_on_and_ends_as_an_undisturbed_one(
         (["benchmark.data.verifier=ifeval"], "with benchmark.kind=open: use math, exact or reasoning_gym"),
         (["benchmark.kind=choice"], "with benchmark.kind=choice: use choice"),
         (["benchmark.samples_per_problem=0"], "on the command line: expected a number above 0 (samples of each"),
-        (["rollout.tensor_parallel_size=2"], "an evaluation is one process with one engine"),
+        (["rollout.tensor_parallel_size=2"], "the transformers engine runs on one device"),
         (["benchmark.name=../up"], "benchmark.name=../up: it names a directory"),
         (["--write", "x"], "--write goes with eval compare"),
         (["model.pth=x"], "unknown key 'model.pth' on the command line (did you mean 'model.path'?)"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +20,12 @@ from reasoning_gym.factory import DATASETS, create_dataset
 
 from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.rewards.verifiers import Verdict
+
+# Faults of the scorers of release 0.1.x, found by asking all of them about junk (tests/unit/rewards/test_scorers.py).
+REFUSED = {"game_of_life_halting": "accepts any text, since it compares bool(text)"}
+_PREFIX_SCORERS = {"coin_flip"}  # a number that begins as the gold answer does is right for it: 0 for 0.25
+_TOLERANCE = Fraction(1, 10_000)  # as coin_flip's scorer has it
+_NO_NUMBER = re.compile(r"\b(?:nan|inf|infinity)\b", re.IGNORECASE)  # complex_arithmetic accepts nan
 
 # Evaluation of anything but the entry itself.
 _EVALUATES_ANSWER = re.compile(r"\b(?:eval|exec|parse_expr|sympify)\((?!entry\b|metadata\b)")
@@ -38,6 +45,10 @@ def verify(answer: str, problem: Problem) -> Verdict:
         return "correct"
     if _evaluates_answer(problem.metadata["task"]) and not is_inert(answer):
         return "unparsable"
+    if _NO_NUMBER.search(answer) and not _NO_NUMBER.search(entry["answer"]):
+        return "unparsable"
+    if problem.metadata["task"] in _PREFIX_SCORERS:
+        return _same_fraction(answer, entry["answer"])
     dataset = _dataset(problem)
     try:
         score = dataset.score_answer(answer, entry)
@@ -51,10 +62,19 @@ def gold_defect(problem: Problem) -> str | None:
 
     It happens where ``score_answer`` compares tuples, which do not survive the entry's way through JSON.
     """
-    entry = problem.metadata["entry"]
+    entry, task = problem.metadata["entry"], problem.metadata["task"]
+    if (fault := REFUSED.get(task)) is not None:
+        return f"the scorer of the task {task} {fault}"
     if _dataset(problem).score_answer(entry["answer"], entry) < 1:
         return f"the task {problem.metadata['task']} does not accept its own answer"
     return None
+
+
+def _same_fraction(answer: str, gold: str) -> Verdict:
+    try:
+        return "correct" if abs(Fraction(answer.replace(",", "")) - Fraction(gold)) <= _TOLERANCE else "wrong"
+    except (ValueError, ZeroDivisionError, OverflowError):
+        return "unparsable"
 
 
 def is_inert(text: str) -> bool:

@@ -51,6 +51,8 @@ class ActorConfig:
     """Shard norms and residuals over the tensor-parallel ranks."""
     use_distributed_optimizer: bool
     """Shard optimizer state over the data-parallel ranks."""
+    overlap_grad_reduce: bool
+    """Reduce gradients over the data-parallel ranks while the backward pass of the last micro-batch goes on."""
     recompute: Literal["none", "selective", "full"]
     """Activations recomputed in the backward pass."""
     offload: Literal["none", "optimizer", "all"]

@@ -99,9 +99,13 @@ class MegatronActor:
             ddp_config = DistributedDataParallelConfig(
                 grad_reduce_in_fp32=True,
                 use_distributed_optimizer=actor.use_distributed_optimizer,
-                overlap_grad_reduce=False,
+                overlap_grad_reduce=actor.overlap_grad_reduce,
             )
             self._chunks = [DistributedDataParallel(config, ddp_config, chunk) for chunk in chunks]
+            if actor.overlap_grad_reduce:
+                # Gradients are reduced in the backward pass of a chunk's last micro-batch, not in those before it.
+                no_sync = [chunk.no_sync for chunk in self._chunks]
+                config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
             self._offload = Offload(actor.offload, self._chunks, None)
             if optimizer is not None:
                 self._optimizer, self._lr_scheduler = build_optimizer(

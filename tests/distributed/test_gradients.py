@@ -79,6 +79,10 @@ CASES: dict[str, dict[str, Any]] = {
     **{f"budget {n} vpp2": {"tp": 2, "pp": 2, "vpp": 2, "max_tokens": n} for n in (40, 97)},
     "recompute selective vpp2": {"pp": 2, "vpp": 2, "recompute": "selective", "max_tokens": 97},
     "recompute full vpp2": {"tp": 2, "pp": 2, "vpp": 2, "sp": True, "recompute": "full", "max_tokens": 97},
+    "reduced meanwhile dp4": {"overlap": True},
+    "reduced meanwhile pp2": {"pp": 2, "max_tokens": 97, "overlap": True},
+    "reduced meanwhile vpp2": {"pp": 2, "vpp": 2, "max_tokens": 97, "overlap": True},
+    "reduced meanwhile experts": {"family": "qwen3_moe", "pp": 2, "ep": 2, "overlap": True},
     "logits kept": {"tp": 2, "sp": True, "method": "ibro", "max_tokens": 97, "fused_logprobs": False},
     "llama": {"family": "llama", "tp": 2, "pp": 2, "sp": True},
     "qwen2": {"family": "qwen2", "tp": 2, "pp": 2, "sp": True},
@@ -92,6 +96,8 @@ CASES: dict[str, dict[str, Any]] = {
 }
 DISTRIBUTED_OPTIMIZER_CASES: dict[str, dict[str, Any]] = {
     "distributed optimizer dp4": {},
+    "distributed optimizer reduced meanwhile pp2": {"pp": 2, "max_tokens": 97, "overlap": True},
+    "distributed optimizer reduced meanwhile experts": {"family": "qwen3_moe", "pp": 2, "ep": 2, "overlap": True},
     "distributed optimizer tp2-sp-dp2": LAYOUTS["tp2-sp-dp2"],
     "distributed optimizer pp2-dp2": LAYOUTS["pp2-dp2"],
     "distributed optimizer pp2-vpp2-dp2": LAYOUTS["pp2-vpp2-dp2"],

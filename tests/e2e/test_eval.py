@@ -207,5 +207,4 @@ def test_lm_eval_takes_an_exported_directory_as_it_is(model: Path, problems: Pat
     assert done.returncode == 0, done.stderr[-4000:]
     (results,) = (tmp_path / "out").rglob("results_*.json")
     found = json.loads(results.read_text())
-    assert 0 <= found["results"]["offline_sums"]["acc,none"] <= 1
     assert found["n-samples"]["offline_sums"]["effective"] == 3

@@ -35,7 +35,7 @@ def test_two_steps(tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == [0, 1, 2]
     for row in rows[1:]:
         assert row["train/trajectories_per_prompt"] == 4  # 3 from the prompt and one round of one branch
-        assert row["train/unique_tokens_per_prompt"] < row["train/duplicated_tokens_per_prompt"]
+        assert row["train/branches_per_tree"] == 1
         assert row["mismatch/token_mult_prob_error"] < 1.001  # engine and actor agree on every sampled token
     before, after = (
         load_file(tmp_path / "model" / "model.safetensors"),

@@ -58,7 +58,7 @@ lint: $(STAMP) ## ruff and mypy
 	$(PY) -m mypy
 
 # Not in `check`: engines of vLLM, hostile answers and other tests of minutes (marked slow), and all that starts ranks.
-check: lint ## for every commit, in under 3 minutes: lint, the quick unit tests, and a training run of seconds
+check: lint ## for every commit: lint, the quick unit tests, and a training run of seconds
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests/unit tests/check -m "not slow" --numprocesses=$(TEST_PROCESSES) --dist=loadfile
 
 test: lint ## lint, then all tests

@@ -7,14 +7,14 @@ a rule. Both finish in an order of their own.
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from strategies import IB
 
 from nemo_ibtpo.config.schema import SamplerConfig
 from nemo_ibtpo.tree.branching import make_strategy
 from nemo_ibtpo.tree.growth import GrowthTask, grow
-from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest
+from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest, Unfinished
 from nemo_ibtpo.tree.steps import make_splitter
 from nemo_ibtpo.tree.tree import Tree
 
@@ -49,6 +49,7 @@ class RandomWriter:
         self.order = random.Random(order)
         self.waiting: list[RolloutRequest] = []
         self.log: list[RolloutRequest] = []
+        self.version = 0  # of the weights: others write other texts
 
     def submit(self, requests: Sequence[RolloutRequest]) -> None:
         self.waiting += requests
@@ -63,13 +64,57 @@ class RandomWriter:
         return {}
 
     def write(self, request: RolloutRequest) -> Rollout:
-        rng = random.Random(repr((request.prefix, request.seed)))
+        rng = random.Random(repr((request.prefix, request.seed, self.version)[: 3 if self.version else 2]))
         tokens: list[int] = []
         while len(tokens) < request.max_new_tokens and END not in tokens:
             tokens.append(ord(rng.choice("ab\n\n\n\n.")))
         logprobs = tuple(rng.uniform(-2, 0) for _ in tokens)
         reason = "eos" if tokens[-1] == END else "length"
         return Rollout(request.request_id, tuple(tokens), logprobs, reason)
+
+
+class SlowWriter(RandomWriter):
+    """Draws a token of a few requests in each poll, and starts all over now and then; tells how far they are."""
+
+    def __init__(self, order: int, *, reports: bool = True, restarts: bool = True) -> None:
+        super().__init__(order)
+        self.reports, self.restarts = reports, restarts
+        self.drawn: dict[Hashable, int] = {}
+        self.news: dict[Hashable, int] = {}
+
+    def poll(self) -> list[Rollout]:
+        if self.restarts and self.order.random() < 0.02:
+            self.drawn.clear()
+            self.order.shuffle(self.waiting)
+        finished = []
+        for request in self.order.sample(self.waiting, min(len(self.waiting), 5)):
+            rollout, drawn = self.write(request), self.drawn.get(request.request_id, 0) + 1
+            if drawn == len(rollout.tokens):
+                self.waiting.remove(request)
+                self.drawn.pop(request.request_id, None)
+                self.news.pop(request.request_id, None)
+                finished.append(rollout)
+            else:
+                self.drawn[request.request_id] = self.news[request.request_id] = drawn
+        return finished
+
+    def progress(self) -> dict[Hashable, int]:
+        if not self.reports or self.order.random() < 0.3:
+            return {}
+        news, self.news = self.news, {}
+        return news
+
+    def cut(self, at_least: Mapping[Hashable, int]) -> list[Unfinished]:
+        cut = []
+        for request in self.waiting:
+            rollout, drawn = self.write(request), self.drawn.get(request.request_id, 0)
+            drawn = max(drawn, at_least.get(request.request_id, 0))
+            assert drawn < len(rollout.tokens)
+            cut.append(Unfinished(request.request_id, rollout.tokens[:drawn], rollout.logprobs[:drawn]))
+        self.waiting.clear()
+        self.drawn.clear()
+        self.news.clear()
+        return cut
 
 
 class CountingVerifier:

@@ -26,7 +26,7 @@ from itertools import pairwise
 import numpy as np
 
 from nemo_ibtpo.tree.branching import BranchingStrategy
-from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest
+from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest, Unfinished
 from nemo_ibtpo.tree.steps import Splitter
 from nemo_ibtpo.tree.tree import ROOT, FinishReason, Tree
 
@@ -162,6 +162,11 @@ class GrowingTree:
         return any(trajectory.awaited is not None for trajectory in self._running)
 
     @property
+    def sampled_tokens(self) -> int:
+        """Tokens sampled so far."""
+        return sum(len(trajectory.sampled.tokens) for trajectory in self._launched)
+
+    @property
     def awaits_rewards(self) -> bool:
         """Whether a response that ended has no reward yet."""
         return None in self._rewards.values()
@@ -231,17 +236,37 @@ class GrowingTree:
                     requests += self._branch()
         return requests
 
-    def cut(self, tick: int) -> list[Sampled]:
+    def needed(self, tick: int) -> dict[tuple[int, int], int]:
+        """Tokens that each unanswered request is to have by a tick, by the request's id."""
+        return {
+            (self.key, trajectory.number): max(0, tick - trajectory.start - len(trajectory.sampled.tokens))
+            for trajectory in self._running
+            if trajectory.awaited is not None
+        }
+
+    def interrupt(self, number: int, unfinished: Unfinished) -> None:
+        """Keep what the sampler had drawn for a request that it was told to end."""
+        trajectory = self._awaited(number)
+        before = trajectory.sampled
+        trajectory.awaited = None
+        trajectory.sampled = Sampled(
+            before.tokens + unfinished.tokens,
+            before.logprobs + unfinished.logprobs,
+            before.versions + self._versions(len(unfinished.tokens)),
+        )
+
+    def cut(self, tick: int) -> tuple[Sampled, ...]:
         """What had been sampled of each trajectory at a tick: ``sampled`` of a later :class:`GrowingTree`.
 
         Args:
-            tick: before :attr:`earliest`, or that of a complete tree; all that ended by then has its reward.
+            tick: before :attr:`earliest`, or not before that of a complete tree; all that ended by then has its
+            reward.
         """
-        return [
+        return tuple(
             self._with_reward(trajectory).first(tick - trajectory.start)
             for trajectory in self._launched
             if trajectory.start <= tick
-        ]
+        )
 
     @property
     def _is_due(self) -> bool:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nemo_ibtpo.tree.branching import BranchingStrategy
@@ -139,6 +139,42 @@ class WorkInFlight:
         began = time.monotonic()
         touched, self._touched = self._touched, {}
         self._advance(touched.values())
+        rollouts = self._take_rollouts(touched)
+        if self._needs_reports:
+            for request_id, count in self._source.progress().items():
+                growing, number = self._find(request_id, "the sampler reported a request")
+                growing.report(number, count)
+                touched[growing.key] = growing
+        scores = self._take_rewards(touched)
+        self._advance(touched.values())
+        self._wait(began, arrived=rollouts or scores)
+        return rollouts or scores, list(touched.values())
+
+    def cut(self, ticks: Mapping[int, int]) -> None:
+        """Stop growing: every sequence has been sampled up to its tree's tick, and every reward has come.
+
+        Args:
+            ticks: by the key of the tree, before its :attr:`GrowingTree.earliest` or not before that of a complete
+            one.
+        """
+        each = [growing.needed(ticks[growing.key]) for growing in self.growing.values()]
+        needed = {request_id: count for own in each for request_id, count in own.items()}
+        for unfinished in self._source.cut(needed):
+            growing, number = self._find(unfinished.request_id, "the sampler cut off a request")
+            if len(unfinished.tokens) < needed[unfinished.request_id]:
+                raise RuntimeError(
+                    f"tree {growing.tree.prompt_id!r}, trajectory {number}: the sampler cut it off after "
+                    f"{len(unfinished.tokens)} tokens; {needed[unfinished.request_id]} were asked for"
+                )
+            growing.interrupt(number, unfinished)
+            self.sampled_tokens += len(unfinished.tokens)
+        ignored: dict[int, GrowingTree] = {}
+        while any(growing.awaits_sampler or growing.awaits_rewards for growing in self.growing.values()):
+            began = time.monotonic()
+            rollouts = self._take_rollouts(ignored)
+            self._wait(began, arrived=self._take_rewards(ignored) or rollouts)
+
+    def _take_rollouts(self, touched: dict[int, GrowingTree]) -> bool:
         rollouts = self._source.poll()
         for rollout in rollouts:
             growing, number = self._find(rollout.request_id, "the sampler returned a rollout")
@@ -147,25 +183,29 @@ class WorkInFlight:
             if (response := growing.accept(number, rollout)) is not None:
                 self._rewards.submit((growing.key, number), growing.tree.prompt_id, response)
             touched[growing.key] = growing
-        if self._needs_reports:
-            for request_id, count in self._source.progress().items():
-                growing, number = self._find(request_id, "the sampler reported a request")
-                growing.report(number, count)
-                touched[growing.key] = growing
+        return bool(rollouts)
+
+    def _take_rewards(self, touched: dict[int, GrowingTree]) -> bool:
         scores = self._rewards.poll()
         for key, reward in scores:
             growing, number = self._find(key, "the verifier returned a reward")
             growing.score(number, reward)
             touched[growing.key] = growing
-        self._advance(touched.values())
+        return bool(scores)
+
+    def _wait(self, began: float, *, arrived: bool) -> None:
+        """A little, if nothing arrived in this turn.
+
+        Raises:
+            RuntimeError: nothing has arrived for too long.
+        """
         now = time.monotonic()
-        if rollouts or scores:
+        if arrived:
             self._last_arrival = now
         elif now - self._last_arrival > self._stall_timeout_s:
             raise RuntimeError(self._describe_stall())
         elif now - began < _IDLE_S:
             time.sleep(_IDLE_S - (now - began))
-        return bool(rollouts or scores), list(touched.values())
 
     def _advance(self, touched: Iterable[GrowingTree]) -> None:
         requests = [request for growing in touched for request in growing.advance()]

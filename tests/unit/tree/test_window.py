@@ -7,12 +7,12 @@ reports (tests/unit/rollout).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from growth_toys import MAX_NEW_TOKENS, SAMPLER, Characters, CountingVerifier, RandomWriter, described, grow_toys
+from growth_toys import MAX_NEW_TOKENS, SAMPLER, Characters, CountingVerifier, SlowWriter, described, grow_toys
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import IB
@@ -24,39 +24,6 @@ from nemo_ibtpo.tree.steps import FixedWidthSplitter, StepSplitter
 from nemo_ibtpo.tree.tree import ROOT, Tree
 
 
-class Engine(RandomWriter):
-    """Draws a token of a few requests in each poll, and starts all over now and then; tells how far they are."""
-
-    def __init__(self, order: int, *, reports: bool = True, restarts: bool = True) -> None:
-        super().__init__(order)
-        self.reports, self.restarts = reports, restarts
-        self.drawn: dict[Hashable, int] = {}
-        self.news: dict[Hashable, int] = {}
-        self.in_flight: list[int] = []
-
-    def poll(self) -> list[Rollout]:
-        if self.restarts and self.order.random() < 0.02:
-            self.drawn.clear()
-            self.order.shuffle(self.waiting)
-        finished = []
-        for request in self.order.sample(self.waiting, min(len(self.waiting), 5)):
-            rollout, drawn = self.write(request), self.drawn.get(request.request_id, 0) + 1
-            if drawn == len(rollout.tokens):
-                self.waiting.remove(request)
-                self.drawn.pop(request.request_id, None)
-                self.news.pop(request.request_id, None)
-                finished.append(rollout)
-            else:
-                self.drawn[request.request_id] = self.news[request.request_id] = drawn
-        return finished
-
-    def progress(self) -> dict[Hashable, int]:
-        if not self.reports or self.order.random() < 0.3:
-            return {}
-        news, self.news = self.news, {}
-        return news
-
-
 @pytest.mark.parametrize("name", ["ib", "random"])
 @pytest.mark.parametrize("window", [1, 2, 4, 8, 12])
 @pytest.mark.parametrize("selection", ["paper", "per_draw"])
@@ -66,7 +33,7 @@ def test_a_window_grows_the_same_trees_whatever_the_order(name: str, window: int
     trees = grow_toys(strategy=strategy)  # one rollout at a time, no reports
     assert [tree.num_trajectories for tree in trees] == [12] * 8
     for order, max_in_flight in [(1, 1), (2, 3), (3, 100)]:
-        source = Engine(order, reports=order != 2)
+        source = SlowWriter(order, reports=order != 2)
         again = grow_toys(strategy=strategy, source=source, order=order, max_in_flight=max_in_flight)
         assert described(again) == described(trees)
 
@@ -75,20 +42,20 @@ def test_a_window_grows_the_same_trees_whatever_the_order(name: str, window: int
 def test_any_order_of_arrival(order: int, window: int) -> None:
     sampler = replace(SAMPLER, max_sequences_per_tree=window)
     trees = grow_toys("ab", sampler=sampler)
-    assert described(grow_toys("ab", sampler=sampler, source=Engine(order), order=order)) == described(trees)
+    assert described(grow_toys("ab", sampler=sampler, source=SlowWriter(order), order=order)) == described(trees)
 
 
 @pytest.mark.parametrize("name", ["ib", "random"])
 def test_a_window_of_one_is_growth_in_rounds(name: str) -> None:
     sampler = replace(SAMPLER, name=name)
-    serial = grow_toys(sampler=replace(sampler, max_sequences_per_tree=1), source=Engine(5))
+    serial = grow_toys(sampler=replace(sampler, max_sequences_per_tree=1), source=SlowWriter(5))
     assert described(serial) == described(grow_toys(sampler=sampler))
 
 
 def test_windows_grow_different_trees_and_keep_that_many_sequences_in_flight() -> None:
     seen: list[int] = []
 
-    class Watching(Engine):
+    class Watching(SlowWriter):
         def submit(self, requests: Sequence[RolloutRequest]) -> None:
             super().submit(requests)
             seen.append(len(self.waiting))
@@ -224,7 +191,7 @@ def test_steps_are_those_of_the_whole_response() -> None:
 def test_the_verifier_works_while_the_sampler_does() -> None:
     """A response is scored when it has ended, not when its round has."""
     verifier = CountingVerifier(0)
-    source = Engine(1)
+    source = SlowWriter(1)
     waiting_when_scored: list[int] = []
     submit = verifier.submit
     verifier.submit = lambda *args: (waiting_when_scored.append(len(source.waiting)), submit(*args))  # type: ignore[method-assign]

@@ -1,0 +1,291 @@
+"""Trees that go on under new weights must be the same however fast the machine is, and none may be lost or repeated.
+
+The growth is the real one; the sampler is the seeded toy writer of growth_toys.py, which writes other texts under
+other weights, finishes in any order and starts again now and then. Owners of engines run in threads. Not exercised:
+engines (tests/unit/rollout), the training loop (tests/distributed).
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+from growth_toys import MAX_NEW_TOKENS, SAMPLER, Characters, CountingVerifier, SlowWriter, described
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import IB
+
+from nemo_ibtpo.config.schema import SamplerConfig
+from nemo_ibtpo.tree.branching import make_strategy
+from nemo_ibtpo.tree.carry_over import (
+    CarriedTree,
+    Horizon,
+    StepOfTrees,
+    TreesInFlight,
+    grow_until_closed,
+)
+from nemo_ibtpo.tree.growing_tree import GrowthTask
+from nemo_ibtpo.tree.steps import make_splitter
+from nemo_ibtpo.tree.tree import Tree
+
+WINDOW = replace(SAMPLER, max_sequences_per_tree=4)
+CHAINS = replace(SAMPLER, name="independent", initial_rollouts=6, rounds=1)
+TWO_CHAINS = replace(CHAINS, initial_rollouts=2)
+PER_STEP = 4
+
+
+def owners_meet(owners: int):
+    """A collective of threads: what each brought, to all."""
+    barrier, horizons = threading.Barrier(owners, timeout=60), {}
+
+    def of(owner: int):
+        def exchange(horizon: Horizon) -> Sequence[Horizon]:
+            horizons[owner] = horizon
+            barrier.wait()
+            everyone = [horizons[i] for i in range(owners)]
+            barrier.wait()
+            return everyone
+
+        return exchange
+
+    return of
+
+
+def one_step(
+    in_flight: TreesInFlight, closing, sampler: SamplerConfig, *, order: int, owners: int = 1, reports: bool = True
+) -> list[StepOfTrees]:
+    exchange_of, steps, errors = owners_meet(owners), {}, []
+
+    def own(owner: int) -> None:
+        source = SlowWriter(order + owner, reports=reports)
+        source.version = closing.version
+        try:
+            steps[owner] = grow_until_closed(
+                dict(list(enumerate(in_flight.trees))[owner::owners]),
+                closing,
+                source=source,
+                rewards=CountingVerifier(order + owner),
+                strategy=make_strategy(sampler, IB, MAX_NEW_TOKENS),
+                splitter=make_splitter(None, Characters()),
+                max_new_tokens=MAX_NEW_TOKENS,
+                exchange=exchange_of(owner),
+                stall_timeout_s=30.0,
+            )
+            assert source.waiting == []
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=own, args=(owner,)) for owner in range(owners)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return [steps[owner] for owner in range(owners)]
+
+
+def train(
+    steps: int,
+    *,
+    sampler: SamplerConfig = WINDOW,
+    carry_over: float = 0.5,
+    lag: int = 3,
+    updates: int = 1,
+    order: int = 0,
+    reload: bool = False,
+    **options,
+) -> tuple[list[list[Tree]], TreesInFlight, list[list[StepOfTrees]]]:
+    """What a run would train in each step; with ``reload`` it is stopped and resumed between any two of them."""
+    in_flight = TreesInFlight(PER_STEP, carry_over, lag, updates)
+    prompts = iter(range(1000))
+    trained, ends = [], []
+    for step in range(steps):
+        tasks = [GrowthTask(str(prompt), (ord("?"), prompt)) for prompt in islice(prompts, in_flight.missing)]
+        closing = in_flight.begin(tasks, 100 + step, step * updates)
+        ends.append(one_step(in_flight, closing, sampler, order=order + step, **options))
+        trained.append(in_flight.end(ends[-1]))
+        if reload:
+            trees, arrays = in_flight.state_dict()
+            again = TreesInFlight(PER_STEP, carry_over, lag, updates)
+            again.load_state_dict(
+                json.loads(json.dumps(trees)), {name: array.copy() for name, array in arrays.items()}
+            )
+            assert again.trees == in_flight.trees
+            in_flight = again
+    return trained, in_flight, ends
+
+
+def flat(trained: list[list[Tree]]) -> list[list[dict]]:
+    return [described(trees) for trees in trained]
+
+
+@pytest.mark.parametrize("sampler", [WINDOW, SAMPLER, CHAINS], ids=["window", "rounds", "chains"])
+def test_the_same_trees_whatever_the_order_and_the_number_of_owners(sampler: SamplerConfig) -> None:
+    trained, in_flight, ends = train(6, sampler=sampler)
+    ticks = [step[0].tick for step in ends]
+    assert all(tick > 0 for tick in ticks)
+    for options in (
+        {"order": 7},
+        {"order": 8, "reports": False},
+        {"order": 9, "owners": 2},
+        {"order": 10, "owners": 3, "reload": True},
+    ):
+        again, still_in_flight, ends_again = train(6, sampler=sampler, **options)
+        assert flat(again) == flat(trained)
+        assert still_in_flight.trees == in_flight.trees
+        assert [{step.tick for step in steps} for steps in ends_again] == [{tick} for tick in ticks]
+
+
+@given(st.integers(0, 10**6), st.sampled_from([0.25, 1.0]), st.sampled_from([2, 4]))
+def test_any_order_of_arrival(order: int, carry_over: float, window: int) -> None:
+    sampler = replace(SAMPLER, max_sequences_per_tree=window)
+    trained, in_flight, _ = train(3, sampler=sampler, carry_over=carry_over)
+    again, still_in_flight, _ = train(3, sampler=sampler, carry_over=carry_over, order=order, reload=True)
+    assert flat(again) == flat(trained)
+    assert still_in_flight.trees == in_flight.trees
+
+
+def test_every_prompt_is_trained_once_and_in_whole_trees() -> None:
+    trained, in_flight, _ = train(10)
+    assert [len(trees) for trees in trained] == [PER_STEP] * 10
+    assert all(tree.num_trajectories == 12 for trees in trained for tree in trees)
+    done = [int(tree.prompt_id) for trees in trained for tree in trees]
+    still = [int(tree.task.prompt_id) for tree in in_flight.trees]
+    assert len(still) == 2  # half as many as a step trains
+    assert sorted(done + still) == list(range(42))
+    for trees in trained:
+        assert [int(tree.prompt_id) for tree in trees] == sorted(int(tree.prompt_id) for tree in trees)
+
+
+@pytest.mark.parametrize(("lag", "updates", "steps_late"), [(1, 1, 1), (3, 1, 3), (4, 2, 2), (5, 2, 2)])
+def test_no_token_is_older_than_allowed(lag: int, updates: int, steps_late: int) -> None:
+    trained, _, _ = train(12, lag=lag, updates=updates, carry_over=1.0)
+    lags = []
+    for step, trees in enumerate(trained):
+        for tree in trees:
+            versions = [version for node in tree.nodes[1:] for version in node.versions]
+            assert len(versions) == tree.unique_tokens
+            lags.append(step * updates - min(versions))
+    assert max(lags) == steps_late * updates or (lag > 1 and 0 < max(lags) <= steps_late * updates)
+    assert max(lags) <= lag
+
+
+def test_a_token_is_of_the_weights_that_sampled_it() -> None:
+    """Versions never fall along a trajectory, and some trajectory was written by two."""
+    trained, _, _ = train(6)
+    mixed = 0
+    for tree in (tree for trees in trained for tree in trees):
+        for leaf in tree.leaves():
+            versions = [v for node in tree.path(leaf.index)[1:] for v in tree.nodes[node].versions]
+            assert versions == sorted(versions)
+            mixed += len(set(versions)) > 1
+    assert mixed > 0
+
+
+def test_what_was_drawn_is_kept_or_counted_as_dropped() -> None:
+    _, in_flight, ends = train(6)
+    trained, _, _ = train(6)
+    drawn = sum(step.drawn for steps in ends for step in steps)
+    dropped = sum(step.dropped for steps in ends for step in steps)
+    in_trees = sum(tree.sampled_tokens for trees in trained for tree in trees)
+    assert drawn - dropped == in_trees + sum(tree.tokens for tree in in_flight.trees)
+    assert 0 < dropped < drawn
+
+
+class Dictated(SlowWriter):
+    """Texts of given lengths, by prompt and seed order of the request."""
+
+    lengths: dict[tuple[int, int], int]
+
+    def write(self, request):
+        index, number = request.request_id
+        length = self.lengths[index, number] - (len(request.prefix) - 2)
+        rollout = super().write(replace(request, max_new_tokens=100))
+        tokens = (ord("a"),) * length
+        return replace(rollout, tokens=tokens, logprobs=(-0.5,) * length, finish_reason="eos")
+
+
+def test_the_moment_of_closing_by_hand() -> None:
+    """Three trees of two chains each, two of which a step trains."""
+    source = Dictated(3)
+    source.lengths = {(0, 0): 3, (0, 1): 9, (1, 0): 5, (1, 1): 5, (2, 0): 7, (2, 1): 6}
+    in_flight = TreesInFlight(2, 0.5, 1, 1)
+    assert in_flight.missing == 3
+    closing = in_flight.begin([GrowthTask(str(i), (1, 2)) for i in range(3)], 0, 0)
+
+    def close() -> StepOfTrees:
+        return grow_until_closed(
+            dict(enumerate(in_flight.trees)),
+            closing,
+            source=source,
+            rewards=CountingVerifier(1),
+            strategy=make_strategy(TWO_CHAINS, IB, 100),
+            splitter=make_splitter(None, Characters()),
+            max_new_tokens=100,
+        )
+
+    step = close()
+    # Trees end at ticks 9, 5 and 7: the step closes at 7 with the last two.
+    assert (step.tick, sorted(step.closed)) == (7, [1, 2])
+    (carried,) = step.carried.values()
+    assert carried.clock == 7
+    assert [(len(one.tokens), one.finish_reason) for one in carried.sampled] == [(3, "eos"), (7, None)]
+    # 3 + 7 of tree 0, 10 and 13 are kept.
+    assert step.drawn - step.dropped == 3 + 7 + 10 + 13
+    in_flight.end([step])
+
+    # The next step waits for it although two others are complete before: they would be two steps late otherwise.
+    assert in_flight.missing == 2
+    closing = in_flight.begin([GrowthTask(str(i), (1, 2)) for i in (3, 4)], 1, 1)
+    assert [closing.waits_for(tree) for tree in in_flight.trees] == [True, False, False]
+    source.lengths = {(0, 1): 9, (1, 0): 1, (1, 1): 1, (2, 0): 2, (2, 1): 1}
+    step = close()
+    assert (step.tick, sorted(step.closed)) == (2, [0, 1])  # one of two that ended in time is left
+    (complete,) = step.carried.values()
+    assert [one.finish_reason for one in complete.sampled] == ["eos", "eos"]
+    in_flight.end([step])
+    closing = in_flight.begin([GrowthTask(str(i), (1, 2)) for i in (5, 6)], 2, 2)
+    source.lengths = {(1, 0): 4, (1, 1): 1, (2, 0): 8, (2, 1): 1}
+    step = close()
+    assert (step.tick, sorted(step.closed)) == (4, [0, 1])
+
+
+def test_state_that_does_not_fit_is_refused() -> None:
+    _, in_flight, _ = train(1)
+    trees, arrays = in_flight.state_dict()
+    with pytest.raises(ValueError, match=r"values for trees of"):
+        TreesInFlight(PER_STEP, 0.5, 3, 1).load_state_dict(trees, arrays | {"tokens": np.zeros(3, dtype=np.int64)})
+
+
+def test_a_sampler_that_cuts_too_early_is_named() -> None:
+    class Hasty(Dictated):
+        def cut(self, at_least):
+            return [replace(one, tokens=(), logprobs=()) for one in super().cut(at_least)]
+
+    source = Hasty(0)
+    source.lengths = {(0, 0): 50, (0, 1): 3, (1, 0): 3, (1, 1): 5}
+    in_flight = TreesInFlight(1, 1.0, 3, 1)
+    closing = in_flight.begin([GrowthTask(str(i), (1, 2)) for i in range(2)], 0, 0)
+    with pytest.raises(RuntimeError, match=r"trajectory 0: the sampler cut it off after 0 tokens; 5 were asked for"):
+        grow_until_closed(
+            dict(enumerate(in_flight.trees)),
+            closing,
+            source=source,
+            rewards=CountingVerifier(1),
+            strategy=make_strategy(TWO_CHAINS, IB, 100),
+            splitter=make_splitter(None, Characters()),
+            max_new_tokens=100,
+        )
+
+
+def test_tokens_of_a_carried_tree() -> None:
+    _, in_flight, _ = train(2)
+    tree = in_flight.trees[0]
+    assert isinstance(tree, CarriedTree)
+    assert tree.tokens == sum(len(one.tokens) for one in tree.sampled) > 0

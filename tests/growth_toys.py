@@ -7,7 +7,7 @@ a rule. Both finish in an order of their own.
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 
 from strategies import IB
 
@@ -60,7 +60,7 @@ class RandomWriter:
             return []
         return [self.write(self.waiting.pop(self.order.randrange(len(self.waiting))))]
 
-    def progress(self) -> dict[Hashable, int]:
+    def progress(self, request_ids: Collection[Hashable]) -> dict[Hashable, int]:
         return {}
 
     def write(self, request: RolloutRequest) -> Rollout:
@@ -80,7 +80,7 @@ class SlowWriter(RandomWriter):
         super().__init__(order)
         self.reports, self.restarts = reports, restarts
         self.drawn: dict[Hashable, int] = {}
-        self.news: dict[Hashable, int] = {}
+        self.reported: dict[Hashable, int] = {}
 
     def poll(self) -> list[Rollout]:
         if self.restarts and self.order.random() < 0.02:
@@ -92,17 +92,16 @@ class SlowWriter(RandomWriter):
             if drawn == len(rollout.tokens):
                 self.waiting.remove(request)
                 self.drawn.pop(request.request_id, None)
-                self.news.pop(request.request_id, None)
+                self.reported.pop(request.request_id, None)
                 finished.append(rollout)
             else:
-                self.drawn[request.request_id] = self.news[request.request_id] = drawn
+                self.drawn[request.request_id] = self.reported[request.request_id] = drawn
         return finished
 
-    def progress(self) -> dict[Hashable, int]:
+    def progress(self, request_ids: Collection[Hashable]) -> dict[Hashable, int]:
         if not self.reports or self.order.random() < 0.3:
             return {}
-        news, self.news = self.news, {}
-        return news
+        return {id_: self.reported[id_] for id_ in request_ids if id_ in self.reported and self.order.random() < 0.8}
 
     def cut(self, at_least: Mapping[Hashable, int]) -> list[Unfinished]:
         cut = []
@@ -113,7 +112,7 @@ class SlowWriter(RandomWriter):
             cut.append(Unfinished(request.request_id, rollout.tokens[:drawn], rollout.logprobs[:drawn]))
         self.waiting.clear()
         self.drawn.clear()
-        self.news.clear()
+        self.reported.clear()
         return cut
 
 

@@ -148,7 +148,7 @@ def grow_until_closed(
     Raises:
         ValueError, RuntimeError: see :func:`nemo_ibtpo.tree.growth.grow`.
     """
-    work = WorkInFlight(source, rewards, stall_timeout_s, needs_reports=True)
+    work = WorkInFlight(source, rewards, stall_timeout_s, has_window=strategy.window > 1)
     for index, tree in trees.items():
         work.add(
             GrowingTree(
@@ -165,9 +165,12 @@ def grow_until_closed(
     last_exchange = -math.inf
     while True:
         work.turn()
+        complete = sum(growing.is_complete for growing in work.growing.values())
         if on_turn is not None:
-            on_turn(sum(growing.is_complete for growing in work.growing.values()))
-        if time.monotonic() - last_exchange >= exchange_period_s:
+            on_turn(complete)
+        may_close = exchange is not alone or complete >= closing.trees
+        if may_close and time.monotonic() - last_exchange >= exchange_period_s:
+            work.take_all_reports()
             horizons = exchange(_horizon(work, trees, closing))
             last_exchange = time.monotonic()
             if (closed := _closed(horizons, closing)) is not None:

@@ -161,6 +161,14 @@ class GrowingTree:
         """Whether a request is not answered."""
         return any(trajectory.awaited is not None for trajectory in self._running)
 
+    def unanswered(self, *, only_in_the_way: bool) -> list[tuple[int, int]]:
+        """Ids of the requests whose progress matters: all, or those that may end before one that has ended."""
+        awaited = [trajectory for trajectory in self._running if trajectory.awaited is not None]
+        if only_in_the_way:
+            ended = [trajectory.end for trajectory in self._running if trajectory.awaited is None]
+            awaited = [trajectory for trajectory in awaited if ended and trajectory.end < min(ended)]
+        return [(self.key, trajectory.number) for trajectory in awaited]
+
     @property
     def sampled_tokens(self) -> int:
         """Tokens sampled so far."""

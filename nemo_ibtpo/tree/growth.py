@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nemo_ibtpo.tree.branching import BranchingStrategy
@@ -80,7 +80,7 @@ def grow(
         waiting.append(GrowingTree(index, task, identity, strategy, splitter, max_new_tokens))
         occurrences[task.prompt_id] += 1
     trees = [growing.tree for growing in waiting]
-    work = WorkInFlight(source, rewards, stall_timeout_s, needs_reports=strategy.window > 1)
+    work = WorkInFlight(source, rewards, stall_timeout_s, has_window=strategy.window > 1)
     while waiting or work.growing:
         while waiting and len(work.growing) < max_in_flight:
             work.add(waiting.popleft())
@@ -101,7 +101,8 @@ class WorkInFlight:
 
     Args:
         source, rewards, stall_timeout_s: see :func:`grow`.
-        needs_reports: whether what the source reports of unfinished requests is of use.
+        has_window: whether trees branch before all of their sequences have ended, so that it matters how far they
+        are.
 
     Attributes:
         growing: the trees, by key.
@@ -109,7 +110,7 @@ class WorkInFlight:
     """
 
     def __init__(
-        self, source: RolloutSource, rewards: RewardSource, stall_timeout_s: float, *, needs_reports: bool
+        self, source: RolloutSource, rewards: RewardSource, stall_timeout_s: float, *, has_window: bool
     ) -> None:
         self.growing: dict[int, GrowingTree] = {}
         self.trajectories = 0
@@ -117,7 +118,8 @@ class WorkInFlight:
         self._source = source
         self._rewards = rewards
         self._stall_timeout_s = stall_timeout_s
-        self._needs_reports = needs_reports
+        self._has_window = has_window
+        self._in_the_way: dict[int, list[tuple[int, int]]] = {}  # by tree
         self._last_arrival = time.monotonic()
         self._touched: dict[int, GrowingTree] = {}
 
@@ -129,6 +131,7 @@ class WorkInFlight:
     def remove(self, growing: GrowingTree) -> None:
         """Let a tree go that waits for nothing."""
         del self.growing[growing.key]
+        self._in_the_way.pop(growing.key, None)
 
     def turn(self) -> tuple[bool, list[GrowingTree]]:
         """Move what there is to be moved: whether a rollout or a reward arrived, and the trees that were touched.
@@ -140,15 +143,17 @@ class WorkInFlight:
         touched, self._touched = self._touched, {}
         self._advance(touched.values())
         rollouts = self._take_rollouts(touched)
-        if self._needs_reports:
-            for request_id, count in self._source.progress().items():
-                growing, number = self._find(request_id, "the sampler reported a request")
-                growing.report(number, count)
-                touched[growing.key] = growing
+        if self._has_window:
+            self._take_reports(touched)
         scores = self._take_rewards(touched)
         self._advance(touched.values())
         self._wait(began, arrived=rollouts or scores)
         return rollouts or scores, list(touched.values())
+
+    def take_all_reports(self) -> None:
+        """Hear how far all sequences are, before anybody looks at :attr:`GrowingTree.earliest`."""
+        wanted = [id_ for growing in self.growing.values() for id_ in growing.unanswered(only_in_the_way=False)]
+        self._report(wanted, self._touched)
 
     def cut(self, ticks: Mapping[int, int]) -> None:
         """Stop growing: every sequence has been sampled up to its tree's tick, and every reward has come.
@@ -184,6 +189,19 @@ class WorkInFlight:
                 self._rewards.submit((growing.key, number), growing.tree.prompt_id, response)
             touched[growing.key] = growing
         return bool(rollouts)
+
+    def _take_reports(self, touched: dict[int, GrowingTree]) -> None:
+        """Hear how far those sequences are that stand in the way of others."""
+        for key in touched:
+            self._in_the_way[key] = self.growing[key].unanswered(only_in_the_way=True)
+        self._report([request_id for ids in self._in_the_way.values() for request_id in ids], touched)
+
+    def _report(self, request_ids: Collection[Hashable], touched: dict[int, GrowingTree]) -> None:
+        if request_ids:
+            for request_id, count in self._source.progress(request_ids).items():
+                growing, number = self._find(request_id, "the sampler reported a request")
+                growing.report(number, count)
+                touched[growing.key] = growing
 
     def _take_rewards(self, touched: dict[int, GrowingTree]) -> bool:
         scores = self._rewards.poll()

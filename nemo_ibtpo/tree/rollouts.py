@@ -6,7 +6,7 @@ sampler in a test as well as by vLLM.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -71,8 +71,8 @@ class RolloutSource(Protocol):
     def poll(self) -> list[Rollout]:
         """Advance the work a little and return what has finished since the last call (perhaps nothing)."""
 
-    def progress(self) -> Mapping[Hashable, int]:
-        """Tokens drawn so far, at least, for unfinished requests that got further since the last call.
+    def progress(self, request_ids: Collection[Hashable]) -> Mapping[Hashable, int]:
+        """Tokens drawn so far, at least, for these requests, perhaps not for all of them.
 
         Reports may come late or be left out: growth waits longer then, and grows the same trees.
         """

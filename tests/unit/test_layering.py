@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "conversion": {"megatron", "checkpoints", "reporting", "tree"},
     "inspection": {"tree", "methods", "data", "evaluation", "reporting"},
     "launch": {"checkpoints"},
-    "planning": {"rollout"},  # the plan of the weights' transport
+    "planning": {"rollout", "tree"},  # the plan of the weights' transport; growth on simulated engines
     "training": {
         "checkpoints",
         "data",

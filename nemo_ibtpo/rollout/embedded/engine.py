@@ -18,7 +18,7 @@ Invariants (asserted by ``tests/unit/rollout/``):
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -143,10 +143,10 @@ class TransformersEngine:
             finished += self._decode_step()
         return finished
 
-    def progress(self) -> Mapping[Hashable, int]:
-        """Tokens drawn so far for the running requests."""
-        drawn = self._batch.sampled.tolist()
-        return {request.request_id: count for request, count in zip(self._batch.requests, drawn, strict=True)}
+    def progress(self, request_ids: Collection[Hashable]) -> Mapping[Hashable, int]:
+        """Tokens drawn so far for those of the requests that run."""
+        drawn = zip(self._batch.requests, self._batch.sampled.tolist(), strict=True)
+        return {request.request_id: count for request, count in drawn if request.request_id in request_ids}
 
     @torch.inference_mode()
     def cut(self, at_least: Mapping[Hashable, int]) -> list[Unfinished]:
@@ -155,7 +155,9 @@ class TransformersEngine:
         Raises:
             UserError: as :meth:`poll`.
         """
-        while any(self.progress().get(id_, 0) < at_least.get(id_, 0) for id_ in self._unfinished):
+        while any(
+            self.progress({id_}).get(id_, 0) < count for id_, count in at_least.items() if id_ in self._unfinished
+        ):
             self._finished = self.poll()
         cut = [self._batch.unfinished(row) for row in range(len(self._batch))]
         cut += [Unfinished(request.request_id, (), ()) for request in self._queue]

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -113,7 +113,7 @@ class VLLMEngine:
         self._unanswered: dict[int, RolloutRequest] = {}
         self._ids: set[Hashable] = set()
         self._finished: list[Rollout] = []  # while requests were cut
-        self._drawn: dict[Hashable, int] = {}  # reported, and not passed on
+        self._drawn: dict[Hashable, int] = {}  # of unfinished requests, as reported
         self._reports = False
         self._memory: HostMemory | None = None
         self._load_error: str | None = None  # of an update that is under way
@@ -203,13 +203,12 @@ class VLLMEngine:
                 self._replace(str(error))
         return rollouts
 
-    def progress(self) -> Mapping[Hashable, int]:
-        """Tokens drawn so far, at least, for unfinished requests that got further since the last call."""
+    def progress(self, request_ids: Collection[Hashable]) -> Mapping[Hashable, int]:
+        """Tokens drawn so far, at least, for these requests, as far as the process has told."""
         if not self._reports:
             self._reports = True
             self._process.send(Report())
-        drawn, self._drawn = self._drawn, {}
-        return {request_id: count for request_id, count in drawn.items() if request_id in self._ids}
+        return {request_id: self._drawn[request_id] for request_id in request_ids if request_id in self._drawn}
 
     def cut(self, at_least: Mapping[Hashable, int]) -> list[Unfinished]:
         """End all requests, each with at least so many tokens; see ``RolloutSource``.
@@ -335,6 +334,7 @@ class VLLMEngine:
                     f" overflow in {self._start.dtype} (diverged training or a damaged checkpoint)"
                 )
             self._ids.remove(request.request_id)
+            self._drawn.pop(request.request_id, None)
             self._restarts_in_a_row = 0
             self.stats.sampled_tokens += len(answer.tokens)
             self.stats.prefill_tokens += len(request.prefix) - answer.cached_tokens

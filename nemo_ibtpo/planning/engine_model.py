@@ -1,4 +1,4 @@
-"""How long an engine takes to decode and to prefill, and what fits into it: one roofline for plans and simulations."""
+"""How long an engine decodes and prefills, and what fits into it: one roofline for plans and simulations."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ class EngineModel:
         sequence_s: seconds to multiply one sequence's token, where that takes longer than reading.
         prefill_token_s: seconds to compute one token of a prefix.
         overhead_s: the part of ``step_s`` that is neither reading nor multiplying.
-        untouched: share of the weights that a batch of one does not read (experts), and the chance that a sequence leaves
-            one of them untouched.
+        untouched: share of the weights that are experts, and the chance that a sequence leaves an expert untouched.
     """
 
     max_batch: int

@@ -1,13 +1,13 @@
 """Engines in virtual time, for growth to sample on: what a step of sampling costs on machines that are not there.
 
-The growth is the real one; of a language model there is only how long responses are. Each engine decodes its batch in
-quanta of some tokens. A request waits until a place in the batch and room in the cache are free, oldest first; its
-prefix is computed as far as nothing of its tree that was computed or sampled under the same weights begins alike. When
-keys and values fill the cache the youngest sequence is preempted: it waits in front of the queue, and what it had is
-computed again.
+The growth is the real one; of a language model there is only how long responses are. Each engine decodes its batch
+in quanta of some tokens. A request waits until a place in the batch and room in the cache are free, oldest first. Its
+prefix is computed, but for what begins like something of its tree that was computed or sampled under the same
+weights. When keys and values fill the cache, the youngest sequence is preempted: it waits in front of the queue, and
+what it had is computed once more.
 
-Not modelled: the cache of ended sequences being evicted before their tree needs it, prefills that delay some sequences
-of a batch and not others, and time between engine and growth.
+Not modelled: the cache of ended sequences being evicted before their tree needs it, prefills that delay some
+sequences of a batch and not others, and time between engine and growth.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class _Sequence:
     length: int
     drawn: int = 0  # when it was admitted last, or cut
     since: int = 0  # quantum of its engine at that moment
+    prefix: int = 0  # of it, what had to be computed
     running: bool = False
 
 
@@ -62,6 +63,7 @@ class _Engine:
             self.queue.popleft()
             self.now += (missing + sequence.drawn) * self.quantum * self.model.prefill_token_s
             self.held += missing + sequence.drawn
+            sequence.prefix = missing
             self.seen += len(prefix) + sequence.drawn
             sequence.running, sequence.since = True, self.quanta
             self.running[sequence.request.request_id] = sequence
@@ -101,7 +103,7 @@ class _Engine:
         sequence.running = False
         del self.running[sequence.request.request_id]
         self.seen -= len(sequence.request.prefix) + sequence.drawn
-        self.held -= sequence.drawn
+        self.held -= sequence.drawn + sequence.prefix
 
     def drawn(self, sequence: _Sequence) -> int:
         return sequence.drawn + (self.quanta - sequence.since if sequence.running else 0)

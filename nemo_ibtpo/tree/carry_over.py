@@ -1,16 +1,16 @@
-"""Trees that outlive a training step: more are in flight than a step trains, and unfinished ones go on under new
-weights.
+"""Trees that outlive a training step: more grow than a step trains, and unfinished ones go on under new weights.
 
-A step begins with all of its trees at tick 0 of its clock. They advance alike (:mod:`nemo_ibtpo.tree.growing_tree`),
-and the step closes at the tick at which its number of trees is complete. Every sequence has then sampled what it had
-sampled at that tick, whatever the machine's speed and the number of engines: what an engine drew beyond it is dropped
-and counted, and a sequence that is not so far yet is waited for. Hence the trees, the moment of the cut and what is
+A step begins at tick 0 of its clock with as many trees as are to be in flight. All of them advance alike
+(:mod:`nemo_ibtpo.tree.growing_tree`). At the tick at which one is complete the next prompt is started in its place;
+at the tick at which the step's number of trees is complete the step closes. Every sequence has then sampled what it
+had sampled at that tick, whatever the machine's speed and the number of engines: what an engine drew beyond it is
+dropped and counted, and a sequence that is not so far yet is waited for. Hence the trees, the moment of the cut and what is
 carried on depend on prompts, weights and seed only.
 
 - A tree's trajectories up to the cut are all that is kept of it; growing it again from them leads to the same state.
-- Each token knows the version of the policy that sampled it, counted in optimizer steps, and its log-probability
-  there.
-- A tree that would be trained with a larger lag than allowed in the next step is trained in this one, which closes
+- Each token knows its log-probability under the policy that sampled it, and that policy's version, counted in
+  optimizer steps.
+- A tree that would be trained with a larger lag than allowed in a later step is trained in this one, which closes
   later for it if need be. No tree is dropped, and none is trained twice.
 - Complete trees beyond a step's number (ties, or a step that waited for an old tree) come first in the next one.
 """
@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -61,21 +61,21 @@ class CarriedTree:
 
 @dataclass(frozen=True, slots=True)
 class Closing:
-    """When a step closes, and with which trees.
+    """How many trees are in flight in a step, and when it closes.
 
     Attributes:
-        trees: trees that a step trains.
+        in_flight: trees that grow at once.
+        trees: trees that the step trains.
         version: of the policy that samples in this step.
-        oldest: version from which on a tree may be left for the next step.
+        total: trees of all owners, those that wait to be started included.
+        waited_for: indices of trees without which the step does not close.
     """
 
+    in_flight: int
     trees: int
     version: int
-    oldest: int
-
-    def waits_for(self, tree: CarriedTree) -> bool:
-        """Whether the step does not close without this tree."""
-        return tree.version < self.oldest
+    total: int
+    waited_for: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +83,14 @@ class Horizon:
     """What one owner of an engine knows of a step.
 
     Attributes:
-        complete: (whether the step waits for it, tick, index) of each complete tree, a tree of former steps at tick
-        0. earliest: the next tick at which something may happen to another tree; infinite if there is none. missing:
-        trees that the step waits for and that are not complete.
+        complete: (tick, index) of each complete tree, tick 0 for one of former steps.
+        earliest: the next tick at which something may happen to another started tree; infinite if there is none.
+        started: its trees that have been started.
     """
 
-    complete: tuple[tuple[bool, int, int], ...]
+    complete: tuple[tuple[int, int], ...]
     earliest: float
-    missing: int
+    started: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,46 +149,58 @@ def grow_until_closed(
         ValueError, RuntimeError: see :func:`nemo_ibtpo.tree.growth.grow`.
     """
     work = WorkInFlight(source, rewards, stall_timeout_s, has_window=strategy.window > 1)
-    for index, tree in trees.items():
-        work.add(
-            GrowingTree(
-                index,
-                tree.task,
-                (tree.seed, tree.task.prompt_id, 0),
-                strategy,
-                splitter,
-                max_new_tokens,
-                version=closing.version,
-                sampled=tree.sampled,
-            )
+    share = _Share(trees, closing, work)
+
+    def start(index: int, tick: int) -> None:
+        tree = trees[index]
+        identity = (tree.seed, tree.task.prompt_id, 0)
+        growing = GrowingTree(
+            index,
+            tree.task,
+            identity,
+            strategy,
+            splitter,
+            max_new_tokens,
+            version=closing.version,
+            sampled=tree.sampled,
         )
+        share.started[index] = tick
+        work.add(growing)
+
+    for index in trees:
+        if index < closing.in_flight:
+            start(index, 0)
     last_exchange = -math.inf
-    while True:
-        work.turn()
-        complete = sum(growing.is_complete for growing in work.growing.values())
+    closed: tuple[int, set[int]] | None = None
+    while closed is None:
+        _, touched = work.turn()
         if on_turn is not None:
-            on_turn(complete)
-        may_close = exchange is not alone or complete >= closing.trees
-        if may_close and time.monotonic() - last_exchange >= exchange_period_s:
-            work.take_all_reports()
-            horizons = exchange(_horizon(work, trees, closing))
-            last_exchange = time.monotonic()
-            if (closed := _closed(horizons, closing)) is not None:
-                tick, indices = closed
-                break
-    cut_at = {index: tree.clock + tick for index, tree in trees.items()}
+            on_turn(sum(growing.is_complete for growing in work.growing.values()))
+        share.note(touched)
+        if exchange is alone and not share.unsettled:  # it has nothing new to tell itself
+            continue
+        if time.monotonic() - last_exchange < exchange_period_s:
+            continue
+        work.take_reports(share.behind(math.inf if exchange is not alone else min(share.unsettled.values())))
+        settled = _settled(exchange(share.horizon()), closing)
+        last_exchange = time.monotonic()
+        share.settle(settled)
+        for index, tick in settled.starts.items():
+            if index in trees and index not in share.started:
+                start(index, tick)
+        closed = settled.closed
+    tick, trained = closed
+    cut_at = {index: trees[index].clock + tick - began for index, began in share.started.items()}
     work.cut(cut_at)
-    growing = work.growing
-    carried = {
-        index: CarriedTree(tree.task, tree.seed, tree.version, cut_at[index], growing[index].cut(cut_at[index]))
-        for index, tree in trees.items()
-        if index not in indices
-    }
+    carried = {}
+    for index, tree in trees.items():
+        if index not in trained:
+            carried[index] = _carried(tree, work.growing.get(index), cut_at.get(index, 0))
     before = sum(tree.tokens for tree in trees.values())
     kept = sum(tree.tokens for tree in carried.values())
-    kept += sum(growing[index].sampled_tokens for index in trees if index in indices)
+    kept += sum(work.growing[index].sampled_tokens for index in trees if index in trained)
     return StepOfTrees(
-        {index: growing[index].tree for index in trees if index in indices},
+        {index: work.growing[index].tree for index in trees if index in trained},
         carried,
         tick,
         work.sampled_tokens,
@@ -196,30 +208,93 @@ def grow_until_closed(
     )
 
 
-def _horizon(work: WorkInFlight, trees: Mapping[int, CarriedTree], closing: Closing) -> Horizon:
-    complete, earliest, missing = [], math.inf, 0
-    for index, growing in work.growing.items():
-        tick = growing.earliest - trees[index].clock
-        must = closing.waits_for(trees[index])
-        if growing.is_complete:
-            complete.append((must, max(0, tick), index))
-        else:
-            earliest = min(earliest, tick)
-            missing += must
-    return Horizon(tuple(complete), earliest, missing)
+def _carried(tree: CarriedTree, growing: GrowingTree | None, tick: int) -> CarriedTree:
+    """A tree as it was at a tick of its own clock; as before it was started if it had sampled nothing by then."""
+    if growing is None or tick <= 0:
+        return tree
+    return replace(tree, clock=tick, sampled=growing.cut(tick))
 
 
-def _closed(horizons: Sequence[Horizon], closing: Closing) -> tuple[int, set[int]] | None:
-    """The tick at which the step closes and the trees that it trains; None while that is not known."""
-    complete = sorted((not must, tick, index) for horizon in horizons for must, tick, index in horizon.complete)
-    if any(horizon.missing for horizon in horizons) or len(complete) < closing.trees:
-        return None
-    enough = sorted(tick for _, tick, _ in complete)[closing.trees - 1]
-    tick = max([enough, *(tick for others, tick, _ in complete if not others)])
-    if min(horizon.earliest for horizon in horizons) <= tick:
-        return None
-    by_then = [index for _, end, index in complete if end <= tick]
-    return tick, set(by_then[: closing.trees])
+@dataclass(slots=True)
+class _Share:
+    """An owner's trees in a step.
+
+    Attributes:
+        started: tick at which each was started.
+        complete: tick at which each was complete.
+        unsettled: those of them that something may still come before, or that may close the step.
+    """
+
+    trees: Mapping[int, CarriedTree]
+    closing: Closing
+    work: WorkInFlight
+    started: dict[int, int] = field(default_factory=dict)
+    complete: dict[int, int] = field(default_factory=dict)
+    unsettled: dict[int, int] = field(default_factory=dict)
+
+    def note(self, touched: Sequence[GrowingTree]) -> None:
+        """Take down which trees are complete."""
+        for growing in touched:
+            if growing.is_complete and growing.key not in self.complete:
+                tick = max(self.started[growing.key], self._tick(growing))
+                self.complete[growing.key] = self.unsettled[growing.key] = tick
+
+    def behind(self, tick: float) -> list[GrowingTree]:
+        """Trees to which something may happen up to a tick."""
+        growing = (one for one in self.work.growing.values() if one.key not in self.complete)
+        return [one for one in growing if self._tick(one) <= tick]
+
+    def horizon(self) -> Horizon:
+        """See :class:`Horizon`."""
+        open_trees = (one for one in self.work.growing.values() if one.key not in self.complete)
+        return Horizon(
+            tuple((tick, index) for index, tick in self.complete.items()),
+            min(map(self._tick, open_trees), default=math.inf),
+            len(self.started),
+        )
+
+    def settle(self, settled: _Settled) -> None:
+        """Take down what nothing can come before any more."""
+        if len(self.complete) < self.closing.trees:  # else each of them may be the one that the step closes with
+            self.unsettled = {index: tick for index, tick in self.unsettled.items() if tick >= settled.before}
+
+    def _tick(self, growing: GrowingTree) -> int:
+        return growing.earliest - self.trees[growing.key].clock + self.started[growing.key]
+
+
+@dataclass(frozen=True, slots=True)
+class _Settled:
+    """What follows from the horizons of all owners, whatever happens next.
+
+    Attributes:
+        starts: the tick at which each further tree is started, by index.
+        before: everything before this tick is known.
+        closed: the tick at which the step closes and the trees that it trains; None while that is open.
+    """
+
+    starts: Mapping[int, int]
+    before: float
+    closed: tuple[int, set[int]] | None
+
+
+def _settled(horizons: Sequence[Horizon], closing: Closing) -> _Settled:
+    complete = sorted(entry for horizon in horizons for entry in horizon.complete)
+    earliest = min(horizon.earliest for horizon in horizons)
+    started = sum(horizon.started for horizon in horizons)
+    starts: dict[int, int] = {}
+    for index, (tick, _) in enumerate(complete, start=closing.in_flight):
+        if tick >= earliest or index >= closing.total:
+            break
+        starts[index] = tick  # the k-th tree to be complete makes room for the k-th that waits
+        if index >= started:  # its owner has not started it yet: anything may happen from the next tick on
+            earliest = min(earliest, tick + 1)
+    if len(complete) < closing.trees or not closing.waited_for <= {index for _, index in complete}:
+        return _Settled(starts, earliest, None)
+    tick = max([complete[closing.trees - 1][0], *(tick for tick, index in complete if index in closing.waited_for)])
+    if tick >= earliest:
+        return _Settled(starts, earliest, None)
+    by_then = sorted((index not in closing.waited_for, end, index) for end, index in complete if end <= tick)
+    return _Settled(starts, earliest, (tick, {index for _, _, index in by_then[: closing.trees]}))
 
 
 class TreesInFlight:
@@ -228,14 +303,22 @@ class TreesInFlight:
     Args:
         trees_per_step: trees that a step trains.
         carry_over: trees in flight beyond them, as a share.
-        max_policy_lag: most optimizer steps between the sampling of a token and its training.
+        max_policy_lag: most optimizer steps between the sampling of a token and the step that trains it.
         updates_per_step: optimizer steps of a training step.
 
+    Raises:
+        ValueError: more trees would be in flight than can be trained within the lag.
+
     Attributes:
-        trees: in the order of their prompts.
+        trees: in the order of their prompts; the last ones may not have been started.
     """
 
     def __init__(self, trees_per_step: int, carry_over: float, max_policy_lag: int, updates_per_step: int) -> None:
+        if 1 + carry_over > max_policy_lag // updates_per_step:
+            raise ValueError(
+                f"{1 + carry_over:g} steps of trees in flight cannot be trained within {max_policy_lag} updates of "
+                f"{updates_per_step} a step"
+            )
         self.trees: list[CarriedTree] = []
         self._per_step = trees_per_step
         self._in_flight = trees_per_step + math.ceil(carry_over * trees_per_step)
@@ -244,19 +327,35 @@ class TreesInFlight:
 
     @property
     def missing(self) -> int:
-        """Prompts to be started in the next step."""
-        return self._in_flight - len(self.trees)
+        """Prompts to be drawn for the next step: as many trees follow those in flight as can be started in it."""
+        return self._in_flight + self._per_step - 1 - len(self.trees)
 
     def begin(self, tasks: Sequence[GrowthTask], seed: int, version: int) -> Closing:
-        """Start trees for new prompts, as many as are ``missing``; how the step closes.
+        """Add trees for new prompts, as many as are ``missing``; how the step goes.
 
         Args:
             tasks: prompts that are not in flight.
             seed: of this step.
             version: of the policy: optimizer steps so far.
         """
-        self.trees += [CarriedTree(task, seed, version) for task in tasks]
-        return Closing(self._per_step, version, oldest=version + self._updates - self._max_lag)
+        known = [tree if tree.tokens else replace(tree, version=version) for tree in self.trees]
+        self.trees = known + [CarriedTree(task, seed, version) for task in tasks]
+        return Closing(self._in_flight, self._per_step, version, len(self.trees), self._urgent(version))
+
+    def _urgent(self, version: int) -> frozenset[int]:
+        """The oldest trees, as many as have to be trained now so that none is too old later.
+
+        Of those that can be trained in the k steps after this one at the latest, k steps train as many as they can.
+        """
+        order = sorted(
+            ((tree.version + self._max_lag - version) // self._updates, index)
+            for index, tree in enumerate(self.trees)
+            if tree.tokens
+        )
+        needed = 0
+        for position, (steps_left, _) in enumerate(order, start=1):
+            needed = max(needed, position - steps_left * self._per_step)
+        return frozenset(index for _, index in order[: min(needed, self._per_step)])
 
     def end(self, steps: Sequence[StepOfTrees]) -> list[Tree]:
         """Keep what is carried, and return the trees to train in the order of their prompts.

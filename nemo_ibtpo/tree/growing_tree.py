@@ -82,7 +82,7 @@ class _Trajectory:
         before: response tokens in front of its own.
         sampled: what is known of it.
         awaited: the request that the sampler has not answered.
-        reported: tokens that the sampler has drawn for that request, at least.
+        reported: tokens that the sampler has drawn for that request, at least, and goes on.
     """
 
     number: int
@@ -97,7 +97,7 @@ class _Trajectory:
     @property
     def end(self) -> tuple[int, int]:
         """When it ends, or may end at the earliest; its number decides between equal ticks."""
-        still = 0 if self.awaited is None else max(1, self.reported)
+        still = 0 if self.awaited is None else self.reported + 1
         return self.start + len(self.sampled.tokens) + still, self.number
 
     @property
@@ -206,7 +206,7 @@ class GrowingTree:
         return response
 
     def report(self, number: int, count: int) -> None:
-        """The sampler has drawn so many tokens for a request of this tree, at least."""
+        """The sampler has drawn so many tokens for a request of this tree, at least, and goes on with it."""
         trajectory = self._launched[number]
         if trajectory.awaited is not None:
             trajectory.reported = max(trajectory.reported, count)

@@ -150,9 +150,9 @@ class WorkInFlight:
         self._wait(began, arrived=rollouts or scores)
         return rollouts or scores, list(touched.values())
 
-    def take_all_reports(self) -> None:
-        """Hear how far all sequences are, before anybody looks at :attr:`GrowingTree.earliest`."""
-        wanted = [id_ for growing in self.growing.values() for id_ in growing.unanswered(only_in_the_way=False)]
+    def take_reports(self, trees: Iterable[GrowingTree]) -> None:
+        """Hear how far all sequences of these trees are, before anybody looks at :attr:`GrowingTree.earliest`."""
+        wanted = [id_ for growing in trees for id_ in growing.unanswered(only_in_the_way=False)]
         self._report(wanted, self._touched)
 
     def cut(self, ticks: Mapping[int, int]) -> None:

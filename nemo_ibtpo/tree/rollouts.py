@@ -72,7 +72,7 @@ class RolloutSource(Protocol):
         """Advance the work a little and return what has finished since the last call (perhaps nothing)."""
 
     def progress(self, request_ids: Collection[Hashable]) -> Mapping[Hashable, int]:
-        """Tokens drawn so far, at least, for these requests, perhaps not for all of them.
+        """Tokens drawn so far, at least, for those of these requests that go on.
 
         Reports may come late or be left out: growth waits longer then, and grows the same trees.
         """

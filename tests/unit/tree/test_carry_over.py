@@ -157,13 +157,13 @@ def test_every_prompt_is_trained_once_and_in_whole_trees() -> None:
     assert all(tree.num_trajectories == 12 for trees in trained for tree in trees)
     done = [int(tree.prompt_id) for trees in trained for tree in trees]
     still = [int(tree.task.prompt_id) for tree in in_flight.trees]
-    assert len(still) == 2  # half as many as a step trains
-    assert sorted(done + still) == list(range(42))
+    assert len(still) == 2 + 3  # half as many as a step trains are in flight, and others wait
+    assert sorted(done + still) == list(range(45))
     for trees in trained:
         assert [int(tree.prompt_id) for tree in trees] == sorted(int(tree.prompt_id) for tree in trees)
 
 
-@pytest.mark.parametrize(("lag", "updates", "steps_late"), [(1, 1, 1), (3, 1, 3), (4, 2, 2), (5, 2, 2)])
+@pytest.mark.parametrize(("lag", "updates", "steps_late"), [(2, 1, 2), (3, 1, 3), (4, 2, 2), (5, 2, 2)])
 def test_no_token_is_older_than_allowed(lag: int, updates: int, steps_late: int) -> None:
     trained, _, _ = train(12, lag=lag, updates=updates, carry_over=1.0)
     lags = []
@@ -172,8 +172,9 @@ def test_no_token_is_older_than_allowed(lag: int, updates: int, steps_late: int)
             versions = [version for node in tree.nodes[1:] for version in node.versions]
             assert len(versions) == tree.unique_tokens
             lags.append(step * updates - min(versions))
-    assert max(lags) == steps_late * updates or (lag > 1 and 0 < max(lags) <= steps_late * updates)
-    assert max(lags) <= lag
+    assert 0 < max(lags) <= steps_late * updates <= lag
+    if steps_late == 2:  # twice as many trees as a step trains: some have to wait as long as they may
+        assert max(lags) == steps_late * updates
 
 
 def test_a_token_is_of_the_weights_that_sampled_it() -> None:
@@ -212,48 +213,61 @@ class Dictated(SlowWriter):
 
 
 def test_the_moment_of_closing_by_hand() -> None:
-    """Three trees of two chains each, two of which a step trains."""
+    """Trees of two chains each: a step trains two, and three are in flight."""
     source = Dictated(3)
-    source.lengths = {(0, 0): 3, (0, 1): 9, (1, 0): 5, (1, 1): 5, (2, 0): 7, (2, 1): 6}
-    in_flight = TreesInFlight(2, 0.5, 1, 1)
-    assert in_flight.missing == 3
-    closing = in_flight.begin([GrowthTask(str(i), (1, 2)) for i in range(3)], 0, 0)
+    in_flight = TreesInFlight(2, 0.5, max_policy_lag=2, updates_per_step=1)
+    prompts = iter(range(100))
 
-    def close() -> StepOfTrees:
-        return grow_until_closed(
-            dict(enumerate(in_flight.trees)),
-            closing,
+    def close(version: int, lengths: dict[tuple[int, int], int]) -> StepOfTrees:
+        source.lengths = lengths
+        tasks = [GrowthTask(str(prompt), (1, 2)) for prompt in islice(prompts, in_flight.missing)]
+        step = grow_until_closed(
+            dict(enumerate(in_flight.trees + [CarriedTree(task, version, version) for task in tasks])),
+            in_flight.begin(tasks, version, version),
             source=source,
             rewards=CountingVerifier(1),
             strategy=make_strategy(TWO_CHAINS, IB, 100),
             splitter=make_splitter(None, Characters()),
             max_new_tokens=100,
         )
+        in_flight.end([step])
+        return step
 
-    step = close()
-    # Trees end at ticks 9, 5 and 7: the step closes at 7 with the last two.
+    assert in_flight.missing == 3 + 1  # one can take the place of the first that is complete
+    step = close(0, {(0, 0): 3, (0, 1): 9, (1, 0): 5, (1, 1): 5, (2, 0): 7, (2, 1): 6, (3, 0): 10, (3, 1): 10})
+    # Trees end at ticks 9, 5 and 7. The fourth starts at 5, and the step closes at 7 with the second and the third.
     assert (step.tick, sorted(step.closed)) == (7, [1, 2])
-    (carried,) = step.carried.values()
-    assert carried.clock == 7
-    assert [(len(one.tokens), one.finish_reason) for one in carried.sampled] == [(3, "eos"), (7, None)]
-    # 3 + 7 of tree 0, 10 and 13 are kept.
-    assert step.drawn - step.dropped == 3 + 7 + 10 + 13
-    in_flight.end([step])
+    first, fourth = in_flight.trees
+    assert (first.clock, [(len(one.tokens), one.finish_reason) for one in first.sampled]) == (
+        7,
+        [(3, "eos"), (7, None)],
+    )
+    assert (fourth.clock, [(len(one.tokens), one.finish_reason) for one in fourth.sampled]) == (2, [(2, None)] * 2)
+    assert step.drawn - step.dropped == 3 + 7 + 10 + 13 + 4
 
-    # The next step waits for it although two others are complete before: they would be two steps late otherwise.
+    # A new tree is complete at tick 1, where the last one starts, and the first at 2.
     assert in_flight.missing == 2
-    closing = in_flight.begin([GrowthTask(str(i), (1, 2)) for i in (3, 4)], 1, 1)
-    assert [closing.waits_for(tree) for tree in in_flight.trees] == [True, False, False]
-    source.lengths = {(0, 1): 9, (1, 0): 1, (1, 1): 1, (2, 0): 2, (2, 1): 1}
-    step = close()
-    assert (step.tick, sorted(step.closed)) == (2, [0, 1])  # one of two that ended in time is left
-    (complete,) = step.carried.values()
+    step = close(1, {(0, 1): 9, (1, 0): 10, (1, 1): 10, (2, 0): 1, (2, 1): 1, (3, 0): 20, (3, 1): 20})
+    assert (step.tick, sorted(step.closed)) == (2, [0, 2])
+    assert [(tree.version, tree.clock) for tree in in_flight.trees] == [(0, 4), (1, 1)]
+
+    # The fourth tree would be too old in the next step: this one waits for it until tick 6, although two others are
+    # complete at tick 1. One of these is left, as is the last, started there.
+    step = close(2, {(0, 0): 10, (0, 1): 10, (1, 0): 2, (1, 1): 2, (2, 0): 1, (2, 1): 1, (3, 0): 20, (3, 1): 20})
+    assert (step.tick, sorted(step.closed)) == (6, [0, 1])
+    complete, last = in_flight.trees
     assert [one.finish_reason for one in complete.sampled] == ["eos", "eos"]
-    in_flight.end([step])
-    closing = in_flight.begin([GrowthTask(str(i), (1, 2)) for i in (5, 6)], 2, 2)
-    source.lengths = {(1, 0): 4, (1, 1): 1, (2, 0): 8, (2, 1): 1}
-    step = close()
+    assert (last.clock, [len(one.tokens) for one in last.sampled]) == (5, [5, 5])
+
+    # The complete one counts at tick 0.
+    step = close(3, {(1, 0): 9, (1, 1): 8, (2, 0): 50, (2, 1): 50, (3, 0): 50, (3, 1): 50})
     assert (step.tick, sorted(step.closed)) == (4, [0, 1])
+    assert [tree.clock for tree in in_flight.trees] == [4, 4]
+
+
+def test_a_lag_that_cannot_be_kept_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"1\.5 steps of trees in flight cannot be trained within 3 updates"):
+        TreesInFlight(4, 0.5, 3, 2)
 
 
 def test_state_that_does_not_fit_is_refused() -> None:

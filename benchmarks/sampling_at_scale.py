@@ -1,0 +1,241 @@
+"""Sampling of trees against independent responses on GPUs that are not there: real growth, engines in virtual time.
+
+Two fleets of eight engines, with the memory and the speed that the planner works out for the recipes: an 8B model on
+one node, and a 70B model on eight nodes, eight GPUs an engine. Responses are log-normal, with a mean of 1,000 tokens
+and at most 2,048, or of 4,000 and at most 16,384; a branch samples a uniform share of a response. 64, 256 and 512
+prompts a step. Side by side: 8 and 12 independent responses, trees of 12 trajectories grown serially and with
+windows of 2, 4 and 8, and with a window of 4 also 1.25, 1.5 and 2 times the trees of a step in flight.
+
+Lengths are counted in quanta of some tokens, so that it takes seconds. The last line is JSON: by fleet and prompts
+(the long responses marked), by sampler, wall time and tokens of a step over those of 8 independent responses, and the
+share of the engines' places that was taken over the step. What carry-over draws beyond a cut counts as tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, replace
+
+from measure import report
+from workloads import IB_SCORE, defaults
+
+from nemo_ibtpo.config.loader import compose
+from nemo_ibtpo.config.schema import SamplerConfig
+from nemo_ibtpo.planning.assumptions import Assumptions
+from nemo_ibtpo.planning.engine_model import EngineModel, engine_model
+from nemo_ibtpo.planning.memory import engine_memory
+from nemo_ibtpo.planning.model_shape import find_config, shape_of
+from nemo_ibtpo.planning.simulated_engine import SimulatedEngines
+from nemo_ibtpo.tree import growth
+from nemo_ibtpo.tree.branching import make_strategy
+from nemo_ibtpo.tree.carry_over import TreesInFlight, grow_until_closed
+from nemo_ibtpo.tree.growth import GrowthTask, grow
+from nemo_ibtpo.tree.rollouts import RolloutRequest
+from nemo_ibtpo.tree.steps import FixedWidthSplitter
+
+growth._IDLE_S = 0.0  # virtual time does not pass while growth waits
+
+ENGINES = 8
+MAX_BATCH = 256
+PROMPT_TOKENS = 256
+STEP_QUANTA = 4  # of a reasoning step
+SIGMA = 0.7  # of the logarithm of a response's length
+FLEETS = {"8b": "ibtpo-llama-3.1-8b-instruct-1n8g-tp2pp1", "70b": "ibtpo-llama-3.3-70b-instruct-8n8g-tp8pp4"}
+PROMPTS = (64, 256, 512)
+STEPS = (2, 3)  # of a run with carry-over: to get going, and measured
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Lengths in tokens.
+
+    Attributes:
+        mean: of whole responses, the longest one cut to ``cap``.
+        quantum: tokens that everything is counted in.
+    """
+
+    mean: int
+    cap: int
+    quantum: int
+
+    @property
+    def mu(self) -> float:
+        """Mean of the logarithm, so that cut responses have the mean."""
+        low, high = 0.0, math.log(self.cap)
+        while high - low > 1e-6:
+            middle = (low + high) / 2
+            low, high = (middle, high) if _cut_mean(middle, self.cap) < self.mean else (low, middle)
+        return low
+
+
+def _cut_mean(mu: float, cap: int) -> float:
+    def below(z: float) -> float:
+        return 0.5 * (1 + math.erf(z / math.sqrt(2)))
+
+    z = (math.log(cap) - mu) / SIGMA
+    return math.exp(mu + SIGMA**2 / 2) * below(z - SIGMA) + cap * (1 - below(z))
+
+
+SHORT, LONG = Responses(1_000, 2_048, 16), Responses(4_000, 16_384, 64)
+
+
+def engine_of(recipe: str) -> EngineModel:
+    """The engine that the planner works out for a recipe, on H100 GPUs."""
+    config = compose(recipe, [])
+    shape, assumptions = shape_of(find_config(config.model.path)[0]), Assumptions()
+    memory = engine_memory(config, shape, assumptions)
+    return engine_model(shape, memory, config.rollout.tensor_parallel_size, MAX_BATCH, assumptions)
+
+
+def lengths(responses: Responses) -> Callable[[RolloutRequest], int]:
+    """How long a continuation is, in quanta: a response's length, and of a branch a uniform share of one."""
+    mu, prompt = responses.mu, PROMPT_TOKENS // responses.quantum
+
+    def length_of(request: RolloutRequest) -> int:
+        rng = random.Random(request.seed)
+        whole = min(responses.cap, rng.lognormvariate(mu, SIGMA))
+        share = 1.0 if len(request.prefix) == prompt else rng.random()
+        return math.ceil(whole * share / responses.quantum)
+
+    return length_of
+
+
+class Verdicts:
+    """A prompt is solved with a probability of its own; the verdict comes at once."""
+
+    def __init__(self) -> None:
+        self._ready: list[tuple[Hashable, float]] = []
+
+    def submit(self, key: Hashable, prompt_id: str, response_tokens: tuple[int, ...]) -> None:
+        """Judge a response."""
+        chance = random.Random(prompt_id).random()
+        self._ready.append((key, float(random.Random(f"{prompt_id} {len(response_tokens)}").random() < chance)))
+
+    def poll(self) -> list[tuple[Hashable, float]]:
+        """The verdicts."""
+        ready, self._ready = self._ready, []
+        return ready
+
+
+def sampler(name: str, window: int | None = None, initial: int = 4, trajectories: int = 12) -> SamplerConfig:
+    """The defaults with another window; steps are segments."""
+    config = SamplerConfig(**defaults(f"sampler/{name}"))
+    rounds = 1 + trajectories - initial if name == "ib" else 1
+    return replace(
+        config, initial_rollouts=initial, rounds=rounds, max_sequences_per_tree=window, min_new_tokens=STEP_QUANTA
+    )
+
+
+SAMPLERS = {
+    "independent_8": (sampler("independent", initial=8), 0.0),
+    "independent_12": (sampler("independent", initial=12), 0.0),
+    "serial": (sampler("ib", 1), 0.0),
+    "window_2": (sampler("ib", 2), 0.0),
+    "window_4": (sampler("ib", 4), 0.0),
+    "window_8": (sampler("ib", 8), 0.0),
+    "carry_1.25": (sampler("ib", 4), 0.25),
+    "carry_1.5": (sampler("ib", 4), 0.5),
+    "carry_2": (sampler("ib", 4), 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a step.
+
+    Attributes:
+        wall_s: seconds of sampling.
+        tokens: drawn.
+        occupancy: share of the engines' places that was taken.
+        growth_s: processor time of growth, simulation included.
+    """
+
+    wall_s: float
+    tokens: float
+    occupancy: float
+    growth_s: float
+
+
+def simulate(
+    model: EngineModel, responses: Responses, prompts: int, config: SamplerConfig, carry_over: float
+) -> Cost:
+    """Sample a step, or, with trees carried over, several."""
+    engines = SimulatedEngines(model, ENGINES, lengths(responses), responses.quantum)
+    parts = {
+        "source": engines,
+        "rewards": Verdicts(),
+        "strategy": make_strategy(config, IB_SCORE, responses.cap // responses.quantum),
+        "splitter": FixedWidthSplitter(STEP_QUANTA),
+        "max_new_tokens": responses.cap // responses.quantum,
+    }
+    began, tasks = time.process_time(), _tasks(PROMPT_TOKENS // responses.quantum)
+    if not carry_over:
+        grow([next(tasks) for _ in range(prompts)], seed=0, max_in_flight=prompts, **parts)
+        return _cost(engines, responses, (0.0, 0, 0.0), 1, began)
+    in_flight = TreesInFlight(prompts, carry_over, max_policy_lag=8, updates_per_step=1)
+    for step in range(sum(STEPS)):
+        if step == STEPS[0]:
+            before = engines.now, engines.sampled, engines.places
+        closing = in_flight.begin([next(tasks) for _ in range(in_flight.missing)], seed=step, version=step)
+        in_flight.end([grow_until_closed(dict(enumerate(in_flight.trees)), closing, **parts)])
+        engines.synchronize()
+    return _cost(engines, responses, before, STEPS[1], began)
+
+
+def _cost(
+    engines: SimulatedEngines, responses: Responses, before: tuple[float, int, float], steps: int, began: float
+) -> Cost:
+    seconds = engines.now - before[0]
+    places = (engines.places * engines.now - before[2] * before[0]) / seconds
+    tokens = (engines.sampled - before[1]) * responses.quantum
+    return Cost(seconds / steps, tokens / steps, places / MAX_BATCH, time.process_time() - began)
+
+
+def _tasks(length: int) -> Iterator[GrowthTask]:
+    number = 0
+    while True:
+        first = -(number + 1) * length
+        yield GrowthTask(str(number), tuple(range(first, first + length)))
+        number += 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--fleets", nargs="*", choices=FLEETS, default=list(FLEETS))
+    parser.add_argument("--samplers", nargs="*", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument("--prompts", nargs="*", type=int, default=PROMPTS)
+    options = parser.parse_args()
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for fleet in options.fleets:
+        model = engine_of(FLEETS[fleet])
+        for responses in (SHORT, LONG):
+            for prompts in options.prompts:
+                costs = {
+                    name: simulate(model, responses, prompts, config, carry_over)
+                    for name, (config, carry_over) in SAMPLERS.items()
+                    if name in options.samplers
+                }
+                base = costs["independent_8"]
+                setting = f"{fleet}_{prompts}" + ("_long" if responses is LONG else "")
+                found[setting] = {
+                    name: {
+                        "wall_ratio": round(cost.wall_s / base.wall_s, 3),
+                        "token_ratio": round(cost.tokens / base.tokens, 3),
+                        "occupancy": round(cost.occupancy, 3),
+                    }
+                    for name, cost in costs.items()
+                }
+                for name, cost in costs.items():
+                    report(
+                        setting=setting, sampler=name, wall_s=cost.wall_s, cpu_s=cost.growth_s, **found[setting][name]
+                    )
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

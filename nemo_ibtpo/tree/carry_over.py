@@ -4,7 +4,8 @@ A step begins at tick 0 of its clock with as many trees as are to be in flight. 
 (:mod:`nemo_ibtpo.tree.growing_tree`). At the tick at which one is complete the next prompt is started in its place;
 at the tick at which the step's number of trees is complete the step closes. Every sequence has then sampled what it
 had sampled at that tick, whatever the machine's speed and the number of engines: what an engine drew beyond it is
-dropped and counted, and a sequence that is not so far yet is waited for. Hence the trees, the moment of the cut and what is
+dropped and counted, and a sequence that is not so far yet is waited for. Hence the trees, the moment of the cut and
+what is
 carried on depend on prompts, weights and seed only.
 
 - A tree's trajectories up to the cut are all that is kept of it; growing it again from them leads to the same state.

@@ -40,7 +40,11 @@ def _choice_row(row: dict[str, Any], benchmark: BenchmarkConfig) -> dict[str, An
     letters = ascii_uppercase[: len(options)]
     lines = [f"{letter}) {options[index]}" for letter, index in zip(letters, order, strict=True)]
     right = letters[order.index(0)]
-    return {data.question_key: "\n".join([question, "", *lines]), data.answer_key: right, "metadata": {}}
+    return {
+        data.question_key: "\n".join([question, "", *lines]),
+        str(data.answer_key): right,
+        "metadata": {},
+    }
 
 
 def _instructions_row(row: dict[str, Any], benchmark: BenchmarkConfig) -> dict[str, Any]:
@@ -52,6 +56,6 @@ def _instructions_row(row: dict[str, Any], benchmark: BenchmarkConfig) -> dict[s
     given = [{name: value for name, value in each.items() if value is not None} for each in arguments]
     return {
         data.question_key: lookup(row, data.question_key),
-        data.answer_key: ", ".join(names),
+        str(data.answer_key): ", ".join(names),
         "metadata": {"instruction_id_list": names, "kwargs": given},
     }

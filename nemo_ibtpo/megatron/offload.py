@@ -141,4 +141,4 @@ def _key(tensor: Tensor) -> int:
 def _view(storage: torch.UntypedStorage, like: Tensor) -> Tensor:
     """What ``like`` is of its storage, of another one of the same size."""
     empty = torch.empty(0, dtype=like.dtype, device=storage.device)
-    return empty.set_(storage, like.storage_offset(), like.size(), like.stride())  # type: ignore[call-overload]
+    return empty.set_(storage, like.storage_offset(), like.size(), like.stride())

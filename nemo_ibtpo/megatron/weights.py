@@ -334,7 +334,7 @@ class WeightExporter:
             pieces = rule.pieces(parameter.detach(), whole, *cut)
             for (hf_name, shape), (ours, theirs) in zip(rule.shapes.items(), pieces, strict=True):
                 if ours.numel():
-                    shards.append(WeightShard(hf_name, shape, theirs.stride(), theirs.storage_offset(), ours))
+                    shards.append(WeightShard(hf_name, shape, theirs.stride(), int(theirs.storage_offset()), ours))
         return shards
 
     def _stream(self, value_of: Callable[[torch.nn.Parameter], Tensor]) -> Iterator[tuple[str, Tensor]]:

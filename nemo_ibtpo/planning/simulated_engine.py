@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from nemo_ibtpo.planning.engine_model import EngineModel
 from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest, Unfinished
+from nemo_ibtpo.tree.tree import FinishReason
 
 LengthOf = Callable[[RolloutRequest], int]
 """Tokens, in quanta, that a request samples until its response ends; at most ``max_new_tokens``."""
@@ -203,7 +204,7 @@ class SimulatedEngines:
         del self._sequences[request.request_id]
         tokens, logprobs = self._text(sequence.length)
         engine.remember(request, tokens)
-        reason = "length" if sequence.length == request.max_new_tokens else "eos"
+        reason: FinishReason = "length" if sequence.length == request.max_new_tokens else "eos"
         return Rollout(request.request_id, tokens, logprobs, reason)
 
     def _text(self, length: int) -> tuple[tuple[int, ...], tuple[float, ...]]:

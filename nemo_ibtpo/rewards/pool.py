@@ -188,7 +188,7 @@ class VerifierPool:
 
     def _judge_waiting(self) -> None:
         """Judge what waits, up to a batch of it; perhaps another thread has taken it all."""
-        batch = []
+        batch: list[tuple[tuple[Problem, str, str | None, int], Future[Judgement]]] = []
         while len(batch) < (self._config.batch_size if self._parts else 1):
             try:
                 batch.append(self._waiting.get_nowait())
@@ -266,7 +266,7 @@ def reward_metrics(counts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """What several pools counted (:meth:`VerifierPool.take_counts`) as metrics: sums, and means of the parts."""
     total: Counter[str] = Counter()
     for each in counts:
-        total.update(each)  # type: ignore[arg-type]  # floats add up as well
+        total.update(each)  # floats add up as well
     metrics = {f"reward/{name}": float(total[name]) for name in total if not name.startswith((_SUM, _NUMBER))}
     for name in sorted(total):
         if name.startswith(_SUM):

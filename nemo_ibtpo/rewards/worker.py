@@ -95,12 +95,14 @@ def judge(
 
 
 def _joined(parts: Sequence[functions.Part], scores: Sequence[functions.Scored | str]) -> Judgement:
-    reward, measured = 0.0, {}
+    reward = 0.0
+    measured: dict[str, float] = {}
     for part, scored in zip(parts, scores, strict=True):
         if isinstance(scored, str):
             return Judgement("error", 0.0, error=f"{part.function}: {scored}")
         reward += part.weight * scored.score
-        measured |= ({part.name: scored.score} if part.name else {}) | scored.details
+        measured |= {part.name: scored.score} if part.name else {}
+        measured |= scored.details
     return Judgement("scored", reward / sum(part.weight for part in parts), measured)
 
 

@@ -406,7 +406,7 @@ class TreesInFlight:
                 tree["seed"],
                 tree["version"],
                 tree["clock"],
-                tuple(Sampled(*next(pieces), reason, reward) for _, reason, reward in tree["trajectories"]),
+                tuple(Sampled(*(*next(pieces), reason, reward)) for _, reason, reward in tree["trajectories"]),
             )
             for tree, prompt in zip(trees, prompts, strict=True)
         ]

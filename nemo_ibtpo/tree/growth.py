@@ -163,7 +163,7 @@ class WorkInFlight:
             one.
         """
         each = [growing.needed(ticks[growing.key]) for growing in self.growing.values()]
-        needed = {request_id: count for own in each for request_id, count in own.items()}
+        needed: dict[Hashable, int] = {request_id: count for own in each for request_id, count in own.items()}
         for unfinished in self._source.cut(needed):
             growing, number = self._find(unfinished.request_id, "the sampler cut off a request")
             if len(unfinished.tokens) < needed[unfinished.request_id]:

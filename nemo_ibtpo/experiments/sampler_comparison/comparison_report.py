@@ -94,7 +94,8 @@ def plot(results: Sequence[SamplerResult], independent: Sequence[Record] | None)
         rates = [100 * np.mean([mixed_of_subset(record, int(size)) for record in independent]) for size in sizes]
         axes.plot(tokens, rates, color="0.6", zorder=1, label=f"independent, G = 2 to {largest}")
     for place, result in enumerate(results):
-        mean, (low, high) = result.eff_rate.mean, result.eff_rate.interval
+        mean = result.eff_rate.mean
+        low, high = result.eff_rate.interval or (mean, mean)
         axes.errorbar(
             result.sampled_tokens,
             100 * mean,

@@ -45,6 +45,8 @@ def _words(a: Value, b: Value) -> bool:
     if isinstance(a, Word) and isinstance(b, Word):
         return a.text == b.text
     word, other = (a, b) if isinstance(a, Word) else (b, a)
+    if not isinstance(word, Word):
+        raise TypeError("one of the two must be a word")
     if word.text == "\\emptyset":
         return isinstance(other, Region) and other.numbers.is_empty is True
     # A capital letter may be a name or a variable.

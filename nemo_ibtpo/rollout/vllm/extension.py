@@ -46,7 +46,7 @@ class WeightLoader:
 
         # Device numbers differ between processes; the seventh argument is this one's.
         rebuilt = [
-            (name, rebuild_cuda_tensor(*handle[:6], self.device.index, *handle[7:])) for name, handle in handles
+            (name, rebuild_cuda_tensor(*(*handle[:6], self.device.index, *handle[7:]))) for name, handle in handles
         ]
         self._load(rebuilt)
         torch.cuda.current_stream().synchronize()

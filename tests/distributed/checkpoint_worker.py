@@ -50,7 +50,7 @@ def make_actor(
 def train(actor: MegatronActor, steps: int) -> list[dict[str, float]]:
     batches = make_batches()
     batches = [*batches, batches[0]]  # an even number, for interleaved pipelines
-    return [actor.train_step(batches, likelihood) for _ in range(steps)]
+    return [actor.train_step(batches, likelihood, 100) for _ in range(steps)]
 
 
 def all_ranks(value: bool) -> bool:

@@ -60,7 +60,7 @@ def check(root: Path, family: str, layout: Layout, dtype: torch.dtype) -> dict[s
 
     batches = make_batches()
     for _ in range(2):
-        actor.train_step([*batches, batches[0]], likelihood)
+        actor.train_step([*batches, batches[0]], likelihood, 100)
     actor.save(root / "trained" / MEGATRON)
     write_model(root / "export", actor.named_weights(), like=root / "hf", write=rank == 0)
     result: dict[str, Any] = {"arrived": arrived}

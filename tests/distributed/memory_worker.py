@@ -58,7 +58,7 @@ def check(family: str, layout: Layout, dtype: torch.dtype, sharded: bool) -> lis
         context=enter(config),
     )
     batches = make_batches()
-    actor.train_step([*batches, batches[0]], likelihood)  # Adam makes its moments in the first step
+    actor.train_step([*batches, batches[0]], likelihood, 100)  # Adam makes its moments in the first step
     tensor, pipeline, sequence, chunks, *expert = layout
     hf_config = model.config.to_dict() | {"num_experts": getattr(model.config, "num_experts", None)}
     hf_config["architectures"] = [type(model).__name__]

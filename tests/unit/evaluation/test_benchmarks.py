@@ -72,10 +72,10 @@ def load(config: BenchmarkConfig) -> tuple[list[Problem], LoadReport]:
 
 
 def local(name: str, directory: Path, rows: list[dict[str, Any]], **data: Any) -> BenchmarkConfig:
-    """The benchmark on a local copy, as ``benchmark.data.source=jsonl benchmark.data.path=...`` makes it."""
+    """The benchmark on a local copy: source=jsonl, its path, no subset and no split."""
     directory.mkdir(exist_ok=True)
     (directory / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return benchmark(name, source="jsonl", path=str(directory), **data)
+    return benchmark(name, source="jsonl", path=str(directory), subset=None, split=None, **data)
 
 
 def text(problem: Problem) -> str:

@@ -4,7 +4,7 @@ The same program runs as one process and on every rank under torchrun. How it en
 
 - 0: done. 2: a ``UserError``, told in one line. 130: interrupted. 85: ``train`` stopped on request and is to be
   started again. 1: anything else, with its traceback.
-- A ``UserError`` is told by rank 0. Ranks that meet it too stay silent: torchrun ends them as soon as rank 0 has
+- A ``UserError`` is printed by rank 0. Ranks that meet it too stay silent: torchrun ends them as soon as rank 0 has
   left. A rank that is still alive after ``_GRACE_S`` knows something that rank 0 does not, and tells it.
 - After a failure the process leaves without destructors, which may wait for ranks that are gone.
 """
@@ -87,7 +87,7 @@ def _rank() -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells a mistake the way every other one is told."""
+    """Prints a mistake in the same form as all others."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")

@@ -4,7 +4,7 @@ A request is noted, and nothing else happens in the signal's handler; who trains
 may reach some ranks only, ranks agree before any of them acts. A second SIGINT (Ctrl-C twice) interrupts at once.
 
 torchrun sends SIGTERM to a rank when another one is gone, too: :func:`was_requested` is how an error that follows
-from that is told from an error of the run.
+from that is distinguished from an error of the run.
 """
 
 from __future__ import annotations

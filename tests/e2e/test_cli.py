@@ -145,12 +145,12 @@ def test_a_defect_shows_its_traceback(
     assert "Traceback" in (err := capsys.readouterr().err) and "RuntimeError: no such collective" in err
 
 
-def test_an_interrupt_is_quiet(
+def test_an_interrupt_is_one_line(
     recipe: str, training: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     training(KeyboardInterrupt())
     assert cli.main(["train", recipe]) == 130
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "nemo-ibtpo: interrupted\n"
 
 
 def test_a_failed_run_waits_for_nobody(recipe: str, tmp_path: Path) -> None:

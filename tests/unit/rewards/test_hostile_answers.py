@@ -22,6 +22,7 @@ from reward_settings import reward_config
 from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.rewards import worker
 from nemo_ibtpo.rewards.answers import has_lookalike_number
+from nemo_ibtpo.rewards.limits import Limits
 from nemo_ibtpo.rewards.pool import Outcome, VerifierPool
 from nemo_ibtpo.rewards.process import CallCrashError, WorkerProcess
 from nemo_ibtpo.rewards.verifiers import ifeval
@@ -150,10 +151,10 @@ def test_the_memory_limit_holds_where_the_time_limit_does_not() -> None:
     process.call(abs, 1)
     before = psutil.Process(process._process.pid).memory_info().vms
     limit = psutil.Process(process._process.pid).rlimit(psutil.RLIMIT_AS)[0]
-    assert limit <= before + worker.MEMORY_LIMIT_BYTES
+    assert limit <= before + Limits().memory_bytes
     started = time.monotonic()
     with pytest.raises(CallCrashError):
-        process.call(bytearray, worker.MEMORY_LIMIT_BYTES + (1 << 20))
+        process.call(bytearray, Limits().memory_bytes + (1 << 20))
     with pytest.raises(CallCrashError):
         process.call(_list_of_lists, 10**9)
     assert time.monotonic() - started < 30

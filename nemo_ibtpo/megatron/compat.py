@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,11 @@ AUX_LOSS_COUNTS_TENSOR_PARALLEL_GROUP = (
 those of a rank alone (0.16)."""
 
 
-def submodules_of_experts(mlp: Any) -> Any:
-    """The submodules of a layer specification's mixture of experts: a ModuleSpec in 0.16, a partial in 0.19."""
-    return mlp.keywords["submodules"] if isinstance(mlp, partial) else mlp.submodules
+def with_router(mlp: Any, router: type) -> Any:
+    """A specification of a mixture of experts, as Megatron makes it, with this router.
+
+    It is a ModuleSpec in 0.16 and a partial in 0.19.
+    """
+    if isinstance(mlp, partial):
+        return partial(mlp, submodules=replace(mlp.keywords["submodules"], router=router))
+    return replace(mlp, submodules=replace(mlp.submodules, router=router))

@@ -9,10 +9,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.extensions.transformer_engine import HAVE_TE, TENorm
 from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import (
-    get_gpt_layer_local_spec,
-    get_gpt_layer_with_transformer_engine_spec,
-)
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 from megatron.core.tensor_parallel.layers import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -23,33 +20,15 @@ from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
 )
-from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_ibtpo.config.schema import ActorConfig
 from nemo_ibtpo.megatron.architecture import Architecture, Experts
-from nemo_ibtpo.megatron.compat import submodules_of_experts
+from nemo_ibtpo.megatron.local_layers import RMSNorm, local_layer_spec
 from nemo_ibtpo.megatron.rotary import DepthRotaryEmbedding
 from nemo_ibtpo.megatron.tree_attention import TreeAttention
-
-
-class RMSNorm(torch.nn.Module):
-    """Root mean square norm that also works on sequence-parallel shards.
-
-    Megatron's local wrapper of torch's norm refuses sequence parallelism; all that is needed is to mark the
-    weight, so that its gradient is summed over the tensor-parallel ranks, each of which sees other tokens.
-    """
-
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 class OutputLayer(ColumnParallelLinear):
@@ -60,21 +39,6 @@ class OutputLayer(ColumnParallelLinear):
         if self.sequence_parallel:
             return gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True), None
         return copy_to_tensor_model_parallel_region(hidden), None
-
-
-class Float32Router(TopKRouter):
-    """Megatron's router with its logits in float32.
-
-    Megatron-Core 0.16 reaches for Transformer Engine there, also where it is not installed, and compiles what updates
-    the bias that some routers have, which cannot be done within :func:`nemo_ibtpo.megatron.cpu.cuda_on_cpu`.
-    """
-
-    def gating(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits [T, 1, experts] float32 of ``hidden`` [T, 1, hidden_size]."""
-        return torch.nn.functional.linear(hidden.float(), self.weight.float())
-
-    def _apply_expert_bias(self, *_: Any, **__: Any) -> None:
-        """No router here has a bias."""
 
 
 def padded_vocab_size(vocab_size: int, tensor_parallel_size: int) -> int:
@@ -217,26 +181,14 @@ def _layer_spec(architecture: Architecture, device: torch.device) -> tuple[Modul
     Transformer Engine's linear layers and norms on a GPU where it is installed, Megatron's own elsewhere. The
     former cannot be run without a GPU.
     """
+    if not (HAVE_TE and device.type == "cuda"):
+        return local_layer_spec(architecture), RMSNorm
     experts = architecture.experts.number if architecture.experts else None
-    if HAVE_TE and device.type == "cuda":
-        layer = get_gpt_layer_with_transformer_engine_spec(
-            num_experts=experts, moe_grouped_gemm=experts is not None, qk_layernorm=architecture.qk_norm
-        )
-        norm: type = TENorm
-    else:
-        layer = get_gpt_layer_local_spec(
-            num_experts=experts, qk_layernorm=architecture.qk_norm, normalization="RMSNorm"
-        )
-        layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = norm = RMSNorm
-        if architecture.qk_norm:
-            attention = layer.submodules.self_attention.submodules
-            attention.q_layernorm = attention.k_layernorm = RMSNorm
-        if experts is not None:
-            submodules_of_experts(layer.submodules.mlp).router = Float32Router
-            # Transformer Engine does not fuse the norm before experts: checkpoints have it under its own name.
-            layer.submodules.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.", None)
+    layer = get_gpt_layer_with_transformer_engine_spec(
+        num_experts=experts, moe_grouped_gemm=experts is not None, qk_layernorm=architecture.qk_norm
+    )
     layer.submodules.self_attention.submodules.core_attention = TreeAttention
-    return layer, norm
+    return layer, TENorm
 
 
 def _mark_shards(model: GPTModel) -> None:

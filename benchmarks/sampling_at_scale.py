@@ -33,10 +33,11 @@ from nemo_ibtpo.planning.model_shape import find_config, shape_of
 from nemo_ibtpo.planning.simulated_engine import SimulatedEngines
 from nemo_ibtpo.tree import growth
 from nemo_ibtpo.tree.branching import make_strategy
-from nemo_ibtpo.tree.carry_over import TreesInFlight, grow_until_closed
+from nemo_ibtpo.tree.carry_over import grow_until_closed
 from nemo_ibtpo.tree.growth import GrowthTask, grow
 from nemo_ibtpo.tree.rollouts import RolloutRequest
 from nemo_ibtpo.tree.steps import FixedWidthSplitter
+from nemo_ibtpo.tree.trees_in_flight import TreesInFlight
 
 growth._IDLE_S = 0.0  # virtual time does not pass while growth waits
 
@@ -177,12 +178,15 @@ def simulate(
     if not carry_over:
         grow([next(tasks) for _ in range(prompts)], seed=0, max_in_flight=prompts, **parts)
         return _cost(engines, responses, (0.0, 0, 0.0), 1, began)
-    in_flight = TreesInFlight(prompts, carry_over, max_policy_lag=8, updates_per_step=1)
+    in_flight = TreesInFlight(prompts, prompts + int(carry_over * prompts), max_policy_lag=8, updates_per_step=1)
+    known: dict[str, GrowthTask] = {}
     for step in range(sum(STEPS)):
         if step == STEPS[0]:
             before = engines.now, engines.sampled, engines.places
-        closing = in_flight.begin([next(tasks) for _ in range(in_flight.missing)], seed=step, version=step)
-        in_flight.end([grow_until_closed(dict(enumerate(in_flight.trees)), closing, **parts)])
+        drawn = [next(tasks) for _ in range(in_flight.missing)]
+        known |= {task.prompt_id: task for task in drawn}
+        closing = in_flight.begin([task.prompt_id for task in drawn], seed=step, version=step)
+        in_flight.end(grow_until_closed(dict(enumerate(in_flight.trees)), known, closing, **parts).carried)
         engines.synchronize()
     return _cost(engines, responses, before, STEPS[1], began)
 

@@ -1,18 +1,15 @@
-"""Trees that outlive a training step: more grow than a step trains, and unfinished ones go on under new weights.
+"""Growing more trees than a step trains, until the step closes; unfinished ones go on under the next weights.
 
 A step begins at tick 0 of its clock with as many trees as are to be in flight. All of them advance alike
 (:mod:`nemo_ibtpo.tree.growing_tree`). At the tick at which one is complete the next prompt is started in its place;
-at the tick at which the step's number of trees is complete the step closes. Every sequence has then sampled what it
-had sampled at that tick, whatever the machine's speed and the number of engines: what an engine drew beyond it is
-dropped and counted, and a sequence that is not so far yet is waited for. Hence the trees, the moment of the cut and
-what is
+at the tick at which the step's number of trees is complete, and with them those that may not get older
+(:mod:`nemo_ibtpo.tree.trees_in_flight`), the step closes. Every sequence has then sampled what it had sampled at
+that tick, whatever the machine's speed and the number of engines: what an engine drew beyond it is dropped and
+counted, and a sequence that is not so far yet is waited for. Hence the trees, the moment of the cut and what is
 carried on depend on prompts, weights and seed only.
 
-- A tree's trajectories up to the cut are all that is kept of it; growing it again from them leads to the same state.
 - Each token knows its log-probability under the policy that sampled it, and that policy's version, counted in
   optimizer steps.
-- A tree that would be trained with a larger lag than allowed in a later step is trained in this one, which closes
-  later for it if need be. No tree is dropped, and none is trained twice.
 - Complete trees beyond a step's number (ties, or a step that waited for an old tree) come first in the next one.
 """
 
@@ -22,61 +19,14 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from nemo_ibtpo.tree.branching import BranchingStrategy
-from nemo_ibtpo.tree.growing_tree import GrowingTree, GrowthTask, Sampled
+from nemo_ibtpo.tree.growing_tree import GrowingTree, GrowthTask
 from nemo_ibtpo.tree.growth import WorkInFlight
 from nemo_ibtpo.tree.rollouts import RewardSource, RolloutSource
 from nemo_ibtpo.tree.steps import Splitter
 from nemo_ibtpo.tree.tree import Tree
-
-
-@dataclass(frozen=True, slots=True)
-class CarriedTree:
-    """A tree between two steps.
-
-    Attributes:
-        task: its prompt.
-        seed: of the step that it was started in.
-        version: of the policy that sampled its first token.
-        clock: the tick up to which it has been grown.
-        sampled: its trajectories in the order of their numbers.
-    """
-
-    task: GrowthTask
-    seed: int
-    version: int
-    clock: int = 0
-    sampled: tuple[Sampled, ...] = ()
-
-    @property
-    def tokens(self) -> int:
-        """Tokens sampled so far."""
-        return sum(len(sampled.tokens) for sampled in self.sampled)
-
-
-@dataclass(frozen=True, slots=True)
-class Closing:
-    """How many trees are in flight in a step, and when it closes.
-
-    Attributes:
-        in_flight: trees that grow at once.
-        trees: trees that the step trains.
-        version: of the policy that samples in this step.
-        total: trees of all owners, those that wait to be started included.
-        waited_for: indices of trees without which the step does not close.
-    """
-
-    in_flight: int
-    trees: int
-    version: int
-    total: int
-    waited_for: frozenset[int]
+from nemo_ibtpo.tree.trees_in_flight import CarriedTree, Closing
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +46,10 @@ class Horizon:
 
 @dataclass(frozen=True, slots=True)
 class StepOfTrees:
-    """What became of an owner's trees in a step.
+    """What became of an owner's trees in a step, or of those of all owners.
 
     Attributes:
-        closed: the trees that the step trains, by index.
+        closed: the trees that the step trains, by index, in this order.
         carried: all others.
         tick: when the step closed.
         drawn: tokens that the engine drew in this step.
@@ -113,6 +63,19 @@ class StepOfTrees:
     dropped: int
 
 
+def merge(steps: Sequence[StepOfTrees]) -> StepOfTrees:
+    """What became of the trees of all owners."""
+    closed = {index: tree for step in steps for index, tree in step.closed.items()}
+    carried = {index: tree for step in steps for index, tree in step.carried.items()}
+    return StepOfTrees(
+        dict(sorted(closed.items())),
+        dict(sorted(carried.items())),
+        steps[0].tick,
+        sum(step.drawn for step in steps),
+        sum(step.dropped for step in steps),
+    )
+
+
 Exchange = Callable[[Horizon], Sequence[Horizon]]
 
 
@@ -123,6 +86,7 @@ def alone(horizon: Horizon) -> Sequence[Horizon]:
 
 def grow_until_closed(
     trees: Mapping[int, CarriedTree],
+    tasks: Mapping[str, GrowthTask],
     closing: Closing,
     *,
     source: RolloutSource,
@@ -138,7 +102,8 @@ def grow_until_closed(
     """Grow an owner's share of the trees in flight until the step closes.
 
     Args:
-        trees: by their index in the order of the prompts, over all owners.
+        trees: by their index in the order of the prompts, over all owners; none on a rank without an engine.
+        tasks: their prompts, by id.
         closing: the same for all owners.
         source, rewards, strategy, splitter, max_new_tokens, stall_timeout_s: see :func:`nemo_ibtpo.tree.growth.grow`.
         exchange: what every owner knows, given what this one knows; a collective over the owners. It is called until
@@ -154,10 +119,10 @@ def grow_until_closed(
 
     def start(index: int, tick: int) -> None:
         tree = trees[index]
-        identity = (tree.seed, tree.task.prompt_id, 0)
+        identity = (tree.seed, tree.prompt_id, 0)
         growing = GrowingTree(
             index,
-            tree.task,
+            tasks[tree.prompt_id],
             identity,
             strategy,
             splitter,
@@ -296,127 +261,3 @@ def _settled(horizons: Sequence[Horizon], closing: Closing) -> _Settled:
         return _Settled(starts, earliest, None)
     by_then = sorted((index not in closing.waited_for, end, index) for end, index in complete if end <= tick)
     return _Settled(starts, earliest, (tick, {index for _, _, index in by_then[: closing.trees]}))
-
-
-class TreesInFlight:
-    """All trees between two steps, the same on every rank.
-
-    Args:
-        trees_per_step: trees that a step trains.
-        carry_over: trees in flight beyond them, as a share.
-        max_policy_lag: most optimizer steps between the sampling of a token and the step that trains it.
-        updates_per_step: optimizer steps of a training step.
-
-    Raises:
-        ValueError: more trees would be in flight than can be trained within the lag.
-
-    Attributes:
-        trees: in the order of their prompts; the last ones may not have been started.
-    """
-
-    def __init__(self, trees_per_step: int, carry_over: float, max_policy_lag: int, updates_per_step: int) -> None:
-        if 1 + carry_over > max_policy_lag // updates_per_step:
-            raise ValueError(
-                f"{1 + carry_over:g} steps of trees in flight cannot be trained within {max_policy_lag} updates of "
-                f"{updates_per_step} a step"
-            )
-        self.trees: list[CarriedTree] = []
-        self._per_step = trees_per_step
-        self._in_flight = trees_per_step + math.ceil(carry_over * trees_per_step)
-        self._max_lag = max_policy_lag
-        self._updates = updates_per_step
-
-    @property
-    def missing(self) -> int:
-        """Prompts to be drawn for the next step: as many trees follow those in flight as can be started in it."""
-        return self._in_flight + self._per_step - 1 - len(self.trees)
-
-    def begin(self, tasks: Sequence[GrowthTask], seed: int, version: int) -> Closing:
-        """Add trees for new prompts, as many as are ``missing``; how the step goes.
-
-        Args:
-            tasks: prompts that are not in flight.
-            seed: of this step.
-            version: of the policy: optimizer steps so far.
-        """
-        known = [tree if tree.tokens else replace(tree, version=version) for tree in self.trees]
-        self.trees = known + [CarriedTree(task, seed, version) for task in tasks]
-        return Closing(self._in_flight, self._per_step, version, len(self.trees), self._urgent(version))
-
-    def _urgent(self, version: int) -> frozenset[int]:
-        """The oldest trees, as many as have to be trained now so that none is too old later.
-
-        Of those that can be trained in the k steps after this one at the latest, k steps train as many as they can.
-        """
-        order = sorted(
-            ((tree.version + self._max_lag - version) // self._updates, index)
-            for index, tree in enumerate(self.trees)
-            if tree.tokens
-        )
-        needed = 0
-        for position, (steps_left, _) in enumerate(order, start=1):
-            needed = max(needed, position - steps_left * self._per_step)
-        return frozenset(index for _, index in order[: min(needed, self._per_step)])
-
-    def end(self, steps: Sequence[StepOfTrees]) -> list[Tree]:
-        """Keep what is carried, and return the trees to train in the order of their prompts.
-
-        Args:
-            steps: of all owners.
-        """
-        closed = {index: tree for step in steps for index, tree in step.closed.items()}
-        carried = {index: tree for step in steps for index, tree in step.carried.items()}
-        self.trees = [carried[index] for index in sorted(carried)]
-        return [closed[index] for index in sorted(closed)]
-
-    def state_dict(self) -> tuple[list[dict[str, Any]], dict[str, NDArray[Any]]]:
-        """A JSON-able description of each tree, and the tokens of all trees as arrays."""
-        trees = [
-            {
-                "prompt_id": tree.task.prompt_id,
-                "seed": tree.seed,
-                "version": tree.version,
-                "clock": tree.clock,
-                "prompt_tokens": len(tree.task.prompt_tokens),
-                "trajectories": [[len(s.tokens), s.finish_reason, s.reward] for s in tree.sampled],
-            }
-            for tree in self.trees
-        ]
-        sampled = [one for tree in self.trees for one in tree.sampled]
-        return trees, {
-            "prompt_tokens": _flat((tree.task.prompt_tokens for tree in self.trees), np.int64),
-            "tokens": _flat((one.tokens for one in sampled), np.int64),
-            "logprobs": _flat((one.logprobs for one in sampled), np.float64),
-            "versions": _flat((one.versions for one in sampled), np.int64),
-        }
-
-    def load_state_dict(self, trees: Sequence[Mapping[str, Any]], arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Take over what :meth:`state_dict` described.
-
-        Raises:
-            ValueError: description and arrays do not fit each other.
-        """
-        prompts = _pieces(arrays["prompt_tokens"], [tree["prompt_tokens"] for tree in trees])
-        lengths = [length for tree in trees for length, _, _ in tree["trajectories"]]
-        columns = [_pieces(arrays[name], lengths) for name in ("tokens", "logprobs", "versions")]
-        pieces = iter(zip(*columns, strict=True))
-        self.trees = [
-            CarriedTree(
-                GrowthTask(tree["prompt_id"], prompt),
-                tree["seed"],
-                tree["version"],
-                tree["clock"],
-                tuple(Sampled(*(*next(pieces), reason, reward)) for _, reason, reward in tree["trajectories"]),
-            )
-            for tree, prompt in zip(trees, prompts, strict=True)
-        ]
-
-
-def _flat(parts: Any, dtype: type) -> NDArray[Any]:
-    return np.array([value for part in parts for value in part], dtype=dtype)
-
-
-def _pieces(flat: NDArray[Any], lengths: Sequence[int]) -> list[tuple[Any, ...]]:
-    if len(flat) != sum(lengths):
-        raise ValueError(f"{len(flat)} values for trees of {sum(lengths)}")
-    return [tuple(flat[start:end].tolist()) for start, end in pairwise(accumulate(lengths, initial=0))]

@@ -8,6 +8,7 @@ from strategies import IB
 
 from nemo_ibtpo.config.schema import IBScoreConfig
 from nemo_ibtpo.methods import Method, StepAdvantages, TrajectoryAdvantages
+from nemo_ibtpo.methods.dr_grpo import DrGRPO
 from nemo_ibtpo.methods.grpo import GRPO
 from nemo_ibtpo.methods.ibro import IBRO
 from nemo_ibtpo.methods.ibtpo import IBTPO
@@ -19,6 +20,7 @@ from nemo_ibtpo.tree.tree import Tree
 METHODS: dict[str, Method] = {
     "ibtpo": IBTPO(zero_variance="drop", ib_coef=0.1, std_eps=0.0),
     "grpo": GRPO(zero_variance="drop"),
+    "dr_grpo": DrGRPO(zero_variance="drop"),
     "ibro": IBRO(zero_variance="drop", entropy_coef=0.1),
     "treerl": TreeRL(zero_variance="drop"),
     "treepo": TreePO(zero_variance="drop"),

@@ -158,8 +158,9 @@ class SamplerConfig:
 class LossConfig:
     """The policy loss, and what it does about an engine that is not quite the actor."""
 
-    name: Literal["clipped", "cispo"]
-    """``clipped`` stops tokens whose ratio leaves the clip (PPO, GRPO), ``cispo`` bounds their weight and goes on."""
+    name: Literal["clipped", "cispo", "gspo"]
+    """``clipped`` stops tokens whose ratio leaves the clip (PPO, GRPO), ``cispo`` bounds their weight and goes on,
+    ``gspo`` clips one ratio for all tokens between two branches."""
     clip_eps_low: Annotated[float, Field(gt=0, lt=1)]
     """The ratio is clipped from below to 1 - clip_eps_low."""
     clip_eps_high: PositiveFloat
@@ -173,9 +174,10 @@ class LossConfig:
     token_weight: Literal["trajectories", "unique", "hierarchical"]
     """A shared token counts for all ``trajectories`` through it, as if they were trained apart, as often as its step
     was drawn (``unique``), or for the share of its parent's weight that its draws are (``hierarchical``)."""
-    denominator: Literal["kept", "all"]
+    denominator: Literal["kept", "all", "constant"]
     """The loss is divided by the tokens or groups that are trained (``kept``), or also by those of groups left out
-    for equal rewards (``all``), which makes an update with few mixed groups smaller."""
+    for equal rewards (``all``), which makes an update with few mixed groups smaller; or, with token_mean, by
+    ``rollout.max_new_tokens`` for every trajectory, however long it is (``constant``)."""
     tis_cap: float
     """Truncated importance sampling: policy terms are weighted by min(pi_actor / pi_engine, cap); 0 leaves them
     as they are."""

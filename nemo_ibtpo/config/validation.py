@@ -197,6 +197,11 @@ def _check_method(config: RunConfig) -> None:
         "mean over trajectories: set it to token_mean",
     )
     refuse_if(
+        loss.denominator == "constant" and loss.normalization != "token_mean",
+        f"loss.denominator=constant counts tokens; loss.normalization={loss.normalization} is a mean over "
+        "trajectories: set it to token_mean",
+    )
+    refuse_if(
         loss.token_weight == "hierarchical" and config.ib_score.value_estimator != "children_mean",
         "loss.token_weight=hierarchical weighs draws alike below each step, and so must the value of a step: set "
         "ib_score.value_estimator=children_mean",

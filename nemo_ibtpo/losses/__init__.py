@@ -7,6 +7,7 @@ up, and so do the metrics, which are sums until :func:`mean_metrics` divides the
 from nemo_ibtpo.losses.cispo import CISPOLoss
 from nemo_ibtpo.losses.clipped import ClippedLoss
 from nemo_ibtpo.losses.factory import make_loss
+from nemo_ibtpo.losses.gspo import GSPOLoss
 from nemo_ibtpo.losses.importance import importance_weighted, with_importance
 from nemo_ibtpo.losses.inputs import Loss, LossInputs, LossOutput
 from nemo_ibtpo.losses.metrics import mean_metrics
@@ -14,6 +15,7 @@ from nemo_ibtpo.losses.metrics import mean_metrics
 __all__ = [
     "CISPOLoss",
     "ClippedLoss",
+    "GSPOLoss",
     "Loss",
     "LossInputs",
     "LossOutput",

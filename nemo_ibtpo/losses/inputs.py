@@ -20,6 +20,7 @@ class LossInputs:
         old_logprobs: log-probabilities under the policy before the first update of the step; no gradient.
         behaviour_logprobs: log-probabilities as the engine that sampled the tokens had them.
         reference_logprobs: under the reference policy; None without a KL term.
+        run: number of the token's run, the tokens between two branches, from 0 in order.
         weight, positive, negative: sums over the trajectories through a token, see
             :class:`~nemo_ibtpo.tree.packing.Credit`; with importance weights in ``positive`` and ``negative``.
         denominator: of the whole update, over all ranks and micro-batches; > 0.
@@ -30,6 +31,7 @@ class LossInputs:
     old_logprobs: Tensor
     behaviour_logprobs: Tensor
     reference_logprobs: Tensor | None
+    run: Tensor
     weight: Tensor
     positive: Tensor
     negative: Tensor

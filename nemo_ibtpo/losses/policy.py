@@ -1,11 +1,13 @@
 """What all policy losses share: the KL term, the entropy bonus, and the sums behind the metrics.
 
-With r = pi_theta / pi_old and H the entropy of the distribution a token is drawn from::
+With r = pi_theta / pi_old of a token, and H the entropy of the distribution it is drawn from::
 
     loss = sum_t [ surrogate
                    - entropy_coef * weight * H
                    + kl_coef * weight * k3 ] / denominator
     k3   = exp(log pi_reference - log pi_theta) - (log pi_reference - log pi_theta) - 1
+
+The surrogate clips r, or what :meth:`PolicyLoss.ratio` makes of it.
 
 k3 (paper: GRPO's) estimates KL(pi_theta || pi_reference) and is never negative.
 
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from nemo_ibtpo.config.schema import LossConfig
 from nemo_ibtpo.losses.inputs import LossInputs, LossOutput
@@ -32,13 +34,19 @@ class PolicyLoss(ABC):
 
     Attributes:
         config: clipping, and the weights of the KL term and of the entropy bonus.
+        whole_runs: whether the tokens of a run (:attr:`LossInputs.run`) must come in one micro-batch.
     """
 
     config: LossConfig
+    whole_runs: ClassVar[bool] = False
+
+    def ratio(self, inputs: LossInputs) -> Tensor:
+        """What is clipped, [N], with its gradient: r of each token."""
+        return (inputs.logprobs - inputs.old_logprobs).exp()
 
     @abstractmethod
     def surrogate(self, inputs: LossInputs, ratio: Tensor) -> Tensor:
-        """What is minimised for each token, [N], before the division; ``ratio`` is r and carries its gradient."""
+        """What is minimised for each token, [N], before the division; ``ratio`` is what :meth:`ratio` returns."""
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
         """See the module.
@@ -49,8 +57,7 @@ class PolicyLoss(ABC):
         config, denominator, weight, entropies = self.config, inputs.denominator, inputs.weight, inputs.entropies
         if config.kl_coef != 0 and inputs.reference_logprobs is None:
             raise ValueError(f"kl_coef={config.kl_coef} needs the log-probabilities of the reference policy")
-        log_ratio = inputs.logprobs - inputs.old_logprobs
-        ratio = log_ratio.exp()
+        log_r, ratio = inputs.logprobs - inputs.old_logprobs, self.ratio(inputs)
         high, low = 1 + config.clip_eps_high, 1 - config.clip_eps_low
 
         policy_loss = self.surrogate(inputs, ratio).sum() / denominator
@@ -59,7 +66,7 @@ class PolicyLoss(ABC):
             "weight": weight.sum(),
             "entropy": (weight * entropies.detach()).sum(),
             "ratio": (weight * ratio).sum(),
-            "policy_kl": (weight * (ratio - 1 - log_ratio)).sum(),
+            "policy_kl": (weight * (log_r.exp() - 1 - log_r)).sum(),
             "clip_fraction_high": (weight * ((ratio > high) & (inputs.positive > 0))).sum(),
             "clip_fraction_low": (weight * ((ratio < low) & (inputs.negative > 0))).sum(),
             "policy_loss": policy_loss,

@@ -58,6 +58,7 @@ class ModelInputs:
             old_logprobs=logprobs_N.detach() if batch.old_logprobs is None else in_loss(batch.old_logprobs),
             behaviour_logprobs=in_loss(batch.behaviour_logprobs),
             reference_logprobs=None if batch.reference_logprobs is None else in_loss(batch.reference_logprobs),
+            run=self._to_device(batch.runs),
             weight=in_loss(batch.weight),
             positive=in_loss(batch.positive),
             negative=in_loss(batch.negative),

@@ -12,7 +12,7 @@ the loss of all trajectories through a token is known from three sums over them,
 
 They are constant within a step. The sum of ``weight`` over the unique tokens is at the same time what the loss is
 divided by: the tokens of all trajectories under ``token_mean``, 1 per tree under ``sequence_mean``. A tree that is
-left out has weight 0 throughout; its share of the denominator is known all the same (``loss.denominator: all``).
+left out has weight 0 throughout; its share of the denominator is known all the same (:func:`loss_denominator`).
 
 Two other token weights, both with ``token_mean``, are other objectives:
 
@@ -29,6 +29,7 @@ Two other token weights, both with ``token_mean``, are other objectives:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -78,6 +79,27 @@ def credit_nodes(
         weight_N, positive_N, negative_N = weight_N * part_N, positive_N * part_N, negative_N * part_N
     denominator = sum(weight_N[node.index] * len(node.tokens) for node in tree.nodes[1:])
     return Credit(weight_N if advantages is not None else positive_N, positive_N, negative_N, float(denominator))
+
+
+def loss_denominator(
+    trees: Sequence[Tree],
+    advantages: Sequence[Advantages | None],
+    credits: Sequence[Credit],
+    choice: Literal["kept", "all", "constant"],
+    max_new_tokens: int,
+) -> float:
+    """What the loss of an update is divided by.
+
+    Args:
+        trees, advantages, credits: of the update, trees that are left out included.
+        choice: ``kept`` takes what is trained, ``all`` also what is left out, ``constant`` the tokens that all
+            trajectories would have at the length limit, whatever was sampled (Dr.GRPO, arXiv 2503.20783).
+        max_new_tokens: the length limit of a trajectory.
+    """
+    if choice == "constant":
+        return float(sum(tree.num_trajectories for tree in trees) * max_new_tokens)
+    counted = [own for own, of in zip(credits, advantages, strict=True) if choice == "all" or of is not None]
+    return sum(credit.denominator for credit in counted)
 
 
 def _shares(tree: Tree) -> FloatArray:

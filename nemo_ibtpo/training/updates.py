@@ -12,7 +12,7 @@ from nemo_ibtpo.config.schema import LossConfig, RunConfig
 from nemo_ibtpo.losses import Loss, LossInputs, LossOutput, make_loss, with_importance
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.methods import Advantages, Method
-from nemo_ibtpo.methods.credit import credit_nodes
+from nemo_ibtpo.methods.credit import credit_nodes, loss_denominator
 from nemo_ibtpo.training.metrics import update_metrics
 from nemo_ibtpo.training.mismatch import Mismatch, measure, measure_tokens, refuse_mismatch, total
 from nemo_ibtpo.training.step_clock import StepClock
@@ -52,7 +52,7 @@ def pack(
     kept = [i for i, advantage in enumerate(advantages) if advantage is not None]
     if not kept:
         return None
-    counted = kept if config.loss.denominator == "kept" else range(len(trees))
+    denominator = loss_denominator(trees, advantages, credits, config.loss.denominator, config.rollout.max_new_tokens)
     kept_trees, kept_credits = [trees[i] for i in kept], [credits[i] for i in kept]
     plan = schedule(
         map(layout, kept_trees),
@@ -60,9 +60,10 @@ def pack(
         num_ranks=actor.data_parallel_size,
         multiple_of=actor.microbatch_multiple,
         attention_weight=actor.attention_weight,
+        whole_runs=make_loss(config.loss).whole_runs,
     )
     batches = pack_microbatches(plan.ranks[actor.data_parallel_rank], kept_trees, kept_credits)
-    return Update(plan, batches, sum(credits[i].denominator for i in counted))
+    return Update(plan, batches, denominator)
 
 
 def with_logprobs(update: Update, actor: MegatronActor, config: RunConfig, clock: StepClock, *, old: bool) -> Update:

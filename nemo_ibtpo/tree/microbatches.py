@@ -62,8 +62,14 @@ class Schedule:
     fill: float
 
 
-def cut(tree: int, laid: Layout | PackedBatch, max_tokens: int) -> list[Piece]:
+def cut(tree: int, laid: Layout | PackedBatch, max_tokens: int, *, whole_runs: bool = False) -> list[Piece]:
     """Cut one tree into pieces of at most ``max_tokens`` tokens; a tree that fits is one piece.
+
+    Args:
+        tree: its index among those that are scheduled.
+        laid: its layout.
+        max_tokens: of a piece.
+        whole_runs: cut only where a run begins. The ancestors of a run and the run are one path, which fits.
 
     Raises:
         ValueError: a path is longer than ``max_tokens``, so that no cut can help.
@@ -74,13 +80,16 @@ def cut(tree: int, laid: Layout | PackedBatch, max_tokens: int) -> list[Piece]:
             f"a trajectory of {longest} tokens, prompt included, does not fit into a micro-batch of {max_tokens}; "
             f"set actor.max_tokens_per_microbatch to at least {longest}"
         )
+    allowed = laid.run_start if whole_runs else np.ones(len(laid), dtype=bool)
     while start < len(laid):
         ancestors = _ancestors(laid, start)
         end = min(start + max_tokens - len(ancestors), len(laid))
         if end < len(laid):
-            # Of the later half of the places to cut, take the one that repeats the fewest ancestors.
-            first = start + (end - start + 1) // 2
-            end = first + int(np.argmin(laid.depth[first : end + 1]))
+            # Of the later half of the places to cut, take the one that repeats the fewest ancestors; if none of them
+            # is allowed, the last one that is.
+            places = np.flatnonzero(allowed[start + 1 : end + 1]) + start + 1
+            later = places[places >= start + (end - start + 1) // 2]
+            end = int(later[np.argmin(laid.depth[later])] if len(later) else places[-1])
         tokens = len(ancestors) + end - start
         pairs = int(laid.depth[ancestors].sum() + laid.depth[start:end].sum()) + tokens
         pieces.append(Piece(tree, start, end, tokens, pairs))
@@ -100,6 +109,7 @@ def schedule(
     num_ranks: int,
     multiple_of: int = 1,
     attention_weight: float,
+    whole_runs: bool = False,
 ) -> Schedule:
     """Distribute trees over ranks and micro-batches.
 
@@ -110,6 +120,7 @@ def schedule(
         multiple_of: what the number of micro-batches of a rank must be a multiple of.
         attention_weight: cost of one attended pair relative to one token's other work, see
             ``MegatronActor.attention_weight``; 0 counts tokens alone.
+        whole_runs: a tree is cut only where a run begins, see :func:`cut`.
 
     Raises:
         ValueError: there is no tree, or a trajectory is longer than ``max_tokens``.
@@ -119,7 +130,7 @@ def schedule(
         raise ValueError("no tree to schedule: every group was dropped")
     # Smaller pieces lie more evenly on ranks and repeat more ancestors: of some sizes, the one that is done first.
     sizes = (max_tokens // divisor for divisor in (1, 2, 4, 8))
-    dealt = (_deal(trees, size, max_tokens, num_ranks, attention_weight) for size in sizes)
+    dealt = (_deal(trees, size, max_tokens, num_ranks, attention_weight, whole_runs) for size in sizes)
     ranks, loads = min(dealt, key=lambda plan: max(plan[1]))
     passes = -(-max(map(len, ranks)) // multiple_of) * multiple_of
     # The first token of a prompt is in no loss. An empty pass would leave the other ranks waiting.
@@ -137,7 +148,12 @@ def schedule(
 
 
 def _deal(
-    trees: Sequence[Layout | PackedBatch], size: int, max_tokens: int, num_ranks: int, attention_weight: float
+    trees: Sequence[Layout | PackedBatch],
+    size: int,
+    max_tokens: int,
+    num_ranks: int,
+    attention_weight: float,
+    whole_runs: bool,
 ) -> tuple[list[list[list[Piece]]], list[float]]:
     """Trees in pieces of about ``size`` tokens on the ranks, and the cost of each rank."""
 
@@ -146,8 +162,8 @@ def _deal(
 
     pieces: list[Piece] = []
     for tree, laid in enumerate(trees):
-        large = cut(tree, laid, max_tokens)
-        small = cut(tree, laid, min(max(size, int(laid.depth.max()) + 1), max_tokens))
+        large = cut(tree, laid, max_tokens, whole_runs=whole_runs)
+        small = cut(tree, laid, min(max(size, int(laid.depth.max()) + 1), max_tokens), whole_runs=whole_runs)
         repeated = sum(map(cost, small)) / sum(map(cost, large))
         pieces += small if repeated <= _MOST_REPEATED else large
     costs = [cost(piece) for piece in pieces]

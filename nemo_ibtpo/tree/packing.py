@@ -61,12 +61,15 @@ class Layout:
         predecessor: storage index of the token before it on its path, -1 for the first prompt token.
         subtree_end: exclusive end of the token's subtree; ``t < subtree_end[t] <= T``. Inside a step every
             token has the same end, because the rest of the step follows it on each of its paths.
+        run_start: True where a run begins: the tokens of a run, and no others, are on the same paths; prompt and
+            response are apart.
     """
 
     node: IntArray
     depth: IntArray
     predecessor: IntArray
     subtree_end: IntArray
+    run_start: BoolArray
 
     def __len__(self) -> int:
         return len(self.node)
@@ -78,7 +81,7 @@ class PackedBatch:
 
     Attributes:
         tokens: token ids.
-        depth, predecessor, subtree_end: see :class:`Layout`.
+        depth, predecessor, subtree_end, run_start: see :class:`Layout`.
         sampled: True for sampled tokens, False for prompt tokens.
         in_loss: True for tokens whose loss is computed here: the sampled ones but those that a piece of a tree
             repeats because others of its tokens attend to them.
@@ -93,6 +96,7 @@ class PackedBatch:
     depth: IntArray
     predecessor: IntArray
     subtree_end: IntArray
+    run_start: BoolArray
     sampled: BoolArray
     in_loss: BoolArray
     behaviour_logprobs: FloatArray
@@ -104,6 +108,13 @@ class PackedBatch:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def runs(self) -> IntArray:
+        """Of each token in the loss the number of its run; [N], from 0 in order."""
+        starts_N = self.run_start[self.in_loss]
+        starts_N[:1] = True  # where a run was cut in front of this batch
+        return np.cumsum(starts_N) - 1
 
     def __post_init__(self) -> None:
         shapes = {name: values.shape for name, values in _arrays(self).items()}
@@ -136,6 +147,9 @@ def layout(tree: Tree) -> Layout:
     # The last row of storage_end_N stands in for the root's parent, which index -1 picks; then it is -1.
     before_N = np.where(parent_N >= 0, storage_end_N[parent_N] - 1, -1)
 
+    n_paths_N = tree.n_paths()
+    begins_N = (parent_N <= ROOT) | (n_paths_N != n_paths_N[parent_N])
+
     node_T = np.repeat(order, lengths_N[order])
     position_T = np.arange(len(node_T))
     offset_T = position_T - start_N[node_T]
@@ -144,6 +158,7 @@ def layout(tree: Tree) -> Layout:
         depth=depth_N[node_T] + offset_T,
         predecessor=np.where(offset_T == 0, before_N[node_T], position_T - 1),
         subtree_end=subtree_end_N[node_T],
+        run_start=(offset_T == 0) & begins_N[node_T],
     )
 
 
@@ -173,6 +188,7 @@ def pack_tree(tree: Tree, credit: Credit | None = None) -> PackedBatch:
         depth=laid.depth,
         predecessor=laid.predecessor,
         subtree_end=laid.subtree_end,
+        run_start=laid.run_start,
         sampled=sampled_T,
         in_loss=sampled_T,
         behaviour_logprobs=_flatten(

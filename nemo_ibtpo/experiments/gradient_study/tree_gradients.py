@@ -9,6 +9,7 @@ bounded size, which changes nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.experiments.gradient_study.sketch import Sketch
 from nemo_ibtpo.losses import LossInputs, make_loss
 from nemo_ibtpo.methods import Method, make_method
-from nemo_ibtpo.methods.credit import credit_nodes
+from nemo_ibtpo.methods.credit import credit_nodes, loss_denominator
 from nemo_ibtpo.tree.microbatches import assemble, cut
 from nemo_ibtpo.tree.packing import Credit, PackedBatch, pack_tree
 from nemo_ibtpo.tree.tree import FloatArray, Tree
@@ -88,7 +89,9 @@ class TreeGradients:
 
 def _credit(tree: Tree, method: Method, config: RunConfig) -> Credit:
     [advantages] = method.of_update([tree], config.ib_score)
-    return credit_nodes(tree, advantages, config.loss.normalization, config.loss.token_weight)
+    credit = credit_nodes(tree, advantages, config.loss.normalization, config.loss.token_weight)
+    loss, limit = config.loss, config.rollout.max_new_tokens
+    return replace(credit, denominator=loss_denominator([tree], [advantages], [credit], loss.denominator, limit))
 
 
 def _loss(
@@ -105,6 +108,7 @@ def _loss(
         old_logprobs=logprobs.detach(),
         behaviour_logprobs=logprobs.detach(),
         reference_logprobs=logprobs.detach(),
+        run=torch.from_numpy(batch.runs).to(logprobs.device),
         weight=tensor(batch.weight),
         positive=tensor(batch.positive),
         negative=tensor(batch.negative),

@@ -102,7 +102,7 @@ def test_any_sampler_goes_with_any_method_that_makes_sense(config: RunConfig) ->
         common += ["data.train.path=chain_sum", "name=any"]
         return compose(str(conf_dir() / "config.yaml"), [*common, *words])
 
-    names = ("ibtpo", "ibtpo_paper", "grpo", "ibro", "treerl", "treepo", "spo")
+    names = ("ibtpo", "ibtpo_paper", "grpo", "dr_grpo", "ibro", "treerl", "treepo", "spo")
     methods = {name: composed(f"method={name}") for name in names}
     for sampler in ("ib", "random", "independent", "entropy", "fixed_width", "full"):
         section = composed(f"sampler={sampler}").sampler

@@ -63,6 +63,7 @@ def tree_loss(
         old_logprobs=old[in_loss],
         behaviour_logprobs=(old if behaviour is None else behaviour)[in_loss],
         reference_logprobs=None if reference is None else reference[in_loss],
+        run=torch.arange(len(in_loss)),
         weight=torch.from_numpy(packed.weight)[in_loss],
         positive=torch.from_numpy(packed.positive)[in_loss],
         negative=torch.from_numpy(packed.negative)[in_loss],
@@ -219,6 +220,7 @@ def test_one_token_by_hand(ratio, positive, negative, surrogate, slope) -> None:
         LossInputs(
             logprobs=current,
             entropies=torch.zeros(1),
+            run=torch.zeros(1, dtype=torch.int64),
             **{name: torch.tensor([value], dtype=torch.float64) for name, value in values.items()},
             denominator=denominator,
         )
@@ -244,6 +246,7 @@ def test_metrics_by_hand() -> None:
             old_logprobs=old,
             behaviour_logprobs=old,
             reference_logprobs=old,
+            run=torch.arange(5),
             weight=weight,
             positive=weight * advantage.clamp(min=0),
             negative=weight * (-advantage).clamp(min=0),

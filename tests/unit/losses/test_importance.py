@@ -17,6 +17,7 @@ def inputs(ratios: list[float]) -> LossInputs:
         old_logprobs=behaviour + torch.tensor(ratios).log(),
         behaviour_logprobs=behaviour,
         reference_logprobs=None,
+        run=torch.arange(len(ratios)),
         weight=ones,
         positive=ones,
         negative=2 * ones,

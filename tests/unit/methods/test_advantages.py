@@ -49,6 +49,11 @@ def test_grpo_by_hand() -> None:
     np.testing.assert_allclose(at_leaf, [0, 0, 0.6 / std, -0.4 / std, -0.4 / std, 0.6 / std])
 
 
+def test_dr_grpo_by_hand() -> None:
+    at_leaf = METHODS["dr_grpo"].advantages(hand_tree(), IB).at_leaf
+    np.testing.assert_allclose(at_leaf, [0, 0, 0.6, -0.4, -0.4, 0.6])
+
+
 def test_treerl_by_hand() -> None:
     advantages = treerl(hand_tree())
     # Values: root 2/5, a 2/3; V - V(root) and V - V(parent), over the root of 3, 1, 1, 2 (d was drawn twice), 1.

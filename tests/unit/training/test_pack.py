@@ -15,14 +15,22 @@ from nemo_ibtpo.tree.tree import ROOT, Tree
 ONE_RANK = SimpleNamespace(data_parallel_size=1, data_parallel_rank=0, microbatch_multiple=1, attention_weight=0.0)
 
 
-@pytest.mark.parametrize(("denominator", "expected"), [("kept", 12.0), ("all", 12.0 + 2 * 3)])
+@pytest.mark.parametrize(
+    ("denominator", "expected"), [("kept", 12.0), ("all", 12.0 + 2 * 3), ("constant", (5 + 2) * 16)]
+)
 def test_groups_left_out_count_in_the_denominator_if_asked(denominator: str, expected: float) -> None:
     equal = Tree("equal", (1,))
     for token in (2, 3):
         add(equal, ROOT, [step([token, 4, 5], 0.5)], 1.0)
     trees = [hand_tree(), equal]
-    loss = SimpleNamespace(normalization="token_mean", token_weight="trajectories", denominator=denominator)
-    config = SimpleNamespace(loss=loss, actor=SimpleNamespace(max_tokens_per_microbatch=100))
+    loss = SimpleNamespace(
+        name="clipped", normalization="token_mean", token_weight="trajectories", denominator=denominator
+    )
+    config = SimpleNamespace(
+        loss=loss,
+        actor=SimpleNamespace(max_tokens_per_microbatch=100),
+        rollout=SimpleNamespace(max_new_tokens=16),
+    )
     update = pack(trees, METHODS["grpo"].of_update(trees, IB), ONE_RANK, config)
     assert update is not None
     assert update.denominator == expected

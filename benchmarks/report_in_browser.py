@@ -31,7 +31,7 @@ from workloads import IB_SCORE, METHOD, SHAPES, grow_tree
 from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.inspection.archive import StepTrees, TreeArchive
 from nemo_ibtpo.inspection.records import TreeRecord, record_tree
-from nemo_ibtpo.inspection.report import write_report
+from nemo_ibtpo.inspection.report_page import write_report
 from nemo_ibtpo.inspection.run_data import read_runs
 from nemo_ibtpo.methods import make_method, per_node
 from nemo_ibtpo.reporting.metrics import MetricsWriter

@@ -75,8 +75,8 @@ def _dispatch(argv: Sequence[str]) -> int:
     if arguments.command is None:
         parser.print_help()
         return 0
-    if hasattr(arguments, "words"):
-        arguments.words = [*arguments.words, *rest]  # argparse leaves the words after an option in the rest
+    if hasattr(arguments, "overrides"):
+        arguments.overrides = [*arguments.overrides, *rest]  # argparse leaves overrides after an option in the rest
     elif rest:
         parser.error(f"{arguments.command} does not take '{rest[0]}'")
     return commands[arguments.command].run(arguments) or 0

@@ -2,7 +2,7 @@
 # Train on Slurm: a job that goes on until the run is complete.
 #
 #   sbatch --nodes=2 --gpus-per-node=8 --time=4:00:00 slurm/train_ibtpo.sh recipe=<name or path> [key=value ...]
-#   IBTPO_ARGS="recipe=tiny seed=2" sbatch ... slurm/train_ibtpo.sh        the same words from the environment
+#   IBTPO_ARGS="recipe=tiny seed=2" sbatch ... slurm/train_ibtpo.sh        the same overrides from the environment
 #   bash slurm/chain.sh 4 --nodes=2 ... slurm/train_ibtpo.sh recipe=...    four jobs, each after the one before it
 #
 # What nemo-ibtpo train takes, this takes. The job checks the recipe and the nodes, trains, and ten minutes before its
@@ -29,8 +29,8 @@ source "$here/lib/common.sh"
 source "$here/lib/attempts.sh"
 
 read -ra more <<<"${IBTPO_ARGS:-}"
-words=("$@" "${more[@]}")
-help_or_go "$here/train_ibtpo.sh" "${words[@]}"
+overrides=("$@" "${more[@]}")
+help_or_go "$here/train_ibtpo.sh" "${overrides[@]}"
 
 export IBTPO_RANKS=${IBTPO_RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-}} IBTPO_HEAD IBTPO_ADDRESSES IBTPO_STOP_FILE
 [ -n "$IBTPO_RANKS" ] ||
@@ -65,8 +65,8 @@ torchrun_step() {
 
 # What the recipe wants.
 ranks=$((SLURM_JOB_NUM_NODES * IBTPO_RANKS))
-say "job $SLURM_JOB_ID: $ranks ranks on $SLURM_JOB_NUM_NODES nodes: nemo-ibtpo train ${words[*]}"
-plan=$(on_nodes 1 -- python nemo_ibtpo.launch.plan --world-size "$ranks" "${words[@]}") || fail "this run cannot start"
+say "job $SLURM_JOB_ID: $ranks ranks on $SLURM_JOB_NUM_NODES nodes: nemo-ibtpo train ${overrides[*]}"
+plan=$(on_nodes 1 -- python nemo_ibtpo.launch.job_plan --world-size "$ranks" "${overrides[@]}") || fail "this run cannot start"
 head -n -3 <<<"$plan"
 { read -r output_dir && read -r device && read -r open; } < <(tail -n 3 <<<"$plan")
 if [ "$open" = complete ]; then
@@ -97,7 +97,7 @@ fi
 
 # Training. Its status file tells what the exit status of torchrun and srun cannot.
 before=$(cat "$output_dir/status.json" 2>/dev/null) || before=
-[ -e "$IBTPO_STOP_FILE" ] || torchrun_step nemo_ibtpo.cli train "${words[@]}" || status=$?
+[ -e "$IBTPO_STOP_FILE" ] || torchrun_step nemo_ibtpo.cli train "${overrides[@]}" || status=$?
 if [ "$(cat "$output_dir/status.json" 2>/dev/null)" = "$before" ]; then
     state=lost
 else

@@ -23,7 +23,7 @@ class Command(Protocol):
     def add_parser(self, commands: Subparsers, argv: Sequence[str]) -> None:
         """Add the command's parser, named as its module; ``argv`` tells whether a long help text is asked for.
 
-        An argument ``words`` (nargs="*") takes ``key=value`` words, wherever they stand among the options.
+        An argument ``overrides`` (nargs="*") takes ``key=value``, wherever it stands among the options.
         """
 
     def run(self, arguments: argparse.Namespace) -> int | None:

@@ -27,15 +27,15 @@ def add_parser(commands: Subparsers, argv: Sequence[str]) -> None:
         description="Read training and validation data as training would: three prompts with their special tokens, "
         "gold answers, counts, lengths, what is left out and why. Needs the tokenizer only.",
     )
-    parser.add_argument("words", nargs="*", metavar="key=value", help="`check`, then recipe=... and keys")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="`check`, then recipe=... and keys")
 
 
 def run(arguments: argparse.Namespace) -> int | None:
     """Read and show."""
-    action, *words = arguments.words or [""]
+    action, *overrides = arguments.overrides or [""]
     if action != "check":
         raise UserError("data has one action: nemo-ibtpo data check recipe=<name or path> [key=value ...]")
-    _check(compose(*recipe_and_overrides(words, "data check")))
+    _check(compose(*recipe_and_overrides(overrides, "data check")))
     return None
 
 

@@ -36,21 +36,21 @@ def add_parser(commands: Subparsers, argv: Sequence[str]) -> None:
         epilog=help_text.eval_epilog() if asks_help(argv) else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("words", nargs="*", metavar="key=value", help="keys and group choices, below")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys and group choices, below")
     parser.add_argument("--dry-run", action="store_true", help="compose, validate, print the plan, start nothing")
     parser.add_argument("--write", type=Path, metavar="STEM", help="compare: also write STEM.json and STEM.md")
 
 
 def run(arguments: argparse.Namespace) -> int | None:
     """Evaluate, plan an evaluation, or compare two."""
-    if arguments.words[:1] == ["compare"]:
+    if arguments.overrides[:1] == ["compare"]:
         if arguments.dry_run:
             raise UserError("eval compare takes no --dry-run")
-        _compare(arguments.words[1:], arguments.write)
+        _compare(arguments.overrides[1:], arguments.write)
         return None
     if arguments.write is not None:
         raise UserError("--write goes with eval compare; an evaluation writes to its output_dir")
-    configs = _compose(arguments.words)
+    configs = _compose(arguments.overrides)
     if not arguments.dry_run:
         configs = _as_hugging_face(configs)
     for config in configs:
@@ -64,9 +64,9 @@ def run(arguments: argparse.Namespace) -> int | None:
     return None
 
 
-def _compose(words: Sequence[str]) -> list[EvalConfig]:
+def _compose(overrides: Sequence[str]) -> list[EvalConfig]:
     """One configuration a benchmark."""
-    chosen = [word for word in words if word.startswith("benchmark=")]
+    chosen = [word for word in overrides if word.startswith("benchmark=")]
     if len(chosen) != 1:
         raise UserError(
             f"eval takes one benchmark=<name>[,<name> ...], not {len(chosen)}; `nemo-ibtpo eval --help` lists them"
@@ -74,7 +74,7 @@ def _compose(words: Sequence[str]) -> list[EvalConfig]:
     names = chosen[0].removeprefix("benchmark=").split(",")
     if len(set(names)) < len(names):
         raise UserError(f"{chosen[0]} names a benchmark twice")
-    others = [word for word in words if not word.startswith("benchmark=")]
+    others = [word for word in overrides if not word.startswith("benchmark=")]
     return [compose_evaluation([f"benchmark={name}", *others]) for name in names]
 
 

@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{option} goes with --terminal; the report holds all of them")
     if not arguments.tree_mib > 0:
         raise UserError(f"--tree-mib {arguments.tree_mib:g}: it must be above 0")
-    from nemo_ibtpo.inspection.report import write_report
+    from nemo_ibtpo.inspection.report_page import write_report
     from nemo_ibtpo.inspection.run_data import read_runs
     from nemo_ibtpo.reporting.progress import RunConsole
 

@@ -11,8 +11,8 @@ from nemo_ibtpo.config.loader import compose, recipe_and_overrides
 from nemo_ibtpo.config.validation import validate
 from nemo_ibtpo.planning.assumptions import Assumptions, assumption_fields
 from nemo_ibtpo.planning.model_shape import find_config
+from nemo_ibtpo.planning.plan_report import as_json, as_text
 from nemo_ibtpo.planning.planner import Lengths, default_world_size, make_plan, source_of, suggest
-from nemo_ibtpo.planning.report import as_json, as_text
 
 if TYPE_CHECKING:
     from nemo_ibtpo.commands import Subparsers
@@ -37,7 +37,7 @@ def add_parser(commands: Subparsers, argv: Sequence[str]) -> None:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    plan.add_argument("words", nargs="*", metavar="key=value", help="recipe=... and keys, as `train` takes them")
+    plan.add_argument("overrides", nargs="*", metavar="key=value", help="recipe=... and keys, as `train` takes them")
     plan.add_argument(
         "--world-size",
         type=int,
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: the configuration contradicts itself or its model, or an option is out of range.
     """
-    config = compose(*recipe_and_overrides(arguments.words, "plan"))
+    config = compose(*recipe_and_overrides(arguments.overrides, "plan"))
     validate(config, "plan")
     assumptions, lengths = _assumptions(arguments), Lengths(arguments.prompt_tokens, arguments.response_tokens)
     for name, length, longest in (

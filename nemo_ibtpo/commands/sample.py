@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nemo_ibtpo.commands import Subparsers
 
 _EPILOG = """\
-words:
+overrides:
   samplers=[independent,ib,random]   choices of the group sampler, or label:choice to have one twice
   num_prompts=64                     problems, the same for all samplers
   dataset=train                      or validation
@@ -44,7 +44,7 @@ def add_parser(commands: Subparsers, argv: Sequence[str]) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    sample.add_argument("words", nargs="*", metavar="key=value", help="recipe=... and the words below")
+    sample.add_argument("overrides", nargs="*", metavar="key=value", help="recipe=... and the overrides below")
     sample.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
 
 
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Compare samplers, or say what would be compared."""
     if (ranks := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise UserError(f"sample is one process; this is one of {ranks} under torchrun: start it without torchrun")
-    settings = read_settings(arguments.words)
+    settings = read_settings(arguments.overrides)
     print(_plan(settings), flush=True)
     if arguments.dry_run:
         print("dry run: nothing was started")

@@ -52,7 +52,9 @@ def add_parser(commands: Subparsers, argv: Sequence[str]) -> None:
         "chains: bias, and error at equal sampled tokens. Goes on where it was interrupted; writes below "
         "<output_dir>/gradient_study.",
     )
-    gradient.add_argument("words", nargs="*", metavar="key=value", help="recipe=..., the settings' keys, run keys")
+    gradient.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="recipe=..., keys of the settings and the run"
+    )
     gradient.add_argument("--settings", type=Path, metavar="FILE", help="in the place of conf/gradient_study.yaml")
     gradient.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
 
@@ -95,7 +97,7 @@ def _train(study: Study, arguments: argparse.Namespace) -> int | None:
 def _gradient(arguments: argparse.Namespace) -> None:
     if (ranks := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise UserError(f"study gradient is one process; this is one of {ranks} under torchrun: start it without")
-    study = gradient_arms.read_study(arguments.settings, arguments.words)
+    study = gradient_arms.read_study(arguments.settings, arguments.overrides)
     lines = {
         "problems": f"{study.num_prompts:,} of data.{study.dataset}",
         "reference": f"{2 * study.reference.sampler.initial_rollouts:,} chains a prompt",

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from nemo_ibtpo.checkpoints.status import EXIT_REQUEUE, failure_is_told, finished_steps
 from nemo_ibtpo.commands import asks_help
 from nemo_ibtpo.config import help_text
+from nemo_ibtpo.config.batch_plan import batch_plan
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.config.hydra_flags import add_hydra_flags, words_with_recipe
+from nemo_ibtpo.config.hydra_flags import add_hydra_flags, arguments_with_recipe
 from nemo_ibtpo.config.layout import fewest_ranks
 from nemo_ibtpo.config.loader import Asked, composition, recipe_and_overrides
-from nemo_ibtpo.config.plan import batch_plan
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.config.validation import validate
 from nemo_ibtpo.nemo import toolkit
@@ -36,7 +36,7 @@ def add_parser(commands: Subparsers, argv: Sequence[str]) -> None:
         epilog=help_text.train_epilog() if asks_help(argv) else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    train.add_argument("words", nargs="*", metavar="key=value", help="recipe=..., keys and group choices, below")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="recipe=..., keys and group choices, below")
     add_hydra_flags(train)
     train.add_argument(
         "--dry-run", action="store_true", help="compose, validate, print the batch plan, and start nothing"
@@ -51,8 +51,8 @@ def add_parser(commands: Subparsers, argv: Sequence[str]) -> None:
 
 def run(arguments: argparse.Namespace) -> int | None:
     """Train, or plan a training run; the exit status ``EXIT_REQUEUE`` if it stopped and is to be started again."""
-    words = words_with_recipe(arguments.config_path, arguments.config_name, arguments.words)
-    request = composition(*recipe_and_overrides(words))
+    overrides = arguments_with_recipe(arguments.config_path, arguments.config_name, arguments.overrides)
+    request = composition(*recipe_and_overrides(overrides))
     by_nemo = arguments.config_name is not None and toolkit.is_installed()
     if by_nemo:
         toolkit.import_resolvers()
@@ -63,8 +63,10 @@ def run(arguments: argparse.Namespace) -> int | None:
         raise UserError("--world-size plans a dry run; the size of a real run is what torchrun starts")
     if not by_nemo:
         return _start(request.asked(composed))
-    # What is wrong has been told; this is the same composition by NeMo's hand.
-    return toolkit.under_hydra_runner(request.path, request.words, lambda config: _start(request.asked(config)))
+    # Mistakes have been reported by now; NeMo composes the same configuration once more.
+    return toolkit.under_hydra_runner(
+        request.path, request.hydra_overrides, lambda config: _start(request.asked(config))
+    )
 
 
 def _dry_run(config: RunConfig, asked: int | None) -> int:

@@ -46,13 +46,13 @@ class Sources:
     Args:
         recipe: the primary config.
         written: what its file holds.
-        words: ``key=value`` of the command line.
+        overrides: ``key=value`` of the command line.
     """
 
-    def __init__(self, recipe: Path, written: Mapping[str, Any], words: typing.Sequence[str]) -> None:
+    def __init__(self, recipe: Path, written: Mapping[str, Any], overrides: typing.Sequence[str]) -> None:
         self.recipe = recipe
         self._written = written
-        self._words = {word.lstrip("+").partition("=")[0] for word in words}
+        self._overridden = {word.lstrip("+").partition("=")[0] for word in overrides}
 
     def of(self, key: str) -> str:
         """The place, as it ends a phrase: ``in <file>`` or ``on the command line``."""
@@ -66,7 +66,7 @@ class Sources:
 
     def _is_word(self, key: str) -> bool:
         names = key.split(".")
-        return any(".".join(names[: depth + 1]) in self._words for depth in range(len(names)))
+        return any(".".join(names[: depth + 1]) in self._overridden for depth in range(len(names)))
 
     def _is_in_recipe(self, key: str) -> bool:
         node: Any = self._written

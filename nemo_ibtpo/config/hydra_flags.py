@@ -18,12 +18,12 @@ def add_hydra_flags(parser: argparse.ArgumentParser) -> None:
         "-cn",
         "--config-name",
         metavar="NAME",
-        help="recipe=<DIR>/<NAME>.yaml in Hydra's and NeMo's words; without --config-path a recipe of the package",
+        help="recipe=<DIR>/<NAME>.yaml as Hydra and NeMo write it; without --config-path a recipe of the package",
     )
 
 
-def words_with_recipe(config_path: str | None, config_name: str | None, words: Sequence[str]) -> list[str]:
-    """The words of a command line with what the flags say as ``recipe=...``.
+def arguments_with_recipe(config_path: str | None, config_name: str | None, arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command line with what the flags say as ``recipe=...``.
 
     A relative ``config_path`` starts at the current directory (Hydra's at the program, which is a package here).
 
@@ -33,10 +33,10 @@ def words_with_recipe(config_path: str | None, config_name: str | None, words: S
     if config_name is None:
         if config_path is not None:
             raise UserError(f"--config-path {config_path} needs --config-name, the name of a file in that directory")
-        return list(words)
-    if recipe := next((word for word in words if word.startswith("recipe=")), None):
+        return list(arguments)
+    if recipe := next((word for word in arguments if word.startswith("recipe=")), None):
         raise UserError(f"--config-name {config_name} and {recipe} both name the recipe; keep one of them")
     name = config_name.removesuffix(".yaml")
     if config_path is None:
-        return [f"recipe={name}", *words]
-    return [f"recipe={Path(config_path, name)}.yaml", *words]
+        return [f"recipe={name}", *arguments]
+    return [f"recipe={Path(config_path, name)}.yaml", *arguments]

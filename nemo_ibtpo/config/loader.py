@@ -1,7 +1,7 @@
 """A recipe and the command line become one ``RunConfig``.
 
 Hydra composes: ``conf/`` holds every default, a recipe is the primary config whose defaults list starts with
-``config``, and words of the command line come last. What comes out is built into the frozen dataclasses of
+``config``, and the command line's overrides come last. What comes out is built into the frozen dataclasses of
 ``schema`` (``building``).
 
 Invariants (held by ``tests/unit/config/test_config_loader.py``): a key that the schema does not know, a key without
@@ -45,29 +45,29 @@ _NO_CHOICE = re.compile(
 
 
 class Composition:
-    """A primary config and words of the command line, each of which has been checked, ready for Hydra to compose.
+    """A primary config and checked overrides, ready for Hydra to compose.
 
     Args:
         root: the dataclass that is to be built.
         path: of the primary config.
-        overrides: words of the command line.
+        overrides: of the command line.
 
     Attributes:
         root, path: as given.
-        words: the words that Hydra takes, its search path among them.
+        hydra_overrides: what Hydra takes, its search path among them.
 
     Raises:
-        UserError: the file cannot be read, or a word is not as it should be.
+        UserError: the file cannot be read, or an override is not as it should be.
     """
 
     def __init__(self, root: type, path: Path, overrides: Sequence[str]) -> None:
         self.root = root
         self.path = path
         written = _read(path)
-        words = [_checked_override(word, root) for word in overrides]
+        checked = [_checked_override(override, root) for override in overrides]
         search = ", ".join(f"'file://{directory}'" for directory in (conf_dir(), recipes_dir()))
-        self.words = [f"hydra.searchpath=[{search}]", *words]
-        self.sources = Sources(path, written, words)
+        self.hydra_overrides = [f"hydra.searchpath=[{search}]", *checked]
+        self.sources = Sources(path, written, checked)
 
     def compose(self) -> DictConfig:
         """Let Hydra compose.
@@ -75,7 +75,7 @@ class Composition:
         Raises:
             UserError: it could not.
         """
-        return _compose(self.path, self.words)
+        return _compose(self.path, self.hydra_overrides)
 
     def build(self, composed: DictConfig) -> Any:
         """Build the dataclass from what Hydra composed.
@@ -101,7 +101,7 @@ class Composition:
 
 
 class Asked:
-    """What a recipe and the words of a command line ask for; made by :meth:`Composition.asked`.
+    """What a recipe and the overrides of a command line ask for; made by :meth:`Composition.asked`.
 
     Attributes:
         exp_manager: NeMo's block, None without one; it decides some keys of the run.
@@ -142,7 +142,7 @@ class Asked:
 
 
 def composition(recipe: str, overrides: Sequence[str]) -> Composition:
-    """A recipe, by its name or path, with the words of a command line.
+    """A recipe, by its name or path, with the overrides of a command line.
 
     Raises:
         UserError: there is no such recipe, or as :class:`Composition`.
@@ -150,18 +150,18 @@ def composition(recipe: str, overrides: Sequence[str]) -> Composition:
     return Composition(RunConfig, find_recipe(recipe), overrides)
 
 
-def recipe_and_overrides(words: Sequence[str], command: str = "train") -> tuple[str, list[str]]:
-    """What ``recipe=<name or path>`` says among the words of a command line, and the other words.
+def recipe_and_overrides(arguments: Sequence[str], command: str = "train") -> tuple[str, list[str]]:
+    """What ``recipe=<name or path>`` says among the arguments of a command line, and the others.
 
     Raises:
         UserError: there is not exactly one recipe.
     """
-    recipes = [word.removeprefix("recipe=") for word in words if word.startswith("recipe=")]
+    recipes = [one.removeprefix("recipe=") for one in arguments if one.startswith("recipe=")]
     if len(recipes) != 1:
         raise UserError(
             f"{command} takes one recipe=<name or path>, not {len(recipes)}; `nemo-ibtpo train --help` lists them"
         )
-    return recipes[0], [word for word in words if not word.startswith("recipe=")]
+    return recipes[0], [one for one in arguments if not one.startswith("recipe=")]
 
 
 def compose(recipe: str, overrides: Sequence[str]) -> RunConfig:
@@ -169,7 +169,7 @@ def compose(recipe: str, overrides: Sequence[str]) -> RunConfig:
 
     Args:
         recipe: name of a shipped recipe, or path of a YAML file.
-        overrides: words of the command line, ``key=value`` or ``group=choice``.
+        overrides: of the command line, ``key=value`` or ``group=choice``.
 
     Raises:
         UserError: anything in the recipe or the command line is not as it should be.
@@ -179,7 +179,7 @@ def compose(recipe: str, overrides: Sequence[str]) -> RunConfig:
 
 
 def compose_evaluation(overrides: Sequence[str]) -> EvalConfig:
-    """Build the configuration of an evaluation from ``conf/eval.yaml`` and the words of the command line.
+    """Build the configuration of an evaluation from ``conf/eval.yaml`` and the overrides of the command line.
 
     Raises:
         UserError: anything in the command line is not as it should be.
@@ -254,11 +254,11 @@ def _checked_override(word: str, root: type) -> str:
         return f"++{word}" if _is_free_form(key, root) else word
     if any(key.startswith(f"{path}.") and _is_free_form(path, root) for path in keys(root)):
         return f"++{word}"  # Hydra would otherwise only change what is there
-    words = [*keys(root), "benchmark" if root is EvalConfig else "recipe"]
-    raise UserError(f"unknown key '{key}' on the command line{did_you_mean(key, words)}")
+    known = [*keys(root), "benchmark" if root is EvalConfig else "recipe"]
+    raise UserError(f"unknown key '{key}' on the command line{did_you_mean(key, known)}")
 
 
-def _compose(recipe: Path, words: Sequence[str]) -> DictConfig:
+def _compose(recipe: Path, overrides: Sequence[str]) -> DictConfig:
     try:
         with (
             warnings.catch_warnings(),
@@ -267,7 +267,7 @@ def _compose(recipe: Path, words: Sequence[str]) -> DictConfig:
             # Hydra only warns of a list without _self_. Other warnings are not the user's: OmegaConf 2.4 deprecates
             # a function that Hydra calls.
             warnings.filterwarnings("error", message=".*Defaults list is missing `_self_`")
-            return hydra.compose(recipe.stem, list(words))
+            return hydra.compose(recipe.stem, list(overrides))
     except UserWarning as warning:
         raise UserError(f"{recipe}: {_first_line(warning).partition(' See ')[0]} End it with _self_.") from None
     except (HydraException, OmegaConfBaseException) as error:

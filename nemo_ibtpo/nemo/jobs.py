@@ -28,15 +28,15 @@ from nemo_ibtpo.config.errors import UserError
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-def training_script(words: Sequence[str], *, python: str = "python3") -> run.Script:
-    """What every rank runs: ``nemo-ibtpo train`` with these words, in the current directory.
+def training_script(overrides: Sequence[str], *, python: str = "python3") -> run.Script:
+    """What every rank runs: ``nemo-ibtpo train`` with these overrides, in the current directory.
 
     Args:
-        words: as ``nemo-ibtpo train`` takes them, flags among them.
+        overrides: as ``nemo-ibtpo train`` takes them, flags among them.
         python: the interpreter, as the executor's machines know it.
     """
     # A script rather than a module with arguments, which NeMo-Run would quote for a shell that LocalExecutor has not.
-    train = f"{shlex.quote(python)} -m nemo_ibtpo.cli train {shlex.join(words)}"
+    train = f"{shlex.quote(python)} -m nemo_ibtpo.cli train {shlex.join(overrides)}"
     return run.Script(inline=f"cd {shlex.quote(str(Path.cwd()))} && exec {train}\n")
 
 

@@ -15,12 +15,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from nemo_ibtpo.config.batch_plan import batch_plan
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.exp_manager import is_new_each_time
-from nemo_ibtpo.config.hydra_flags import add_hydra_flags, words_with_recipe
+from nemo_ibtpo.config.hydra_flags import add_hydra_flags, arguments_with_recipe
 from nemo_ibtpo.config.layout import fewest_ranks
 from nemo_ibtpo.config.loader import composition, recipe_and_overrides
-from nemo_ibtpo.config.plan import batch_plan
 from nemo_ibtpo.config.validation import max_seconds, validate
 
 _SLURM_ONLY = ("account", "partition", "container_image", "venv", "time")
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m nemo_ibtpo.nemo.launch", allow_abbrev=False, description="Train as an experiment of NeMo-Run."
     )
-    parser.add_argument("words", nargs="*", metavar="key=value", help="as nemo-ibtpo train takes them")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as nemo-ibtpo train takes them")
     add_hydra_flags(parser)
     parser.add_argument("--executor", choices=("local", "slurm"), required=True)
     parser.add_argument("--dry-run", action="store_true", help="show what would be run, start nothing")
@@ -62,8 +62,8 @@ def _parser() -> argparse.ArgumentParser:
 def _launch(arguments: argparse.Namespace) -> int:
     slurm = arguments.executor == "slurm"
     _check_options(arguments)
-    words = words_with_recipe(arguments.config_path, arguments.config_name, arguments.words)
-    request = composition(*recipe_and_overrides(words))
+    overrides = arguments_with_recipe(arguments.config_path, arguments.config_name, arguments.overrides)
+    request = composition(*recipe_and_overrides(overrides))
     asked = request.asked(request.compose())
     block = asked.exp_manager
     if slurm and arguments.retries and block is not None and is_new_each_time(block):
@@ -75,7 +75,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     validate(config, "train", arguments.nodes * per_node)
     print(batch_plan(config, arguments.nodes * per_node), flush=True)
     flags = {"--config-path": arguments.config_path, "--config-name": arguments.config_name}
-    job = [*(f"{flag}={value}" for flag, value in flags.items() if value), *arguments.words]
+    job = [*(f"{flag}={value}" for flag, value in flags.items() if value), *arguments.overrides]
     if slurm:
         job += _stop_ahead(arguments.time, config.trainer.max_time)
     return _run(arguments, config.name, job, per_node)
@@ -116,7 +116,7 @@ def _stop_ahead(limit: str, max_time: str | None) -> list[str]:
     return [f"trainer.max_time='{left // 3600:02}:{left // 60 % 60:02}:{left % 60:02}'"]
 
 
-def _run(arguments: argparse.Namespace, name: str, words: Sequence[str], per_node: int) -> int:
+def _run(arguments: argparse.Namespace, name: str, overrides: Sequence[str], per_node: int) -> int:
     try:
         import nemo_run as run
 
@@ -142,7 +142,7 @@ def _run(arguments: argparse.Namespace, name: str, words: Sequence[str], per_nod
             retries=arguments.retries,
         )
     with run.Experiment(name, executor=executor) as experiment:
-        experiment.add(training_script(words, python=python), name="train", tail_logs=True)
+        experiment.add(training_script(overrides, python=python), name="train", tail_logs=True)
         if arguments.dry_run:
             experiment.dryrun()
             return 0

@@ -44,12 +44,12 @@ def import_resolvers() -> None:
         raise _incomplete(error) from error
 
 
-def under_hydra_runner(config: Path, words: Sequence[str], task: Callable[[DictConfig], int]) -> int:
+def under_hydra_runner(config: Path, overrides: Sequence[str], task: Callable[[DictConfig], int]) -> int:
     """Call ``task`` with what NeMo's ``hydra_runner`` composes, as a program that NeMo starts; what it returns.
 
     Args:
         config: the primary config.
-        words: overrides, as Hydra takes them.
+        overrides: as Hydra takes them.
         task: its exceptions come out as they are; Hydra would tell them in its own way.
     """
     from nemo.core.config import hydra_runner
@@ -65,7 +65,7 @@ def under_hydra_runner(config: Path, words: Sequence[str], task: Callable[[DictC
         except BaseException as error:
             outcome.append(error)
 
-    sys.argv = [argv[0], "--config-path", str(config.parent), "--config-name", config.stem, *words]
+    sys.argv = [argv[0], "--config-path", str(config.parent), "--config-name", config.stem, *overrides]
     try:
         main()
     finally:

@@ -14,7 +14,7 @@ from nemo_ibtpo.planning.assumptions import Assumptions
 from nemo_ibtpo.planning.memory import EngineMemory
 from nemo_ibtpo.planning.model_shape import ModelShape
 from nemo_ibtpo.planning.parameters import Layout, chunk_parameters
-from nemo_ibtpo.rollout.transport.plan import Part, Traffic, plan_moves, traffic
+from nemo_ibtpo.rollout.transport.moves import Part, Traffic, plan_moves, traffic
 
 _PIECES = 64  # a rank's weights are moved in so many parts at least, which lets ranks share the work evenly
 

@@ -70,11 +70,11 @@ def test_without_vllm_the_demo_says_so_and_goes_on(
 ) -> None:
     console = RunConsole(0)
     monkeypatch.setattr(driver, "find_spec", lambda name: None)
-    assert driver._engine_words([], console) == ["rollout=transformers"]
+    assert driver._engine_overrides([], console) == ["rollout=transformers"]
     assert "vLLM is not installed here: the embedded engine samples" in capsys.readouterr().out
-    assert driver._engine_words(["rollout=vllm"], console) == []  # asked for: the run refuses with one line
+    assert driver._engine_overrides(["rollout=vllm"], console) == []  # asked for: the run refuses with one line
     monkeypatch.setattr(driver, "find_spec", lambda name: object())
-    assert driver._engine_words([], console) == []
+    assert driver._engine_overrides([], console) == []
 
 
 def test_a_directory_of_somebody_else_ends_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

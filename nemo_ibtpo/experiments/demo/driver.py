@@ -23,7 +23,7 @@ from nemo_ibtpo.config.validation import validate
 from nemo_ibtpo.experiments.base_models.imitation import load_settings, make_base_model
 from nemo_ibtpo.experiments.base_models.smollm2 import export
 from nemo_ibtpo.experiments.demo.summary import as_table, summarise
-from nemo_ibtpo.inspection.report import write_report
+from nemo_ibtpo.inspection.report_page import write_report
 from nemo_ibtpo.inspection.run_data import read_runs
 from nemo_ibtpo.reporting.curves import plot_curves
 from nemo_ibtpo.reporting.metrics import FILE_NAME, read_metrics
@@ -64,13 +64,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--output-dir", metavar="DIR", help="where everything is written (default: the recipe's)")
     parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: the recipe's)")
     arguments = parser.parse_args(argv)
-    words = []
+    overrides = []
     if arguments.output_dir is not None:
-        words += [f"output_dir='{arguments.output_dir}'", f"model.path='{arguments.output_dir}/base_model'"]
+        overrides += [f"output_dir='{arguments.output_dir}'", f"model.path='{arguments.output_dir}/base_model'"]
     if arguments.steps is not None:
-        words.append(f"trainer.max_steps={arguments.steps}")
+        overrides.append(f"trainer.max_steps={arguments.steps}")
     try:
-        run(*DEMOS[arguments.model], words)
+        run(*DEMOS[arguments.model], overrides)
     except UserError as error:
         print(f"demo: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -79,15 +79,15 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _engine_words(words: Sequence[str], console: RunConsole) -> list[str]:
+def _engine_overrides(overrides: Sequence[str], console: RunConsole) -> list[str]:
     """The recipe samples with vLLM; where that is not installed, and nothing else was asked for, say so and go on."""
-    if find_spec("vllm") is not None or any(word.startswith(("rollout=", "rollout.engine=")) for word in words):
+    if find_spec("vllm") is not None or any(word.startswith(("rollout=", "rollout.engine=")) for word in overrides):
         return []
     console.say("vLLM is not installed here: the embedded engine samples (rollout=transformers)")
     return ["rollout=transformers"]
 
 
-def run(recipe: str, make_model: MakeModel, words: Sequence[str]) -> None:
+def run(recipe: str, make_model: MakeModel, overrides: Sequence[str]) -> None:
     """Make the model, train it, and leave ``summary.json``, ``curves.png``, ``metrics.jsonl``, ``report.html`` and
     ``hf/``.
 
@@ -96,8 +96,8 @@ def run(recipe: str, make_model: MakeModel, words: Sequence[str]) -> None:
     """
     transformers_logging.disable_progress_bar()
     console = RunConsole(0)
-    words = [*_engine_words(words, console), *words]
-    config = compose(recipe, words)
+    overrides = [*_engine_overrides(overrides, console), *overrides]
+    config = compose(recipe, overrides)
     output, model_path, ranks = Path(config.output_dir), Path(config.model.path), model_parallel_ranks(config)
     validate(config, "study", ranks)  # before minutes of work; the run checks the model too, which is made first
 
@@ -118,7 +118,7 @@ def run(recipe: str, make_model: MakeModel, words: Sequence[str]) -> None:
     for name in ("checkpoints", "trees", "validation"):
         shutil.rmtree(output / name, ignore_errors=True)
     started = time.perf_counter()
-    train(recipe, words, ranks)
+    train(recipe, overrides, ranks)
     seconds = time.perf_counter() - started
     console.say(f"trained in {seconds:.0f} s")
 
@@ -138,8 +138,8 @@ def run(recipe: str, make_model: MakeModel, words: Sequence[str]) -> None:
     console.say(f"report with curves and trees, to open in a browser: {output / _REPORT}")
 
 
-def train(recipe: str, words: Sequence[str], num_ranks: int) -> None:
-    """Run ``nemo-ibtpo train recipe=<recipe> <words>`` under torchrun, as a user would, and wait for its ranks.
+def train(recipe: str, overrides: Sequence[str], num_ranks: int) -> None:
+    """Run ``nemo-ibtpo train recipe=<recipe> <overrides>`` under torchrun, as a user would, and wait for its ranks.
 
     The ranks write to this process's standard output and error.
 
@@ -147,7 +147,7 @@ def train(recipe: str, words: Sequence[str], num_ranks: int) -> None:
         UserError: the run ended with an error, which it has told.
     """
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
-    command = [sys.executable, "-m", *torchrun, "-m", "nemo_ibtpo.cli", "train", f"recipe={recipe}", *words]
+    command = [sys.executable, "-m", *torchrun, "-m", "nemo_ibtpo.cli", "train", f"recipe={recipe}", *overrides]
     with subprocess.Popen(command, env=os.environ | _RANK_ENVIRONMENT) as process:
         try:
             status = process.wait()

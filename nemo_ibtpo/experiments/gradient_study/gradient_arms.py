@@ -1,7 +1,7 @@
-"""What a gradient study compares, from ``conf/gradient_study.yaml`` and the words of its command line.
+"""What a gradient study compares, from ``conf/gradient_study.yaml`` and the overrides of its command line.
 
-An arm is a list of words as ``nemo-ibtpo train`` takes them: how its trees grow and what is learned from them. Arms
-share the model, the problems, the engine and its limits.
+An arm is a list of overrides as ``nemo-ibtpo train`` takes them: how its trees grow and what is learned from them.
+Arms share the model, the problems, the engine and its limits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.config.paths import conf_dir
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.config.validation import validate
-from nemo_ibtpo.experiments.command_words import check_prompts, split_words
+from nemo_ibtpo.experiments.command_line import check_prompts, split_overrides
 
 FOLDER = "gradient_study"
 REFERENCE = "reference"
@@ -102,12 +102,12 @@ class GradientStudy:
         return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read_study(settings: Path | None, words: Sequence[str]) -> GradientStudy:
-    """The study that a file and the words ask for, checked as far as is possible without problems or weights.
+def read_study(settings: Path | None, overrides: Sequence[str]) -> GradientStudy:
+    """The study that a file and the overrides ask for, checked as far as is possible without problems or weights.
 
     Args:
         settings: a file in the place of ``conf/gradient_study.yaml``, with the same keys.
-        words: of the command line.
+        overrides: of the command line.
 
     Raises:
         UserError: a key or a word is not as it should be, or values contradict each other.
@@ -115,7 +115,7 @@ def read_study(settings: Path | None, words: Sequence[str]) -> GradientStudy:
     file = settings or conf_dir() / f"{FOLDER}.yaml"
     values = _read(file)
     arms, compared_with = values.pop("arms"), values.pop("compared_with")
-    recipe, values, common = split_words("study gradient", words, values)
+    recipe, values, common = split_overrides("study gradient", overrides, values)
     check_prompts(values["num_prompts"], values["dataset"])
     for name, least in (("reference_trajectories", 4), ("repetitions", 2), ("sketch_size", 16)):
         if type(values[name]) is not int or values[name] < least:
@@ -123,7 +123,7 @@ def read_study(settings: Path | None, words: Sequence[str]) -> GradientStudy:
     if values["reference_trajectories"] % _HALVES:
         raise UserError(f"reference_trajectories={values['reference_trajectories']} must be even: two halves make it")
     if not isinstance(arms, dict) or not all(isinstance(own, list) for own in arms.values()):
-        raise UserError(f"{file}: arms is a mapping from names to lists of words")
+        raise UserError(f"{file}: arms is a mapping from names to lists of overrides")
     if compared_with not in arms or REFERENCE in arms:
         raise UserError(f"{file}: compared_with={compared_with} must be one of the arms, and none is '{REFERENCE}'")
     configs = {name: _compose(recipe, [*common, *own], f"arm {name}") for name, own in arms.items()}
@@ -143,9 +143,9 @@ def read_study(settings: Path | None, words: Sequence[str]) -> GradientStudy:
     )
 
 
-def _compose(recipe: str, words: Sequence[str], name: str) -> RunConfig:
+def _compose(recipe: str, overrides: Sequence[str], name: str) -> RunConfig:
     try:
-        config = compose(recipe, list(words))
+        config = compose(recipe, list(overrides))
         validate(config, "gradients")
     except UserError as error:
         raise UserError(f"{name}: {error}") from None

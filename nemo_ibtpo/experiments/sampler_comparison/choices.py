@@ -1,7 +1,7 @@
-"""What a study compares, from the words of its command line.
+"""What a study compares, from the overrides of its command line.
 
 ``samplers=[...]`` names choices of the group ``sampler``, or ``label:choice`` to have one twice. A word
-``<label>.<key>=<value>`` sets ``sampler.<key>`` for that one alone; all other words go to every sampler's
+``<label>.<key>=<value>`` sets ``sampler.<key>`` for that one alone; all other overrides go to every sampler's
 configuration, which is composed of the recipe as one of a training run.
 """
 
@@ -21,7 +21,7 @@ from nemo_ibtpo.config.paths import conf_dir, did_you_mean
 from nemo_ibtpo.config.reference import sections
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.config.validation import validate
-from nemo_ibtpo.experiments.command_words import check_prompts, split_words
+from nemo_ibtpo.experiments.command_line import check_prompts, split_overrides
 
 FOLDER = "sampling_study"
 _LABEL = re.compile(r"\w+(:\w+)?")
@@ -62,14 +62,14 @@ class StudySettings:
         }
 
 
-def read_settings(words: Sequence[str]) -> StudySettings:
-    """The study that the words ask for, checked as far as is possible without reading problems or weights.
+def read_settings(overrides: Sequence[str]) -> StudySettings:
+    """The study that the overrides ask for, checked as far as is possible without reading problems or weights.
 
     Raises:
         UserError: a word is not as it should be, or values contradict each other.
     """
     values: dict[str, Any] = yaml.safe_load((conf_dir() / f"{FOLDER}.yaml").read_text(encoding="utf-8"))
-    recipe, values, rest = split_words("sample", words, values)
+    recipe, values, rest = split_overrides("sample", overrides, values)
     if chosen := next((word for word in rest if word.startswith("sampler=")), None):
         raise UserError(f"'{chosen}': a study compares several; name them as samplers=[...]")
     num_prompts, dataset = values["num_prompts"], values["dataset"]

@@ -1,11 +1,11 @@
 """A study as its YAML describes it: arms x seeds x tasks, and what they are compared with.
 
     output_dir: runs/studies/tiny
-    words: [...]            # of every run, as `nemo-ibtpo train` takes them
+    overrides: [...]            # of every run, as `nemo-ibtpo train` takes them
     tasks:
       <task>: {recipe: <path from the study's file>, base_model: {...}}
     groups:
-      <group>: {seeds: [1, 2, 3], compared_with: <arm>, arms: {<arm>: [words of this arm alone]}}
+      <group>: {seeds: [1, 2, 3], compared_with: <arm>, arms: {<arm>: [overrides of this arm alone]}}
 
 ``base_model`` is what differs from ``conf/demo_base_model.yaml``, or the word ``smollm2``. Every run is composed and
 checked before the first one starts.
@@ -26,7 +26,7 @@ from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.config.validation import check_output_dir, validate
 
 SMOLLM2: Literal["smollm2"] = "smollm2"
-_KEYS = {"output_dir", "words", "tasks", "groups"}
+_KEYS = {"output_dir", "overrides", "tasks", "groups"}
 # What the study decides itself.
 _RESERVED = ("output_dir", "model.path", "seed", "name")
 
@@ -76,7 +76,7 @@ class Group:
         name: of the group.
         seeds: of every arm of the group.
         compared_with: the arm, perhaps of another group, that the differences are taken from.
-        arms: what is special about each, as words of the command line.
+        arms: what is special about each, as overrides of the command line.
     """
 
     name: str
@@ -118,7 +118,7 @@ def read_study(path: Path) -> Study:
         raise UserError(f"{path} is not YAML: {error}") from None
     _check_keys(content, _KEYS, str(path))
     output_dir = Path(_typed(content["output_dir"], str, f"{path}: output_dir"))
-    common = _words(content["words"], f"{path}: words")
+    common = _overrides(content["overrides"], f"{path}: overrides")
     tasks = tuple(
         _task(path, name, entry, output_dir)
         for name, entry in _typed(content["tasks"], dict, f"{path}: tasks").items()
@@ -140,12 +140,12 @@ def read_study(path: Path) -> Study:
 def _runs(output_dir: Path, tasks: Sequence[Task], groups: Sequence[Group], common: Sequence[str]) -> Iterator[Run]:
     for group in groups:
         for seed in group.seeds:
-            for arm, words in group.arms.items():
+            for arm, overrides in group.arms.items():
                 for task in tasks:
                     directory = output_dir / task.name / arm / f"seed_{seed}"
                     own = [f"output_dir='{directory}'", f"model.path='{task.model}'", f"seed={seed}"]
                     try:
-                        config = compose(str(task.recipe), [*common, *words, *own])
+                        config = compose(str(task.recipe), [*common, *overrides, *own])
                         validate(config, "study")  # on one rank: a study trains in its own process
                     except UserError as error:
                         raise UserError(f"arm {arm} on task {task.name}: {error}") from None
@@ -173,16 +173,16 @@ def _group(path: Path, name: str, entry: Any) -> Group:
         name,
         seeds,
         _typed(entry["compared_with"], str, f"{where}.compared_with"),
-        {arm: _words(words, f"{where}.arms.{arm}") for arm, words in arms.items()},
+        {arm: _overrides(overrides, f"{where}.arms.{arm}") for arm, overrides in arms.items()},
     )
 
 
-def _words(value: Any, where: str) -> list[str]:
-    words = [_typed(word, str, where) for word in _typed(value, list, where)]
-    for word in words:
+def _overrides(value: Any, where: str) -> list[str]:
+    overrides = [_typed(word, str, where) for word in _typed(value, list, where)]
+    for word in overrides:
         if word.partition("=")[0] in _RESERVED:
             raise UserError(f"{where}: '{word}': the study itself decides {', '.join(_RESERVED)}")
-    return words
+    return overrides
 
 
 def _check_keys(value: Any, known: set[str], where: str) -> None:

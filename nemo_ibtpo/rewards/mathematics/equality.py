@@ -27,7 +27,7 @@ def says_the_same(a: Any, b: Any, tolerance: float = 0.0) -> bool:
     if isinstance(a, Equation):
         return _equations(a, b, tolerance)
     if isinstance(a, Word) or isinstance(b, Word):
-        return _words(a, b)
+        return _overrides(a, b)
     if isinstance(a, Ratio) or isinstance(b, Ratio):
         return isinstance(a, Ratio) and isinstance(b, Ratio) and _ratios(a, b)
     if isinstance(a, Region) or isinstance(b, Region):
@@ -41,7 +41,7 @@ def says_the_same(a: Any, b: Any, tolerance: float = 0.0) -> bool:
     return _quantities(a, b, tolerance)
 
 
-def _words(a: Value, b: Value) -> bool:
+def _overrides(a: Value, b: Value) -> bool:
     if isinstance(a, Word) and isinstance(b, Word):
         return a.text == b.text
     word, other = (a, b) if isinstance(a, Word) else (b, a)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nemo_ibtpo.collectives import gather_from_all
 from nemo_ibtpo.rollout.transport.memory import HostMemory, lay_out, this_host
-from nemo_ibtpo.rollout.transport.plan import Move, Part, cut_into_buckets, plan_moves
+from nemo_ibtpo.rollout.transport.moves import Move, Part, cut_into_buckets, plan_moves
 from nemo_ibtpo.rollout.transport.protocol import WeightSource
 
 BUCKET_BYTES = 32 * 2**20  # an engine loads one bucket while the next one is written

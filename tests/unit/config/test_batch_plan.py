@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from nemo_ibtpo.config.batch_plan import batch_plan
 from nemo_ibtpo.config.loader import compose
-from nemo_ibtpo.config.plan import batch_plan
 from nemo_ibtpo.config.schema import RunConfig
 
 RECIPE = """\

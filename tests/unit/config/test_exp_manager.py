@@ -15,10 +15,10 @@ from model_directories import write_model_directory
 from nemo_ibtpo import cli
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.exp_manager import VERSION_VARIABLE
-from nemo_ibtpo.config.hydra_flags import words_with_recipe
+from nemo_ibtpo.config.hydra_flags import arguments_with_recipe
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.launch import plan
+from nemo_ibtpo.launch import job_plan
 
 RECIPE = "defaults: [config, {override /data: reasoning_gym}, _self_]\nmodel: {path: some/model}\n"
 RECIPE += "data: {train: {path: chain_sum}}\n"
@@ -164,9 +164,9 @@ def test_a_launcher_refuses_a_run_that_could_not_go_on(tmp_path: Path, capsys: p
     model = write_model_directory(tmp_path / "model")
     (tmp_path / "mine.yaml").write_text(RECIPE.replace("some/model", str(model)))
     words = ["--world-size=1", f"--config-path={tmp_path}", "--config-name=mine", f"exp_manager.exp_dir={tmp_path}"]
-    assert plan.main(words) == 2
+    assert job_plan.main(words) == 2
     assert "set exp_manager.resume_if_exists=true" in capsys.readouterr().err
-    assert plan.main([*words, "exp_manager.resume_if_exists=true"]) == 0
+    assert job_plan.main([*words, "exp_manager.resume_if_exists=true"]) == 0
     assert capsys.readouterr().out.splitlines()[-3:] == [f"{tmp_path}/default", "auto", "open"]
 
 
@@ -181,8 +181,8 @@ def test_hydras_flags_name_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_flags_without_a_path_name_a_recipe_of_the_package() -> None:
-    assert words_with_recipe(None, "tiny", ["seed=2"]) == ["recipe=tiny", "seed=2"]
-    assert words_with_recipe(None, None, ["recipe=tiny"]) == ["recipe=tiny"]
+    assert arguments_with_recipe(None, "tiny", ["seed=2"]) == ["recipe=tiny", "seed=2"]
+    assert arguments_with_recipe(None, None, ["recipe=tiny"]) == ["recipe=tiny"]
 
 
 @pytest.mark.parametrize(
@@ -191,4 +191,4 @@ def test_flags_without_a_path_name_a_recipe_of_the_package() -> None:
 )
 def test_flags_that_are_refused(path: str | None, name: str | None, words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        words_with_recipe(path, name, words)
+        arguments_with_recipe(path, name, words)

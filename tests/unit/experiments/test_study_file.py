@@ -24,7 +24,7 @@ ARMS = {"seeds": [1, 2], "compared_with": "a", "arms": {"a": [], "b": []}}
 def written(directory: Path, **changes: Any) -> Path:
     content = {
         "output_dir": str(directory / "out"),
-        "words": [*WORDS, "actor.sequence_parallel=false"],
+        "overrides": [*WORDS, "actor.sequence_parallel=false"],
         "tasks": {"sums": {"recipe": str(recipes_dir() / "tiny.yaml"), "base_model": {}}},
         "groups": {"arms": ARMS | {"arms": {"a": ["method=grpo"], "b": []}}},
     }
@@ -54,7 +54,7 @@ def test_whatever_is_done_at_an_interruption_is_balanced(tmp_path: Path) -> None
 def test_words_of_an_arm_come_after_those_of_all(tmp_path: Path) -> None:
     groups = {"arms": ARMS | {"arms": {"a": ["optimizer.lr=3e-4"], "b": []}}}
     words = [*WORDS, "actor.sequence_parallel=false", "optimizer.lr=1e-4"]
-    study = read_study(written(tmp_path, groups=groups, words=words))
+    study = read_study(written(tmp_path, groups=groups, overrides=words))
     assert {run.arm: run.config.optimizer.lr for run in study.runs} == {"a": 3e-4, "b": 1e-4}
     assert {run.config.seed for run in study.runs} == {1, 2}
 
@@ -64,7 +64,7 @@ def test_words_of_an_arm_come_after_those_of_all(tmp_path: Path) -> None:
     [
         ({"groups": {"g": ARMS | {"seeds": [1, 1]}}}, r"seeds=\[1, 1\]: arms need seeds, each once"),
         ({"groups": {"g": ARMS | {"seeds": ["1"]}}}, "seeds: expected int, not '1'"),
-        ({"words": ["seed=3"]}, "'seed=3': the study itself decides"),
+        ({"overrides": ["seed=3"]}, "'seed=3': the study itself decides"),
         ({"arms": {}}, "unknown or missing: arms"),
         ({"tasks": {"sums": {"recipe": "nowhere.yaml", "base_model": {}}}}, "arm a on task sums: .*no such file"),
         ({"tasks": {"sums": {"recipe": "x.yaml", "base_model": "gpt"}}}, "base_model=gpt: write settings"),

@@ -16,7 +16,7 @@ from nemo_ibtpo.planning.assumptions import Assumptions
 from nemo_ibtpo.planning.model_shape import find_config
 from nemo_ibtpo.planning.planner import Lengths, Plan, default_world_size, make_plan
 from nemo_ibtpo.planning.refit import refit_traffic
-from nemo_ibtpo.rollout.transport.plan import Traffic
+from nemo_ibtpo.rollout.transport.moves import Traffic
 
 
 def plan_of(recipe: str, *words: str) -> tuple[Plan, Traffic]:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 
-from nemo_ibtpo.rollout.transport.plan import Part, cut_into_buckets, plan_moves, traffic
+from nemo_ibtpo.rollout.transport.moves import Part, cut_into_buckets, plan_moves, traffic
 
 # Two hosts of four ranks: TP2 x PP2, twice; and every part 8 bytes.
 STAGES = [{Part("first", part), Part("second", part)} for part in (0, 1)]
@@ -62,6 +62,6 @@ def test_no_rank_has_more_than_a_bucket_to_do() -> None:
 
 
 def test_counting_needs_no_torch() -> None:
-    program = "import sys, nemo_ibtpo.rollout.transport.plan; print('torch' in sys.modules)"
+    program = "import sys, nemo_ibtpo.rollout.transport.moves; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -1,6 +1,6 @@
 """What a launcher has to know of a run before it starts one. No torch.
 
-    python -m nemo_ibtpo.launch.plan --world-size 16 recipe=<name or path> [key=value ...]
+    python -m nemo_ibtpo.launch.job_plan --world-size 16 recipe=<name or path> [key=value ...]
 
 Refuses, as training would, what cannot run on that many ranks; exit status 2 and one line. Otherwise the last three
 lines of standard output are the output directory, the actor's device and ``complete`` or ``open``.
@@ -14,24 +14,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_ibtpo.checkpoints.status import finished_steps
+from nemo_ibtpo.config.batch_plan import batch_plan
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.exp_manager import is_new_each_time
-from nemo_ibtpo.config.hydra_flags import add_hydra_flags, words_with_recipe
+from nemo_ibtpo.config.hydra_flags import add_hydra_flags, arguments_with_recipe
 from nemo_ibtpo.config.loader import composition, recipe_and_overrides
-from nemo_ibtpo.config.plan import batch_plan
 from nemo_ibtpo.config.validation import validate
 
 
 def main(argv: Sequence[str]) -> int:
     """Print the plan; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m nemo_ibtpo.launch.plan", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m nemo_ibtpo.launch.job_plan", allow_abbrev=False)
     parser.add_argument("--world-size", type=int, required=True, metavar="N", help="ranks of the run")
-    parser.add_argument("words", nargs="*", metavar="key=value", help="as nemo-ibtpo train takes them")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as nemo-ibtpo train takes them")
     add_hydra_flags(parser)
-    arguments = parser.parse_intermixed_args(argv)  # words may stand among the options
+    arguments = parser.parse_intermixed_args(argv)  # overrides may stand among the options
     try:
-        words = words_with_recipe(arguments.config_path, arguments.config_name, arguments.words)
-        request = composition(*recipe_and_overrides(words))
+        overrides = arguments_with_recipe(arguments.config_path, arguments.config_name, arguments.overrides)
+        request = composition(*recipe_and_overrides(overrides))
         asked = request.asked(request.compose())
         block = asked.exp_manager
         if block is not None and is_new_each_time(block):

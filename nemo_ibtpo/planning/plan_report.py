@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from nemo_ibtpo.config.plan import batch_plan
+from nemo_ibtpo.config.batch_plan import batch_plan
 from nemo_ibtpo.planning.assumptions import GIB, Assumptions
 from nemo_ibtpo.planning.planner import Plan
 

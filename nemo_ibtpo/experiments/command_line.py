@@ -1,4 +1,4 @@
-"""Words of a command line that belong to an experiment, apart from those that configure its recipe."""
+"""Overrides of a command line that belong to an experiment, apart from those that configure its recipe."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.loader import recipe_and_overrides
 
 
-def split_words(command: str, words: Sequence[str], own: dict[str, Any]) -> tuple[str, dict[str, Any], list[str]]:
-    """The recipe, the experiment's own values and the words that are left.
+def split_overrides(
+    command: str, overrides: Sequence[str], own: dict[str, Any]
+) -> tuple[str, dict[str, Any], list[str]]:
+    """The recipe, the experiment's own values and the overrides that are left.
 
     Args:
         command: such as ``sample``, for messages.
-        words: ``key=value`` each.
+        overrides: ``key=value`` each.
         own: the experiment's keys with their defaults.
 
     Raises:
         UserError: there is not exactly one recipe, or a value is not YAML.
     """
-    recipe, others = recipe_and_overrides(words, command)
+    recipe, others = recipe_and_overrides(overrides, command)
     values, rest = dict(own), []
     for word in others:
         key, _, text = word.partition("=")

@@ -6,10 +6,12 @@ For a node v whose continuations were drawn B times, with c_b the child of draw 
     eta2(c) = pi(c)                                         confidence
     IB(v)   = (1 + beta) / B * sum_b eta1(c_b) * eta2(c_b)
 
-p_hat is :meth:`Tree.values`; pi(c) is the step's probability under the policy that sampled it, by default the
+p_hat(a*|c) is :meth:`Tree.values`, and p_hat(a*|v) the mean of it over the B draws at v (declared): value and draws
+then belong together. The leaf mean of v itself would not do, since it weighs a child by the trajectories through it,
+which grow with every branch below. pi(c) is the step's probability under the policy that sampled it, by default the
 geometric mean over its tokens (declared). Where p_hat(a*|v) is 0 the ratio is 1: no information (declared).
 
-With the ``children_mean`` estimator E[eta1] = -1/beta over the draws of every node, and therefore
+So E[eta1] = -1/beta over the draws of every node, and therefore
 ``beta * E[eta1 * eta2] = beta * Cov(eta1, eta2) - E[pi]``; the covariances here are population ones (divided by
 B), for which that is exact.
 """
@@ -26,10 +28,21 @@ from nemo_ibtpo.tree.tree import ROOT, FloatArray, IntArray, Node, Tree
 
 
 def eta1(tree: Tree, config: IBScoreConfig) -> FloatArray:
-    """Information gain of each step over its parent; [N], nan at the root."""
+    """Information gain of each step over its parent's value; [N], nan at the root. What the advantage compares."""
     values_N = tree.values(config.value_estimator)
-    parent_value_N = values_N[_parents(tree)]
-    ratio_N = np.divide(values_N, parent_value_N, out=np.ones_like(values_N), where=parent_value_N > 0)
+    return _gain(tree, config, values_N, values_N)
+
+
+def eta1_of_draws(tree: Tree, config: IBScoreConfig) -> FloatArray:
+    """Information gain of each step over the mean of the draws at its parent; [N], nan at the root. The score's."""
+    values_N = tree.values(config.value_estimator)
+    return _gain(tree, config, values_N, _mean_over_draws(tree, values_N))
+
+
+def _gain(tree: Tree, config: IBScoreConfig, values_N: FloatArray, expected_N: FloatArray) -> FloatArray:
+    """Of each step's value over what is expected at its parent."""
+    expected_N = expected_N[_parents(tree)]
+    ratio_N = np.divide(values_N, expected_N, out=np.ones_like(values_N), where=expected_N > 0)
     gain_N = ratio_N - (1 + 1 / config.beta)
     gain_N[ROOT] = np.nan
     return gain_N
@@ -47,7 +60,7 @@ def eta2(tree: Tree, config: IBScoreConfig) -> FloatArray:
 
 def ib_scores(tree: Tree, config: IBScoreConfig) -> FloatArray:
     """IB-Score of each node; [N], nan for leaves, which have no continuation."""
-    return (1 + config.beta) * _mean_over_draws(tree, eta1(tree, config) * eta2(tree, config))
+    return (1 + config.beta) * _mean_over_draws(tree, eta1_of_draws(tree, config) * eta2(tree, config))
 
 
 def ib_scores_in_flight(tree: Tree, config: IBScoreConfig, in_flight_N: IntArray) -> FloatArray:
@@ -65,7 +78,7 @@ def ib_scores_in_flight(tree: Tree, config: IBScoreConfig, in_flight_N: IntArray
 def values_per_draw(tree: Tree, config: IBScoreConfig, in_flight_N: IntArray) -> FloatArray:
     """What one more draw at each node is worth, max(0, J) u / B; [N], nan for leaves.
 
-    The information-bottleneck objective of a node, whose affine image the IB-Score is, is (``children_mean``)::
+    The information-bottleneck objective of a node, whose affine image the IB-Score is, is::
 
         J = 1 + beta E[eta1 eta2] = 1 + beta / (1 + beta) IB = 1 + beta Cov(eta1, eta2) - E[pi]
 
@@ -194,14 +207,14 @@ def tree_statistics(trees: Iterable[Tree], config: IBScoreConfig) -> TreeStatist
 
 def _statistics(tree: Tree, config: IBScoreConfig) -> TreeStatistics:
     rewards_G = tree.rewards()
-    gain_N, confidence_N = eta1(tree, config), eta2(tree, config)
+    gain_N, confidence_N = eta1_of_draws(tree, config), eta2(tree, config)
     mean_product_N = _mean_over_draws(tree, gain_N * confidence_N)
     means_N = _mean_over_draws(tree, gain_N) * _mean_over_draws(tree, confidence_N)
     drawn_N = draws_at(tree)
     scored_N, twice_N = drawn_N >= 1, drawn_N >= 2
     return TreeStatistics(
         trees=1,
-        mixed_trees=int(rewards_G.min() < rewards_G.max()),
+        mixed_trees=int(tree.is_mixed),
         trajectories=len(rewards_G),
         reward=float(rewards_G.sum()),
         sampled_tokens=tree.sampled_tokens,

@@ -280,6 +280,12 @@ class Tree:
         """
         return np.array([self._reward(leaf) for leaf in self.leaves() for _ in range(leaf.draws)])
 
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the rewards of the trajectories differ, so that there is something to compare."""
+        rewards_G = self.rewards()
+        return bool(rewards_G.min() < rewards_G.max())
+
     def values(self, estimator: ValueEstimator) -> FloatArray:
         """p_hat(a*|s), the reward density below each node; [N], in [0, 1].
 

@@ -38,19 +38,22 @@ function derive(record) {
   return {...nodes, count, children, depth, before, row, rows: rows + 1, branches, columns: Math.max(...depth)};
 }
 
-// The scores for other constants; records.py states the formulas.
+const gainOver = (value, expected, beta) => (expected > 0 ? value / expected : 1) - (1 + 1 / beta);
+
+// Mean over the draws at a node of a number that belongs to its children.
+function meanOverDraws(nodes, i, ofChild) {
+  const children = nodes.children[i];
+  const draws = children.reduce((total, child) => total + nodes.draws[child], 0);
+  return children.reduce((total, child) => total + nodes.draws[child] * ofChild(child), 0) / draws;
+}
+
+// The scores for other constants; tree/ib_score.py states the formulas.
 function rescore(nodes, settings, beta, coef) {
-  const gain = nodes.value.map((value, i) => {
-    if (i === 0) return null;
-    const parent = nodes.value[nodes.parent[i]];
-    return (parent > 0 ? value / parent : 1) - (1 + 1 / beta);
-  });
-  const product = gain.map((one, i) => (i === 0 ? 0 : one * nodes.confidence[i]));
-  const ib = nodes.children.map((children) => {
+  const product = nodes.value.map((value, i) => (i === 0 ? 0 : gainOver(value, nodes.value[nodes.parent[i]], beta) * nodes.confidence[i]));
+  const ib = nodes.children.map((children, i) => {
     if (!children.length) return null;
-    const draws = children.map((child) => nodes.draws[child]);
-    const sum = children.reduce((total, child, k) => total + draws[k] * product[child], 0);
-    return ((1 + beta) * sum) / draws.reduce((a, b) => a + b);
+    const expected = meanOverDraws(nodes, i, (child) => nodes.value[child]);
+    return (1 + beta) * meanOverDraws(nodes, i, (child) => gainOver(nodes.value[child], expected, beta) * nodes.confidence[child]);
   });
   if (settings.advantage !== "ibtpo" || nodes.advantage_global.includes(null)) return {...nodes, ib_score: ib};
   const total = product.map((local, i) => nodes.advantage_global[i] + (i === 0 ? 0 : coef * local));
@@ -229,7 +232,8 @@ function details(nodes) {
   );
   const children = nodes.children[i];
   const beta = tree.beta ?? shown.settings.beta;
-  const gain = (child) => (nodes.value[i] > 0 ? nodes.value[child] / nodes.value[i] : 1) - (1 + 1 / beta);
+  const expected = meanOverDraws(nodes, i, (child) => nodes.value[child]);
+  const gain = (child) => gainOver(nodes.value[child], expected, beta);
   const table = children.length ? element("table", {class: "children"},
     element("caption", {}, "continuations"),
     element("thead", {}, element("tr", {}, ["", "draws", "value", "\u03b71", "\u03b72", "\u03b71\u00b7\u03b72"].map((text) => element("th", {scope: "col"}, text)))),

@@ -14,9 +14,11 @@ import pytest
 from hypothesis import given
 from strategies import IB, IB_CHILDREN_MEAN, add, hand_tree, step, trajectories, trees
 
+from nemo_ibtpo.config.schema import IBScoreConfig
 from nemo_ibtpo.tree.ib_score import (
     draws_at,
     eta1,
+    eta1_of_draws,
     eta2,
     ib_scores,
     ib_scores_in_flight,
@@ -34,9 +36,11 @@ def test_scores_by_hand() -> None:
     # 1 + 1/beta = 1.2. Root 2/5, a 2/3: eta1(a) = 5/3 - 1.2 = 7/15. b and e: 1 / (2/3) - 1.2 = 0.3.
     np.testing.assert_allclose(eta1(tree, IB), [nan, 7 / 15, 0.3, -1.2, -1.2, 0.3])
     np.testing.assert_allclose(eta2(tree, IB), [nan, 0.5, 0.8, 0.6, 0.25, 0.1])
-    # Root: 6/4 * (2 * 7/15 * 0.5 - 2 * 1.2 * 0.25) = 1.5 * (7/15 - 9/15) = -0.2
+    # The score compares with the mean of the draws at the parent: 1/3 at the root, where a and d were drawn twice.
+    np.testing.assert_allclose(eta1_of_draws(tree, IB), [nan, 2 - 1.2, 0.3, -1.2, -1.2, 0.3])
+    # Root: 6/4 * (2 * 0.8 * 0.5 - 2 * 1.2 * 0.25) = 1.5 * 0.2 = 0.3
     # a:    6/3 * (0.3 * 0.8 - 1.2 * 0.6 + 0.3 * 0.1) = 2 * -0.45 = -0.9
-    np.testing.assert_allclose(ib_scores(tree, IB), [-0.2, -0.9, nan, nan, nan, nan])
+    np.testing.assert_allclose(ib_scores(tree, IB), [0.3, -0.9, nan, nan, nan, nan])
     assert draws_at(tree).tolist() == [4, 3, 0, 0, 0, 0]
 
 
@@ -48,15 +52,15 @@ def test_step_probability_as_a_product() -> None:
 def test_statistics_by_hand() -> None:
     mixed, alike = hand_tree(), Tree("alike", (1,))
     add(alike, ROOT, [step([1], 0.5)], 1.0)
-    # Root: eta1 7/15, 7/15, -18/15, -18/15 has mean -11/30; eta2 has mean 0.375; the product's mean is
-    # (7/30 - 9/30) / 2 = -1/30; Cov = -1/30 + 11/30 * 0.375. a: mean -0.45 / 3 = -0.15; Cov = -0.15 + 0.2 * 0.5.
-    cov = (-1 / 30 + 11 / 30 * 0.375, -0.15 + 0.2 * 0.5)
+    # Root: eta1 0.8, 0.8, -1.2, -1.2 has mean -0.2; eta2 has mean 0.375; its product's mean is 0.1 / 2 = 0.05;
+    # Cov = 0.05 + 0.2 * 0.375. a: mean -0.45 / 3 = -0.15; Cov = -0.15 + 0.2 * 0.5.
+    cov = (0.05 + 0.2 * 0.375, -0.15 + 0.2 * 0.5)
     # alike: its root has one draw of one child, IB = -(1 + beta) / beta * pi = -1.2 * 0.5, and no Cov.
     statistics = tree_statistics([mixed, alike], IB)
     expected = {
         "eff_rate": 1 / 2,
         "avg_rate": (2 + 1) / (5 + 1),
-        "ib_score": (-0.2 - 0.9 - 0.6) / 3,
+        "ib_score": (0.3 - 0.9 - 0.6) / 3,
         "cov": sum(cov) / 2,
         "trajectories_per_prompt": (5 + 1) / 2,
         "sampled_tokens_per_prompt": (10 + 1) / 2,  # a (2 tokens) and d (1) were drawn twice
@@ -100,8 +104,9 @@ def test_scores_equal_the_formula_over_single_draws(tree: Tree) -> None:
     scores = ib_scores(tree, IB)
     for node in tree.nodes:
         terms = []
+        drawn = [p_hat(child) for child in node.children for _ in range(tree.nodes[child].draws)]
         for child in (tree.nodes[i] for i in node.children):
-            ratio = p_hat(child.index) / p_hat(node.index) if p_hat(node.index) > 0 else 1.0
+            ratio = p_hat(child.index) * len(drawn) / sum(drawn) if sum(drawn) > 0 else 1.0
             pi = math.prod(math.exp(lp) for lp in child.logprobs) ** (1 / len(child.logprobs))
             terms += [(ratio - (1 + 1 / IB.beta)) * pi] * child.draws
         if terms:
@@ -111,12 +116,13 @@ def test_scores_equal_the_formula_over_single_draws(tree: Tree) -> None:
             assert math.isnan(scores[node.index])
 
 
-@given(trees())
-def test_expected_gain_and_covariance_identities(tree: Tree) -> None:
+@pytest.mark.parametrize("config", [IB, IB_CHILDREN_MEAN], ids=lambda config: config.value_estimator)
+@given(tree=trees())
+def test_expected_gain_and_covariance_identities(tree: Tree, config: IBScoreConfig) -> None:
     """E[eta1] = -1/beta, hence beta * E[eta1 eta2] = beta * Cov(eta1, eta2) - E[pi], at every node."""
-    beta = IB_CHILDREN_MEAN.beta
-    gain, confidence = eta1(tree, IB_CHILDREN_MEAN), eta2(tree, IB_CHILDREN_MEAN)
-    scores = ib_scores(tree, IB_CHILDREN_MEAN)
+    beta = config.beta
+    gain, confidence = eta1_of_draws(tree, config), eta2(tree, config)
+    scores = ib_scores(tree, config)
     covariances = []
     for node in tree.nodes:
         drawn = [child for child in node.children for _ in range(tree.nodes[child].draws)]
@@ -128,7 +134,7 @@ def test_expected_gain_and_covariance_identities(tree: Tree) -> None:
         assert j_minus_1 == pytest.approx(beta * cov - confidence[drawn].mean())
         covariances += [cov] if len(drawn) >= 2 else []
     if covariances:
-        mean = tree_statistics([tree], IB_CHILDREN_MEAN).means()["cov"]
+        mean = tree_statistics([tree], config).means()["cov"]
         assert mean == pytest.approx(np.mean(covariances), abs=1e-12)
 
 
@@ -137,14 +143,14 @@ def test_value_of_a_draw_by_hand() -> None:
     # A draw at the root repeats a (0.5 * 0.5) or d (0.25): u = 0.5. At a it repeats b 0.8 or c 0.36 or e 0.1: 1.26 >
     # 1, which real probabilities never are; u = 0.
     np.testing.assert_allclose(new_probability(tree), [0.5, 0.0, 1.0, 1.0, 1.0, 1.0])
-    # J = 1 + 5/6 IB: root 1 - 1/6 = 5/6; a 1 - 0.75 = 0.25. B: 4 and 3.
-    expected = [5 / 6 * 0.5 / 4, 0.0, nan, nan, nan, nan]
+    # J = 1 + 5/6 IB: root 1 + 0.25 = 5/4; a 1 - 0.75 = 0.25. B: 4 and 3.
+    expected = [5 / 4 * 0.5 / 4, 0.0, nan, nan, nan, nan]
     np.testing.assert_allclose(values_per_draw(tree, IB, none), expected)
     # Two sequences in flight at the root are draws.
     in_flight = np.array([2, 0, 0, 0, 0, 0])
-    np.testing.assert_allclose(values_per_draw(tree, IB, in_flight)[ROOT], 5 / 6 * 0.5 / 6)
-    # In the paper's mean a draw in flight has ratio 1 and probability 1, so a score of -1.2: (4 * -0.2 - 2.4) / 6.
-    np.testing.assert_allclose(ib_scores_in_flight(tree, IB, in_flight)[:2], [-3.2 / 6, -0.9])
+    np.testing.assert_allclose(values_per_draw(tree, IB, in_flight)[ROOT], 5 / 4 * 0.5 / 6)
+    # In the paper's mean a draw in flight has ratio 1 and probability 1, so a score of -1.2: (4 * 0.3 - 2.4) / 6.
+    np.testing.assert_allclose(ib_scores_in_flight(tree, IB, in_flight)[:2], [-1.2 / 6, -0.9])
 
 
 def test_a_negative_objective_is_worth_nothing_however_often_it_was_drawn() -> None:

@@ -341,6 +341,9 @@ class TrainerConfig:
     """Prompts sampled in a step, over all ranks."""
     num_prompts_per_update: PositiveInt
     """Prompts of one optimizer step; divides ``num_prompts_per_step``."""
+    refill: NonNegativeInt
+    """Most prompts that a step samples in the place of prompts whose rewards are all equal, until it has
+    ``num_prompts_per_step`` mixed groups (DAPO's dynamic sampling); 0 replaces none."""
     val_period: NonNegativeInt
     """Steps between evaluations; 0 evaluates only before and after."""
     val_samples_per_prompt: PositiveInt

@@ -3,8 +3,9 @@
 Invariants (asserted by ``tests/unit/data/test_loader.py``):
 
 - Every epoch draws every problem once, in an order that depends on (seed, epoch) and, at its very beginning,
-  on the batch that crosses the border into it.
-- No batch holds a problem twice, unless there are fewer problems than the batch asks for.
+  on the step that crosses the border into it.
+- No batch holds a problem twice, unless there are fewer problems than the batch asks for; nor does a batch with the
+  further problems of its step.
 - A loader that takes over the state of another one goes on with exactly the batches the other one would have
   drawn.
 
@@ -14,7 +15,7 @@ processes for a list of token ids that is in memory anyway.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice
 from typing import Any
 
@@ -46,14 +47,24 @@ class PromptLoader:
         self._seed = seed
         self._start_epoch(0, first=[])
 
-    def next(self, count: int) -> list[Problem]:
-        """The next ``count`` problems; a batch may cross the border of an epoch."""
+    def __len__(self) -> int:
+        """Problems of an epoch."""
+        return len(self._problems)
+
+    def next(self, count: int, apart_from: Collection[str] = ()) -> list[Problem]:
+        """The next ``count`` problems; a batch may cross the border of an epoch.
+
+        Args:
+            count: at least 1.
+            apart_from: ids of problems that come later in the epoch, if it can be: those already drawn for the step.
+        """
         if count < 1:
             raise ValueError(f"a batch needs at least one problem, not {count}")
+        self._put_off(apart_from)
         batch: list[int] = []
         while len(batch) < count:
             if self._position == len(self._order):
-                self._start_epoch(self.epoch + 1, first=self._first_after(batch, count - len(batch)))
+                self._start_epoch(self.epoch + 1, self._first_after(batch, apart_from, count - len(batch)))
             taken = self._order[self._position : self._position + count - len(batch)]
             self._position += len(taken)
             batch += taken
@@ -99,13 +110,22 @@ class PromptLoader:
         self._order = first + [index for index in order if index not in drawn_first]
         self._position = 0
 
-    def _first_after(self, batch: list[int], missing: int) -> list[int]:
-        """Problems that complete a batch at the start of the next epoch without repeating any of it.
+    def _put_off(self, problem_ids: Collection[str]) -> None:
+        """Move problems that the rest of the epoch would soon draw behind all others of it."""
+        rest = self._order[self._position :]
+        late = [index for index in rest if self._problems[index].problem_id in problem_ids] if problem_ids else []
+        if late:
+            chosen = set(late)
+            self._order = self._order[: self._position] + [index for index in rest if index not in chosen] + late
+            self._first = self._order
+
+    def _first_after(self, batch: list[int], apart_from: Collection[str], missing: int) -> list[int]:
+        """Problems that complete a batch at the start of the next epoch without repeating any of its step.
 
         Fewer than are missing if there are no more such problems.
         """
-        in_batch = set(batch)
-        fresh = (index for index in self._epoch_order(self.epoch + 1) if index not in in_batch)
+        drawn = set(batch) | {i for i, problem in enumerate(self._problems) if problem.problem_id in apart_from}
+        fresh = (index for index in self._epoch_order(self.epoch + 1) if index not in drawn)
         return list(islice(fresh, missing))
 
     def _epoch_order(self, epoch: int) -> list[int]:

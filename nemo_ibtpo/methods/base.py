@@ -60,10 +60,10 @@ class Method(BaseModel, ABC):
 
         Where all rewards of a tree are equal there is nothing to compare; ``zero_variance`` says what becomes of it.
         """
-        mixed = [tree for tree in trees if _rewards_differ(tree)]
+        mixed = [tree for tree in trees if tree.is_mixed]
         own = [self.advantages(tree, ib_score) for tree in mixed]
         compared = iter(self.over_update(mixed, own) if mixed else [])
-        return [next(compared) if _rewards_differ(tree) else self._of_equal(tree) for tree in trees]
+        return [next(compared) if tree.is_mixed else self._of_equal(tree) for tree in trees]
 
     @final
     def with_term(self, loss: Loss) -> Loss:
@@ -79,8 +79,3 @@ class Method(BaseModel, ABC):
     def _of_equal(self, tree: Tree) -> StepAdvantages | None:
         zeros_N = np.zeros(len(tree.nodes))
         return None if self.zero_variance == "drop" else StepAdvantages(zeros_N, zeros_N, zeros_N)
-
-
-def _rewards_differ(tree: Tree) -> bool:
-    rewards_G = tree.rewards()
-    return bool(rewards_G.min() < rewards_G.max())

@@ -60,6 +60,11 @@ SECTIONS: tuple[Section, ...] = (
             Metric("train/eff_rate", "share", "prompts whose trajectories differ in reward (Eff-Rate)", "higher"),
             Metric("train/ib_score", "1", "mean IB-Score of the nodes that have a continuation"),
             Metric("train/cov", "1", "mean of Cov(eta1, eta2) over the nodes drawn from twice or more"),
+            Metric(
+                "train/refilled_prompts",
+                "prompts",
+                "replaced by others because all rewards were equal (trainer.refill)",
+            ),
             Metric("train/trajectories_per_prompt", "trajectories", "G, merged ones counted once a draw"),
             Metric("train/sampled_tokens", "tokens", "drawn by engines for training from the start of the run"),
             Metric("train/sampled_tokens_per_prompt", "tokens", "drawn by engines for a tree"),

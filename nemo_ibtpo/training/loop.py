@@ -14,7 +14,7 @@ from nemo_ibtpo.data.loader import PromptLoader
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.methods import Method
 from nemo_ibtpo.rollout.transport.protocol import WeightTransport
-from nemo_ibtpo.training import updates
+from nemo_ibtpo.training import refill, updates
 from nemo_ibtpo.training.checkpoint_store import CheckpointStore
 from nemo_ibtpo.training.metrics import advantage_metrics, mean_over_updates, sampling_metrics
 from nemo_ibtpo.training.mismatch import total
@@ -96,8 +96,14 @@ def train(run: Parts, state: RunState) -> None:
         run.stop.raise_if_asked()
 
         # Sample -> score: a tree of reasoning steps for each prompt, every trajectory with its verified reward.
-        trees, counts = run.sampling.training_trees(run.prompts.next(trainer.num_prompts_per_step), step)
-        metrics = sampling_metrics(trees, config.ib_score) | counts
+        sampled, counts = run.sampling.training_trees(
+            run.prompts.next(trainer.num_prompts_per_step),
+            step,
+            further=lambda trees: refill.further_problems(trees, run.prompts, trainer),
+        )
+        trees = refill.to_train(sampled, trainer.num_prompts_per_step)
+        metrics = sampling_metrics(sampled, config.ib_score) | counts
+        metrics["train/refilled_prompts"] = float(len(sampled) - len(trees))
 
         # Advantages: of every node; None for a tree whose rewards do not differ. An update normalizes over its trees.
         size = trainer.num_prompts_per_update
@@ -124,10 +130,10 @@ def train(run: Parts, state: RunState) -> None:
         # Refit: the engines get the new weights.
         with clock.phase("refit", 1, "updates"):
             run.transport.publish(run.actor)
-        sampled = sum(tree.sampled_tokens for tree in trees)
-        metrics |= clock.metrics(sampled, run.sampling.num_engines)
-        metrics["train/sampled_tokens"] = float(state.sampled_tokens + sampled)
-        state.trained(metrics, sampled)
+        tokens = sum(tree.sampled_tokens for tree in sampled)
+        metrics |= clock.metrics(tokens, run.sampling.num_engines)
+        metrics["train/sampled_tokens"] = float(state.sampled_tokens + tokens)
+        state.trained(metrics, tokens)
 
 
 def _is_due(step: int, period: int) -> bool:

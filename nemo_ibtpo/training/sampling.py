@@ -73,25 +73,36 @@ class Sampling:
         """Engines of all ranks together."""
         return len(self._engines.ranks)
 
-    def training_trees(self, problems: Sequence[Problem], step: int) -> tuple[list[Tree], dict[str, float]]:
+    def training_trees(
+        self, problems: Sequence[Problem], step: int, further: Callable[[Sequence[Tree]], Sequence[Problem]]
+    ) -> tuple[list[Tree], dict[str, float]]:
         """One tree for each problem, rewards known; and what verifiers and engines counted.
 
         The engine sleeps afterwards, until it gets new weights.
+
+        Args:
+            problems: to begin with.
+            step: of the run.
+            further: from all trees of the step so far to problems that are sampled in addition, alike on all ranks;
+                the step has its trees when it returns none.
         """
         before = replace(self._engine.stats)
         with self._clock.phase("rollout", len(self._engines.mine(problems)), "trees") as phase:
             seed, merge = _step_seed(self._config.seed, step), self._config.sampler.merge
-            trees = self._grow(problems, self._strategy, self._splitter, seed, phase, merge=merge)
+            trees: list[Tree] = []
+            while problems:
+                own = self._grow(problems, self._strategy, self._splitter, seed, phase, merge=merge)
+                trees += self._engines.gather(own, len(problems))
+                problems = further(trees)
             self._engine.sleep()
             stats = self._engine.stats
-            own = (
+            counted = (
                 self._rewards.take_counts(),
                 stats.prefill_tokens - before.prefill_tokens,
                 stats.cached_prefix_tokens - before.cached_prefix_tokens,
             )
-            counts, prefill, cached = zip(*self._engines.gather([own], self.num_engines), strict=True)
-            measured = reward_metrics(counts) | engine_metrics(sum(prefill), sum(cached))
-            return self._engines.gather(trees, len(problems)), measured
+            counts, prefill, cached = zip(*self._engines.gather([counted], self.num_engines), strict=True)
+            return trees, reward_metrics(counts) | engine_metrics(sum(prefill), sum(cached))
 
     def evaluate(self) -> tuple[EvaluationResult, dict[str, float]]:
         """Samples of the held-out problems at ``trainer.val_temperature``, and the metrics of the policy.
@@ -163,7 +174,8 @@ class Sampling:
 
 
 def _advance(phase: Phase) -> Callable[[GrowthProgress], None]:
-    return lambda done: phase.advance(done.trees - phase.done)
+    before = phase.done
+    return lambda done: phase.advance(before + done.trees - phase.done)
 
 
 def _step_seed(seed: int, step: int) -> int:

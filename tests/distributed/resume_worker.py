@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch.distributed as dist
@@ -29,8 +29,10 @@ def main() -> None:
     grown, recipe, *words = sys.argv[1:]
     sample = Sampling.training_trees
 
-    def recording(self: Sampling, problems: Sequence[Problem], step: int) -> tuple[list[Tree], dict[str, float]]:
-        trees, verdicts = sample(self, problems, step)
+    def recording(
+        self: Sampling, problems: Sequence[Problem], step: int, further: Callable[[Sequence[Tree]], Sequence[Problem]]
+    ) -> tuple[list[Tree], dict[str, float]]:
+        trees, verdicts = sample(self, problems, step, further)
         if dist.get_rank() == 0:
             with Path(grown).open("a") as file:
                 file.write(json.dumps([step, [[tree.prompt_id, digest(tree)] for tree in trees]]) + "\n")

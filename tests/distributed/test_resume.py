@@ -24,6 +24,7 @@ LAYOUT = [
     "actor.pipeline_model_parallel_size=2",
     "actor.sequence_parallel=true",
     "rollout.num_replicas=null",
+    "trainer.refill=3",
 ]
 
 
@@ -59,12 +60,16 @@ def test_prompts_and_trees_are_the_same(runs: tuple[Path, Path, str]) -> None:
         [json.loads(line) for line in run.with_suffix(".trees").read_text().splitlines()] for run in (halves, whole)
     ]
     assert trees[0] == trees[1]
-    assert [len({prompt for prompt, _ in step[1]}) for step in trees[0]] == [5, 5, 5, 5]
+    # Prompts of equal rewards were replaced by others, which the cursor into the prompts counts.
+    drawn = [[prompt for prompt, _ in step[1]] for step in trees[0]]
+    assert [len(set(step)) for step in drawn] == [len(step) for step in drawn]
+    assert sum(map(len, drawn)) > 4 * 5
+    assert sum(row.get("train/refilled_prompts", 0) for row in logged(whole)) == sum(map(len, drawn)) - 4 * 5
 
 
 def test_another_layout_goes_on(runs: tuple[Path, Path, str]) -> None:
     whole, _, _ = runs
-    said = train(2, whole.parent / "job" / "job.yaml", whole, "trainer.max_steps=5", "rollout.num_replicas=null")
+    said = train(2, whole.parent / "job" / "job.yaml", whole, "trainer.max_steps=5", *LAYOUT[-2:])
     assert "resuming after step 4 of 5" in said
     assert "saved on 4 ranks, loaded on 2" in said
     assert [row["step"] for row in logged(whole)] == [0, 1, 2, 3, 4, 5]

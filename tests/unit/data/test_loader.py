@@ -39,6 +39,23 @@ def test_epochs_are_permutations_and_batches_hold_no_repeats(size: int, batch: i
         assert sorted(drawn[start : start + size]) == list(range(size))
 
 
+@given(size=st.integers(2, 12), batch=st.integers(1, 6), shuffle=st.booleans(), data=st.data())
+def test_a_step_may_go_on_drawing_without_repeats(size: int, batch: int, shuffle: bool, data: st.DataObject) -> None:
+    """Also across the border of an epoch, whose problems all come once, and after a restart in between steps."""
+    loader, drawn = PromptLoader(problems(size), shuffle, 3), []
+    for _ in range(2 * size):
+        step = ids(loader.next(min(batch, size - 1)))
+        while (missing := data.draw(st.integers(0, size - len(step)))) > 0:
+            step += ids(loader.next(missing, apart_from=[str(index) for index in step]))
+        assert len(set(step)) == len(step)
+        drawn += step
+        resumed = PromptLoader(problems(size), shuffle, 3)
+        resumed.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+        loader = resumed
+    for start in range(0, len(drawn) - size + 1, size):
+        assert sorted(drawn[start : start + size]) == list(range(size))
+
+
 @given(
     size=st.integers(1, 12),
     counts=st.lists(st.integers(1, 15), max_size=8),

@@ -26,6 +26,11 @@ def test_format() -> None:
 def test_overlong() -> None:
     scores = [overlong.not_overlong(n, max_tokens=100, buffer_tokens=20) for n in (0, 80, 90, 100, 120)]
     assert scores == [1.0, 1.0, 0.5, 0.0, 0.0]
+    # DAPO adds its punishment to 1 or -1; beside a verifier of weight 2 the order and the distances are the same.
+    for length, punishment in ((5, 0.0), (85, -0.25), (95, -0.75), (101, -1.0)):
+        short = overlong.not_overlong(length, max_tokens=100, buffer_tokens=20)
+        for right in (0.0, 1.0):
+            assert (2 * right + short) / 3 == pytest.approx(((2 * right - 1 + punishment) + 2) / 3)
     with pytest.raises(ValueError, match="buffer_tokens=0"):
         overlong.not_overlong(1, max_tokens=10, buffer_tokens=0)
 

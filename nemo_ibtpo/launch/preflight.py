@@ -24,6 +24,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -31,6 +32,7 @@ import torch
 import torch.distributed as dist
 
 import nemo_ibtpo
+from nemo_ibtpo.collectives import from_rank_0, gather_from_all
 from nemo_ibtpo.launch.gpu_probe import try_second_process
 
 REPORT = "preflight.txt"
@@ -136,8 +138,7 @@ def find_unshared(directory: Path, token: str, writer: bool) -> list[str]:
             mine.write_text(host)
         except OSError as error:
             wrong = f"{host} cannot write to {directory}: {error.strerror}"
-    writers: list[tuple[int, str] | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(writers, (rank, host) if writer and wrong is None else None)
+    writers = gather_from_all((rank, host) if writer and wrong is None else None)
     unseen = dict(entry for entry in writers if entry is not None)
     deadline = time.monotonic() + _SHARED_S
     while writer and wrong is None and unseen:
@@ -156,9 +157,7 @@ def find_unshared(directory: Path, token: str, writer: bool) -> list[str]:
 
 
 def _from_all_ranks(wrong: str | None) -> list[str]:
-    answers: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(answers, wrong)
-    return [answer for answer in answers if answer is not None]
+    return [answer for answer in gather_from_all(wrong) if answer is not None]
 
 
 def try_all_reduce(device: torch.device, group: dist.ProcessGroup) -> tuple[str | None, float]:
@@ -212,18 +211,15 @@ def _timed_all_reduce(device: torch.device, group: dist.ProcessGroup) -> float:
 
 def check(directory: Path, device: str) -> tuple[list[str], list[str]]:
     """Run all checks; findings and problems, the same on all ranks."""
-    world_size = dist.get_world_size()
     local_rank, local_ranks = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-    nodes: list[Node | None] = [None] * world_size
-    dist.all_gather_object(nodes, look(local_ranks) if local_rank == 0 else None)
+    nodes = gather_from_all(look(local_ranks) if local_rank == 0 else None)
     known = [node for node in nodes if node is not None]
     findings = [f"{node.host}: {node.local_ranks} ranks, {_gpus(node.gpus)}" for node in known]
     findings.append(", ".join(f"{name} {version}" for name, version in sorted(known[0].versions.items())))
     problems = problems_of(known, device)
 
-    token = [secrets.token_hex(4)]
-    dist.broadcast_object_list(token, src=0)
-    unshared = find_unshared(directory, token[0], local_rank == 0)
+    token = from_rank_0(partial(secrets.token_hex, 4))
+    unshared = find_unshared(directory, token, local_rank == 0)
     problems += unshared
     if not unshared:
         findings.append(f"{directory} is shared by all nodes")
@@ -238,8 +234,7 @@ def check(directory: Path, device: str) -> tuple[list[str], list[str]]:
             findings.append("a second process may use every GPU, and attention compiles")
     for backend, place in groups:
         group = dist.new_group(backend=backend, timeout=timedelta(seconds=_TIMEOUT_S))
-        answers: list[tuple[str | None, float]] = [(None, 0.0)] * world_size
-        dist.all_gather_object(answers, try_all_reduce(place, group))
+        answers = gather_from_all(try_all_reduce(place, group))
         wrong = [answer for answer, _ in answers if answer is not None]
         problems += wrong
         if not wrong:

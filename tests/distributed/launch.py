@@ -1,4 +1,4 @@
-"""Start ranks for a distributed test and collect what rank 0 wrote."""
+"""Start ranks for a test and collect what rank 0 wrote, or what all of them printed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _HERE = Path(__file__).resolve().parent
+ROOT = _HERE.parents[1]
 
 
 def run_ranks(num_ranks: int, script: str, output: Path, *arguments: str, timeout_s: float = 600) -> Any:
@@ -30,17 +31,30 @@ def start_ranks(num_ranks: int, argv: list[str], log: Path, timeout_s: float = 6
     Raises:
         AssertionError: a rank failed.
     """
+    failed, said = try_ranks(num_ranks, argv, log, timeout_s)
+    assert not failed, f"{Path(argv[0]).name}: {'; '.join(failed)}\n{said[-6000:]}"
+    return said
+
+
+def command_line(*arguments: str) -> list[str]:
+    """What :func:`try_ranks` runs for ``nemo-ibtpo <arguments>``."""
+    return [str(ROOT / "nemo_ibtpo" / "cli.py"), *arguments]
+
+
+def try_ranks(
+    num_ranks: int, argv: list[str], log: Path, timeout_s: float = 600, *, directory: Path = ROOT, **environment: str
+) -> tuple[list[str], str]:
+    """As :func:`start_ranks`; the ranks that failed and how, and what all of them printed."""
     server = _server()
     assert server.stdin is not None and server.stdout is not None
-    request = {"num_ranks": num_ranks, "argv": argv, "log": str(log), "timeout_s": timeout_s}
+    where = {"directory": str(directory), "environment": environment}
+    request = {"num_ranks": num_ranks, "argv": argv, "log": str(log), "timeout_s": timeout_s, **where}
     server.stdin.write(json.dumps(request) + "\n")
     server.stdin.flush()
     answer = server.stdout.readline()
     said = log.read_text() if log.exists() else ""
     assert answer, f"the server of ranks died:\n{said[-6000:]}"
-    failed = json.loads(answer)["failed"]
-    assert not failed, f"{Path(argv[0]).name}: {'; '.join(failed)}\n{said[-6000:]}"
-    return said
+    return json.loads(answer)["failed"], said
 
 
 @cache

@@ -1,11 +1,12 @@
-"""A process that has imported Megatron once and forks the ranks of one distributed test after the other from there.
+"""A process that has imported Megatron once and forks the ranks of one test after the other from there.
 
 Importing takes a rank some seconds of a core, which four ranks pay for every launch under torchrun; forked ranks pay
 nothing. They are processes with the environment that torchrun gives (``env://``), over the same gloo. What torchrun
-itself does is covered where tests start it: ``test_preflight.py``, ``tests/e2e``, ``tests/crash``.
+itself does is covered where tests start it: ``test_preflight.py``, ``test_evaluation.py``, ``e2e/test_demo.py``,
+``tests/crash``.
 
-Reads a JSON object a line from standard input (``num_ranks``, ``argv``, ``log``, ``timeout_s``) and answers each with
-one (``failed``: the ranks that failed and how). Ends with its input.
+Reads a JSON object a line from standard input (the arguments of :func:`run`) and answers each with one (``failed``:
+the ranks that failed and how). Ends with its input.
 """
 
 from __future__ import annotations
@@ -38,12 +39,15 @@ def serve() -> None:
         print(json.dumps({"failed": run(**json.loads(line))}), file=answers, flush=True)
 
 
-def run(num_ranks: int, argv: list[str], log: str, timeout_s: float) -> list[str]:
-    """Run ranks to their end; what went wrong. The first failure ends the others."""
+def run(
+    num_ranks: int, argv: list[str], log: str, timeout_s: float, directory: str, environment: dict[str, str]
+) -> list[str]:
+    """Run ranks to their end in a directory; what went wrong. The first failure ends the others."""
+    os.chdir(directory)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ranks = {fork(rank, num_ranks, port, argv, log): rank for rank in range(num_ranks)}
+    ranks = {fork(rank, num_ranks, port, argv, log, environment): rank for rank in range(num_ranks)}
     deadline = time.monotonic() + timeout_s
     failed: list[str] = []
     running, owner = dict(ranks), os.getppid()
@@ -69,12 +73,12 @@ def run(num_ranks: int, argv: list[str], log: str, timeout_s: float) -> list[str
     return failed
 
 
-def fork(rank: int, num_ranks: int, port: int, argv: list[str], log: str) -> int:
+def fork(rank: int, num_ranks: int, port: int, argv: list[str], log: str, environment: dict[str, str]) -> int:
     """Start a rank that runs the script ``argv[0]``; its process id, which is that of its group, too."""
     pid = os.fork()
     if pid == 0:
         os.setpgid(0, 0)
-        os.environ |= {
+        os.environ |= environment | {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(num_ranks),

@@ -7,31 +7,20 @@ sizes, which are tiny here, and whether their times and ratios are good.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+from distributed.launch import ROOT, start_ranks
 
 
 def run_tiny(name: str, *arguments: str) -> dict[str, Any]:
     """Run a benchmark at its tiny size and return its last line."""
-    done = subprocess.run(
-        [sys.executable, f"benchmarks/{name}.py", "--tiny", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    with tempfile.TemporaryDirectory() as directory:
+        said = start_ranks(1, [str(ROOT / "benchmarks" / f"{name}.py"), "--tiny", *arguments], Path(directory, "log"))
+    result: dict[str, Any] = json.loads(said.splitlines()[-1])
     assert result["device"]
     return result
 

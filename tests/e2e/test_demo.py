@@ -1,8 +1,8 @@
 """``make demo`` from beginning to end, with a base model that learned next to nothing and one short step.
 
-Everything is real: reasoning-gym, supervised training, torchrun with the recipe's TP2 x PP2 on gloo, rollouts by one
-vLLM replica (by the embedded engine where vLLM is not installed), the export.
-Not exercised: the rise of the accuracy, which takes minutes; a run of ``make demo`` shows it.
+Everything is real: reasoning-gym, supervised training, torchrun, rollouts by the embedded engine, the export.
+Not exercised: the rise of the accuracy, which takes minutes (a run of ``make demo`` shows it); the recipe's own layout
+and engine, with which ``test_train.py`` trains.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from nemo_ibtpo.inspection.archive import TreeArchive
 from nemo_ibtpo.reporting.progress import RunConsole
 
 SMALL = [
+    "actor.tensor_model_parallel_size=1",
+    "actor.pipeline_model_parallel_size=1",
+    "actor.sequence_parallel=false",
+    "rollout=transformers",
     "trainer.max_steps=1",
     "trainer.num_prompts_per_step=4",
     "trainer.num_prompts_per_update=4",

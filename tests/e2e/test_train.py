@@ -1,4 +1,4 @@
-"""The main job as a user starts it: ``torchrun ... nemo-ibtpo train recipe=tiny`` on four ranks at TP2 x PP2.
+"""The main job, ``nemo-ibtpo train recipe=tiny`` on four ranks at TP2 x PP2.
 
 Why it matters: every part is tested alone; here they meet. A base model of a few seconds' training is good enough to
 have groups of mixed rewards. Looks at what a run leaves: metrics, validation samples, and a Hugging Face directory
@@ -9,14 +9,12 @@ what ``make demo`` shows.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from distributed.launch import command_line, start_ranks, try_ranks
 from easy_sums import EASY_SUMS
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -30,16 +28,8 @@ SMALL = [*EASY_SUMS, "trainer.num_prompts_per_step=8", "trainer.num_prompts_per_
 NAME = "model.safetensors"
 
 
-def train(num_ranks: int, *words: str) -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
-    return subprocess.run(
-        [sys.executable, *launcher, "-m", "nemo_ibtpo.cli", "train", "recipe=tiny", *words],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+def train(num_ranks: int, log: Path, *overrides: str) -> tuple[list[str], str]:
+    return try_ranks(num_ranks, command_line("train", "recipe=tiny", *overrides), log)
 
 
 # The embedded engine on every rank, or one vLLM replica for the four of them.
@@ -57,9 +47,11 @@ def run(request: pytest.FixtureRequest, tiny_base_model: Path, tmp_path_factory:
         "trainer.max_steps=2",
         "trainer.export_period=1",
     ]
-    done = train(4, *SMALL, *words, *ENGINES[request.param], "trainer.val_period=1")
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    assert done.stdout.count("step 2/2") == 1  # rank 0 alone speaks
+    failed, said = train(
+        4, output.with_suffix(".log"), *SMALL, *words, *ENGINES[request.param], "trainer.val_period=1"
+    )
+    assert not failed, said[-6000:]
+    assert said.count("step 2/2") == 1  # rank 0 alone speaks
     return output
 
 
@@ -113,11 +105,7 @@ def test_trained_model_is_a_hugging_face_directory(run: Path, tiny_base_model: P
 
 def test_the_last_checkpoint_converts_to_the_exported_model(run: Path, tmp_path: Path) -> None:
     words = ["convert", "megatron-to-hf", str(run / "checkpoints" / "latest"), str(tmp_path / "hf"), "--verify"]
-    done = subprocess.run(
-        [sys.executable, "-m", "nemo_ibtpo.cli", *words], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "verified: logits" in done.stdout
+    assert "verified: logits" in start_ranks(1, command_line(*words), tmp_path / "log")
     converted, exported = load_file(tmp_path / "hf" / NAME), load_file(run / "hf" / NAME)
     assert converted.keys() == exported.keys()
     assert all(torch.equal(converted[name], exported[name]) for name in exported)
@@ -126,8 +114,9 @@ def test_the_last_checkpoint_converts_to_the_exported_model(run: Path, tmp_path:
 def test_grpo_is_the_same_program_on_trees_that_share_nothing(tiny_base_model: Path, tmp_path: Path) -> None:
     words = [f"model.path={tiny_base_model}", f"output_dir={tmp_path}", "trainer.max_steps=1"]
     layout = ["actor.pipeline_model_parallel_size=1"]  # TP2 on two ranks
-    done = train(
+    failed, said = train(
         2,
+        tmp_path / "log",
         *SMALL,
         *words,
         *layout,
@@ -136,7 +125,7 @@ def test_grpo_is_the_same_program_on_trees_that_share_nothing(tiny_base_model: P
         "method=grpo",
         "loss.kl_coef=0.0",
     )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    assert not failed, said[-6000:]
     row = read_metrics(tmp_path / "metrics.jsonl")[1]
     assert row["train/trajectories_per_prompt"] == 12
     assert "train/reference_kl" not in row
@@ -149,9 +138,10 @@ def test_diverging_run_ends_with_one_line_on_all_ranks(tiny_base_model: Path, tm
         "optimizer.lr=1e30",
         "optimizer.clip_grad=0.0",
     ]
-    done = train(2, *SMALL, *words, "rollout=transformers", "actor.pipeline_model_parallel_size=1")
-    assert done.returncode != 0
-    errors = [line for line in done.stderr.splitlines() if line.startswith("nemo-ibtpo: error:")]
-    assert len(errors) == 1, done.stderr[-3000:]
+    more = ["rollout=transformers", "actor.pipeline_model_parallel_size=1"]
+    failed, said = train(2, tmp_path / "log", *SMALL, *words, *more)
+    assert failed
+    errors = [line for line in said.splitlines() if line.startswith("nemo-ibtpo: error:")]
+    assert len(errors) == 1, said[-3000:]
     assert "finite" in errors[0]
     assert "optimizer.lr" in errors[0]

@@ -2,7 +2,7 @@
 
 The same program runs as one process and on every rank under torchrun. How it ends:
 
-- 0: done. 2: a ``UserError``, told in one line. 130: interrupted. 85: ``train`` stopped on request and is to be
+- 0: done. 2: a ``UserError``, printed as one line. 130: interrupted. 85: ``train`` stopped on request and is to be
   started again. 1: anything else, with its traceback.
 - A ``UserError`` is printed by rank 0. Ranks that meet it too stay silent: torchrun ends them as soon as rank 0 has
   left. A rank that is still alive after ``_GRACE_S`` knows something that rank 0 does not, and tells it.

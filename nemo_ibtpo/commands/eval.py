@@ -79,7 +79,7 @@ def _compose(overrides: Sequence[str]) -> list[EvalConfig]:
 
 
 def _as_hugging_face(configs: list[EvalConfig]) -> list[EvalConfig]:
-    """Convert a Megatron checkpoint to ``output_dir/model``, anew each time, and evaluate that."""
+    """Convert a Megatron checkpoint to ``output_dir/model``, each time again, and evaluate that."""
     source = Path(configs[0].model.path)
     if not (source / "megatron").is_dir():
         return configs

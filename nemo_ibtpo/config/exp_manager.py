@@ -202,7 +202,7 @@ def version_of_this_start(block: ExpManagerConfig) -> str | None:
 
 
 def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys and values; of sections only those are entered whose keys are told apart."""
+    """Keys and values; of sections only those are entered whose keys are listed one by one."""
     for name, value in node.items():
         key = f"{prefix}{name}"
         if isinstance(value, Mapping) and any(known.startswith(f"{key}.") for known in known_keys()):

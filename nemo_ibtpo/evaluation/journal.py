@@ -2,7 +2,7 @@
 
 The journal is a JSON lines file: the settings, then a response a line. A sampler behind it is asked only for what the
 file does not hold; the rest of an evaluation, verification included, runs as if it had been sampled just now.
-Requests are told apart by their seeds, which derive from the evaluation's seed, the problem and the sample's number.
+Requests are identified by their seeds, which derive from the evaluation's seed, the problem and the sample's number.
 
 Invariants (asserted by ``tests/unit/evaluation/test_journal.py``): a file cut at any byte is continued to the same
 result; another evaluation's file, a file in use and a damaged one are refused.
@@ -104,7 +104,7 @@ class Journal:
                 self.known[line["seed"]] = tuple(line["tokens"]), line["finish_reason"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{self._path}, line {number} is damaged ({error}); remove the file to start anew"
+                f"{self._path}, line {number} is damaged ({error}); remove the file to start again"
             ) from None
         if difference := describe_difference(found["settings"], settings):
             raise UserError(

@@ -10,7 +10,7 @@ from nemo_ibtpo import __version__
 from nemo_ibtpo.config.schema import EvalConfig, RewardConfig
 from nemo_ibtpo.data.problems import Problem, problems_digest
 
-# Says where things lie, not what they are: problems and model are told apart by their digests.
+# Says where things lie, not what they are: problems and model are distinguished by their digests.
 _WHEREABOUTS = ("data", "model_path", "version")
 
 

@@ -67,7 +67,7 @@ def open_parts(config: RunConfig, dataset: str, num_prompts: int, console: RunCo
         config: of the experiment.
         dataset: ``train`` or ``validation``.
         num_prompts: problems to take.
-        console: told what was read.
+        console: prints what was read.
 
     Raises:
         UserError: there are too few problems.

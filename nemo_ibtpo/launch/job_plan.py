@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         block = asked.exp_manager
         if block is not None and is_new_each_time(block):
             raise UserError(
-                "exp_manager begins anew in a directory of its own at each start, and a job that is queued again "
+                "exp_manager uses a new directory at each start, and a job that is queued again "
                 "would never go on: set exp_manager.resume_if_exists=true and resume_ignore_no_checkpoint=true"
             )
         config = asked.at_this_start()

@@ -96,7 +96,7 @@ class Experiment:
         if found and not block.resume_if_exists:
             raise UserError(
                 f"{root} has checkpoints: exp_manager.resume_if_exists=true goes on from the newest, another "
-                "exp_manager.name or version begins anew"
+                "exp_manager.name or version starts a new run"
             )
         if not found and block.resume_if_exists and not block.resume_ignore_no_checkpoint:
             if block.resume_from_checkpoint:

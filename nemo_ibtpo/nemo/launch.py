@@ -68,7 +68,8 @@ def _launch(arguments: argparse.Namespace) -> int:
     block = asked.exp_manager
     if slurm and arguments.retries and block is not None and is_new_each_time(block):
         raise UserError(
-            "--retries goes on with a run, exp_manager begins anew: use exp_manager.resume_if_exists=true"
+            "--retries goes on with a run, exp_manager starts a new directory each time: "
+            "use exp_manager.resume_if_exists=true"
         )
     config = asked.at_this_start()
     per_node = arguments.ranks_per_node or max(1, fewest_ranks(config) // arguments.nodes)

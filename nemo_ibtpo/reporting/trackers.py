@@ -2,7 +2,7 @@
 
 ``metrics.jsonl`` is the record; these are copies for people who look at many runs in one place. A run that goes on
 after a stop goes on in the same run of a tracker, whose id is in ``trackers.json``. A tracker cannot take back what
-it was told: steps that are trained again after a crash are there twice, the later ones last.
+it was given: steps that are trained again after a crash are there twice, the later ones last.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ def serve(connection: Connection, timeout_s: float, limits: Limits, preload: Seq
     for module in MODULES:
         import_module(module)
     for name in preload:
-        with contextlib.suppress(ValueError):  # told by function_defects
+        with contextlib.suppress(ValueError):  # function_defects reports it
             functions.find(name)
     limit_process(limits)
     sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115

@@ -253,7 +253,7 @@ class GrowingTree:
         }
 
     def interrupt(self, number: int, unfinished: Unfinished) -> None:
-        """Keep what the sampler had drawn for a request that it was told to end."""
+        """Keep what the sampler had drawn for a request that was cut."""
         trajectory = self._awaited(number)
         before = trajectory.sampled
         trajectory.awaited = None

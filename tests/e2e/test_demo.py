@@ -1,8 +1,8 @@
 """``make demo`` from beginning to end, with a base model that learned next to nothing and one short step.
 
 Everything is real: reasoning-gym, supervised training, torchrun, rollouts by the embedded engine, the export.
-Not exercised: the rise of the accuracy, which takes minutes (a run of ``make demo`` shows it); the recipe's own layout
-and engine, with which ``test_train.py`` trains.
+Not exercised: the rise of the accuracy, which takes minutes (a run of ``make demo`` shows it); the recipe's own
+layout and engine, with which ``test_train.py`` trains.
 """
 
 from __future__ import annotations

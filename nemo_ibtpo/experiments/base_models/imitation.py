@@ -101,7 +101,7 @@ def make_base_model(directory: Path, settings: BaseModelSettings, data: DataConf
         directory: of the model; replaced if an earlier call made it of something else.
         settings: the model and its training.
         data: of the recipe that will train the model: its problems and its prompts.
-        console: told what is done.
+        console: prints what is done.
 
     Returns:
         Whether there was anything to do.

@@ -112,7 +112,7 @@ def run(recipe: str, make_model: MakeModel, overrides: Sequence[str]) -> None:
         f"TP{actor.tensor_model_parallel_size} x PP{actor.pipeline_model_parallel_size}, "
         f"rollouts by {config.rollout.engine}"
     )
-    # A demo begins anew, so that what is there belongs to this run.
+    # A demo starts from nothing, so that what is there belongs to this run.
     for name in (FILE_NAME, _SUMMARY, _PNG, _REPORT, "status.json"):
         (output / name).unlink(missing_ok=True)
     for name in ("checkpoints", "trees", "validation"):
@@ -144,7 +144,7 @@ def train(recipe: str, overrides: Sequence[str], num_ranks: int) -> None:
     The ranks write to this process's standard output and error.
 
     Raises:
-        UserError: the run ended with an error, which it has told.
+        UserError: the run ended with an error, which it has printed.
     """
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
     command = [sys.executable, "-m", *torchrun, "-m", "nemo_ibtpo.cli", "train", f"recipe={recipe}", *overrides]

@@ -61,7 +61,7 @@ def helpers(study_file: Path, count: int) -> Iterator[None]:
     """Further processes that work on the same study while the block runs; waits for them at its end.
 
     Raises:
-        UserError: one of them failed; it has told why.
+        UserError: one of them failed; it has printed why.
     """
     command = [sys.executable, "-m", "nemo_ibtpo.cli", "study", "run", str(study_file)]
     processes = [subprocess.Popen(command) for _ in range(count)]

@@ -21,7 +21,7 @@ async def post(
     Args:
         url: of the endpoint.
         body: JSON-able.
-        key_env: name of the environment variable with the key; the key is sent in a header and told nowhere.
+        key_env: name of the environment variable with the key; the key is sent in a header and shown nowhere.
         timeout_s: of one attempt.
         retries: further attempts after a time-out, a lost connection, a rate limit or a fault of the server.
         wait_s: before the first of them; then twice as long each time, or as long as the server says.
@@ -44,8 +44,8 @@ async def post(
             reason = f"{url} answers {error.code} {error.reason}"
             if error.code not in _AGAIN:
                 break
-            told = error.headers.get("Retry-After", "")
-            wait = float(told) if told.isdecimal() else wait
+            asked = error.headers.get("Retry-After", "")
+            wait = float(asked) if asked.isdecimal() else wait
         except (OSError, ValueError) as error:  # a lost connection, a time-out, no JSON
             reason = f"{url}: {type(error).__name__}: {error}"
         if attempt < retries:

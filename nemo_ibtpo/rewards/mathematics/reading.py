@@ -399,7 +399,7 @@ def expression(text: str) -> Any:
     text = _REPEATING.sub(_repeating, text)
     text = _DECIMAL.sub(lambda m: _fraction(int((m[1] or "0") + m[2]), 10 ** len(m[2]), m), text)
     text = _MIXED.sub(lambda m: f"({m[1]}+\\frac{{{m[2] or m[3]}}}{{{m[4] or m[5]}}})", text)
-    text = re.sub(r"(?<=\d)\s*\(", r"\\cdot (", text)  # whatever it is told, the grammar makes 2 + 3 of 2(3)
+    text = re.sub(r"(?<=\d)\s*\(", r"\\cdot (", text)  # without the dot, the grammar makes 2 + 3 of 2(3)
     try:
         found = latex2sympy(
             normalize_latex(text, config=_NORMALISE),

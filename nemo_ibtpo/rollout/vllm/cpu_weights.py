@@ -1,7 +1,7 @@
 """New weights into vLLM's model on a CPU, where its general reload is slow, and wrong for experts.
 
 vLLM packs every matrix for the CPU's kernels and keeps the packed form alone. Its ``reload_weights`` allocates each
-layer anew, copies the weights into it, packs them, and copies a second time what is kept unpacked; experts are packed
+layer again, copies the weights into it, packs them, and copies twice what is kept unpacked; experts are packed
 at the first loading only (vLLM 0.32), and later weights taken for packed ones. Here vLLM's own hooks
 (``process_weights_after_loading``) pack a matrix from where it lies in the shared memory, and experts once they are
 stacked; the rest is copied into the parameters that are there.

@@ -204,7 +204,7 @@ class VLLMEngine:
         return rollouts
 
     def progress(self, request_ids: Collection[Hashable]) -> Mapping[Hashable, int]:
-        """Tokens drawn so far, at least, for these requests, as far as the process has told."""
+        """Tokens drawn so far, at least, for these requests, as far as the process has reported."""
         if not self._reports:
             self._reports = True
             self._process.send(Report())

@@ -2,8 +2,8 @@
 
 The same program runs as one process and on every rank under torchrun. How it ends:
 
-- 0: done. 2: a ``UserError``, printed as one line. 130: interrupted. 85: ``train`` stopped on request and is to be
-  started again. 1: anything else, with its traceback.
+- 0: done. 2: a ``UserError`` or a full disk, printed as one line. 130: interrupted. 85: ``train`` stopped on request
+  and is to be started again. 1: anything else, with its traceback.
 - A ``UserError`` is printed by rank 0. Ranks that meet it too stay silent: torchrun ends them as soon as rank 0 has
   left. A rank that is still alive after ``_GRACE_S`` knows something that rank 0 does not, and tells it.
 - After a failure the process leaves without destructors, which may wait for ranks that are gone.
@@ -12,6 +12,7 @@ The same program runs as one process and on every rank under torchrun. How it en
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ from nemo_ibtpo import __version__
 from nemo_ibtpo.commands import all_commands
 from nemo_ibtpo.config.errors import UserError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _GRACE_S = 5.0  # torchrun looks at its processes ten times a second; other machines hear of it a little later
 
 
@@ -41,7 +43,10 @@ def main(argv: Sequence[str]) -> int:
     """Run one command; its exit status."""
     try:
         return _dispatch(argv)
-    except UserError as error:
+    except (UserError, OSError) as error:
+        if not isinstance(error, UserError) and error.errno not in _FULL:
+            traceback.print_exc()
+            return 1
         rank = _rank()
         if rank:
             # `train` takes SIGTERM for a request to stop; from here on it is torchrun's way to end this rank.

@@ -22,17 +22,27 @@
 set -euo pipefail
 # Slurm runs a copy of this file; what belongs to it lies beside the original.
 here=$(dirname -- "${BASH_SOURCE[0]}")
-[ -d "$here/lib" ] || here=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/train_ibtpo\.sh.*|\1|p' | uniq)
+[ -e "$here/lib/common.sh" ] ||
+    here=$(scontrol show job "${SLURM_JOB_ID:-}" | sed -n 's|^ *Command=\([^ ]*\)/.*|\1|p' | uniq) || here=
+[ -e "$here/lib/common.sh" ] || {
+    echo "error: slurm/lib is not beside this script, and Slurm names no other place: submit slurm/train_ibtpo.sh of a checkout" >&2
+    exit 1
+}
 # shellcheck source=lib/common.sh
 source "$here/lib/common.sh"
 # shellcheck source=lib/attempts.sh
 source "$here/lib/attempts.sh"
 
-read -ra more <<<"${IBTPO_ARGS:-}"
-overrides=("$@" "${more[@]}")
-help_or_go "$here/train_ibtpo.sh" "${overrides[@]}"
+read -r -d '' -a more <<<"${IBTPO_ARGS:-}" || true # up to its end, over lines
+help_or_go "$here/train_ibtpo.sh" "$@" "${more[@]}"
+overrides=()
+dry=
+for word in "$@" "${more[@]}"; do
+    if [ "$word" = --dry-run ]; then dry=yes; else overrides+=("$word"); fi
+done
 
-export IBTPO_RANKS=${IBTPO_RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-}} IBTPO_HEAD IBTPO_ADDRESSES IBTPO_STOP_FILE
+export IBTPO_RANKS IBTPO_HEAD IBTPO_ADDRESSES IBTPO_STOP_FILE
+ranks_per_node
 [ -n "$IBTPO_RANKS" ] ||
     fail "this job has no GPUs: submit it with --gpus-per-node=<n>, or set IBTPO_RANKS_PER_NODE for a run on CPUs"
 
@@ -68,6 +78,10 @@ ranks=$((SLURM_JOB_NUM_NODES * IBTPO_RANKS))
 say "job $SLURM_JOB_ID: $ranks ranks on $SLURM_JOB_NUM_NODES nodes: nemo-ibtpo train ${overrides[*]}"
 plan=$(on_nodes 1 -- python nemo_ibtpo.launch.job_plan --world-size "$ranks" "${overrides[@]}") || fail "this run cannot start"
 head -n -3 <<<"$plan"
+if [ -n "$dry" ]; then
+    say "dry run: nothing was started"
+    exit 0
+fi
 { read -r output_dir && read -r device && read -r open; } < <(tail -n 3 <<<"$plan")
 if [ "$open" = complete ]; then
     say "this run is complete: $output_dir/hf"
@@ -79,7 +93,7 @@ IBTPO_STOP_FILE=$attempt/stop
 trap stop USR1
 [ -z "$stopping" ] || stop
 # Slurm reaches the nodes by these addresses; the ranks meet at the first one, at a port of this job.
-IBTPO_ADDRESSES=$(node_addresses)
+IBTPO_ADDRESSES=$(node_addresses) || exit 1
 IBTPO_HEAD=${IBTPO_ADDRESSES%% *}:$((20000 + SLURM_JOB_ID % 10000))
 
 # What the nodes can do.

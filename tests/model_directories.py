@@ -1,4 +1,5 @@
-"""Hugging Face model directories that are right in every file, written without torch, for tests that damage them."""
+"""Hugging Face model directories, right but for the shapes of weights, written without torch, for tests that damage
+them."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models
+
+from nemo_ibtpo.config.supported import weight_names
 
 HF_CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -28,6 +31,9 @@ def write_model_directory(directory: Path, **changes: Any) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     config = {name: value for name, value in (HF_CONFIG | changes).items() if value is not None}
     (directory / "config.json").write_text(json.dumps(config))
-    save_file({"model.embed_tokens.weight": np.zeros((12, 32), np.float32)}, directory / "model.safetensors")
+    layers = config.get("num_hidden_layers")
+    complete = {"num_experts": config.get("num_local_experts"), **config, "num_hidden_layers": layers or 0}
+    names = weight_names(complete) if config.get("architectures") else {"model.embed_tokens.weight"}
+    save_file({name: np.zeros(2, np.float32) for name in names}, directory / "model.safetensors")
     Tokenizer(models.WordLevel({str(i): i for i in range(12)}, "0")).save(str(directory / "tokenizer.json"))
     return directory

@@ -58,9 +58,13 @@ class CheckpointDirectory:
     def begin(self, step: int) -> None:
         """Make an empty directory to write to; what earlier attempts left is removed."""
         self.root.mkdir(parents=True, exist_ok=True)
+        self.remove_unfinished()
+        self.unfinished(step).mkdir()
+
+    def remove_unfinished(self) -> None:
+        """Remove what was not brought to its end."""
         for left in self.root.glob(".*.tmp"):
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
-        self.unfinished(step).mkdir()
 
     def commit(self, step: int) -> None:
         """Put the checkpoint, whose manifest has been written, into place, point ``latest`` to it and prune."""

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.model_directory import read_model_directory
+from nemo_ibtpo.conversion.checks import check_checkpoint, check_output
 
 if TYPE_CHECKING:
     from nemo_ibtpo.commands import Subparsers
@@ -82,6 +84,11 @@ def run(arguments: argparse.Namespace) -> None:
     if output.resolve() == source.resolve() or source.resolve().is_relative_to(output.resolve()):
         raise UserError(f"{output} holds the source; choose another place for the output")
     max_shard_bytes = _bytes(arguments.max_shard_size) if arguments.direction == "megatron-to-hf" else 0
+    if arguments.direction == "hf-to-megatron":
+        read_model_directory(str(source))
+    else:
+        check_checkpoint(source)
+    check_output(output, arguments.force)
 
     # These import torch and Megatron.
     from nemo_ibtpo.conversion.convert import hf_to_megatron, megatron_to_hf

@@ -15,6 +15,7 @@ from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.loader import compose_evaluation
 from nemo_ibtpo.config.schema import EvalConfig
 from nemo_ibtpo.config.validation import check_output_dir, validate
+from nemo_ibtpo.data.sources import check_sources
 
 if TYPE_CHECKING:
     from nemo_ibtpo.commands import Subparsers
@@ -55,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int | None:
         configs = _as_hugging_face(configs)
     for config in configs:
         validate(config, "eval")
+        check_sources(config.benchmark.data)
         if int(os.environ.get("RANK", "0")) == 0:
             print(_plan(config), flush=True)
     if arguments.dry_run:

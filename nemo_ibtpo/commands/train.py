@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemo_ibtpo.checkpoints.occupancy import only_run_in
 from nemo_ibtpo.checkpoints.status import EXIT_REQUEUE, failure_is_told, finished_steps
 from nemo_ibtpo.commands import asks_help
 from nemo_ibtpo.config import help_text
@@ -18,8 +19,10 @@ from nemo_ibtpo.config.layout import fewest_ranks
 from nemo_ibtpo.config.loader import Asked, composition, recipe_and_overrides
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.config.validation import validate
+from nemo_ibtpo.data.sources import check_sources
 from nemo_ibtpo.nemo import toolkit
 from nemo_ibtpo.nemo.experiment import Experiment
+from nemo_ibtpo.reporting.progress import RunConsole
 
 if TYPE_CHECKING:
     from nemo_ibtpo.commands import Subparsers
@@ -72,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int | None:
 def _dry_run(config: RunConfig, asked: int | None) -> int:
     ranks = _planned_world_size(config, asked)
     validate(config, "train", ranks)
+    check_sources(config.data.train, config.data.validation)
     print(batch_plan(config, ranks))
     print(f"dry run for {ranks} rank{'s' * (ranks != 1)}: nothing was started")
     return 0
@@ -80,7 +84,7 @@ def _dry_run(config: RunConfig, asked: int | None) -> int:
 def _start(asked: Asked) -> int:
     experiment = None if asked.exp_manager is None else Experiment(asked.exp_manager)
     config = asked.config(None if experiment is None else experiment.version)
-    with failure_is_told(Path(config.output_dir)):
+    with only_run_in(Path(config.output_dir)), failure_is_told(Path(config.output_dir)):
         return _train(config, _world_size(), experiment)
 
 
@@ -95,10 +99,10 @@ def _train(config: RunConfig, ranks: int, experiment: Experiment | None) -> int:
                 "Raise trainer.max_steps (or max_sampled_tokens) to train on, or choose another output_dir"
             )
         return 0
+    check_sources(config.data.train, config.data.validation)
     if experiment is not None:
         experiment.set_up(config.trainer.max_steps)
-    if speaks:
-        print(batch_plan(config, ranks), flush=True)
+    RunConsole(0 if speaks else 1).say(batch_plan(config, ranks))
     from nemo_ibtpo.training.run import run_training  # imports torch and Megatron
 
     return EXIT_REQUEUE if run_training(config) else 0

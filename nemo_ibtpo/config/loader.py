@@ -11,8 +11,10 @@ closest known name; what ``to_yaml`` writes is a recipe that composes to the sam
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import json
 import re
 import typing
 import warnings
@@ -38,6 +40,19 @@ from nemo_ibtpo.config.schema import EvalConfig, RunConfig
 from nemo_ibtpo.methods.factory import find_class
 
 _MISSING = "???"  # OmegaConf's mark of a value that must be given
+_PATHS = (
+    "output_dir",
+    "model.path",
+    "data.train.path",
+    "data.validation.path",
+    "benchmark.data.path",
+    "checkpoint.resume",
+)
+# Texts, in which \\n and \\t on the command line are a line break and a tab, unless they begin a command of TeX.
+_TEXTS = ("stop", "prompt_format", "system_prompt")
+_ESCAPES = {"n": "\n", "t": "\t"}
+_TEX = "nabla|ne|neg|neq|newline|ni|nmid|not|notin|nu|tag|tan|tanh|tau|text|textbf|textit|tfrac|theta|times|to|top"
+_ESCAPED = re.compile(rf"(?<!\\)\\(?!(?:{_TEX})(?![a-zA-Z]))([nt])")
 _NO_CHOICE = re.compile(
     r"Could not find '(?P<group>[^']+)/(?P<choice>[^'/]+)'\s+"
     r"Available options in '[^']+':(?P<options>(\n\t.*)+)"
@@ -83,6 +98,8 @@ class Composition:
         Raises:
             UserError: a value is missing or not as it should be.
         """
+        composed = copy.deepcopy(composed)
+        _expand_home(composed)
         return build(self.root, _resolved(composed, self.root, self.sources), self.sources)
 
     def asked(self, composed: DictConfig) -> Asked:
@@ -224,11 +241,10 @@ def _read(recipe: Path) -> Mapping[str, Any]:
 
 def _checked_override(word: str, root: type) -> str:
     """Check one word of the command line against the schema; the word as Hydra takes it."""
-    try:
-        override: Override = OverridesParser.create().parse_override(word)
-    except HydraException as error:
-        reason = _first_line(error, skip="Error parsing override")
-        raise UserError(f"'{word}' on the command line is not key=value: {reason}") from None
+    name, _, value = word.partition("=")
+    if name.lstrip("+").rpartition(".")[2] in _TEXTS:
+        word = f"{name}={_ESCAPED.sub(lambda found: _ESCAPES[found[1]], value)}"
+    override = _parsed(word)
     key = override.key_or_group
     of_nemo = root is RunConfig and key.partition(".")[0] == exp_manager.BLOCK
     # NeMo's users write `++key=value` for any key; a block that is not in the recipe is added, however it is written.
@@ -256,6 +272,31 @@ def _checked_override(word: str, root: type) -> str:
         return f"++{word}"  # Hydra would otherwise only change what is there
     known = [*keys(root), "benchmark" if root is EvalConfig else "recipe"]
     raise UserError(f"unknown key '{key}' on the command line{did_you_mean(key, known)}")
+
+
+def _parsed(word: str) -> Override:
+    parser = OverridesParser.create()
+    try:
+        return parser.parse_override(word)
+    except HydraException as error:
+        reason = _first_line(error, skip="Error parsing override")
+    key, equals, value = word.partition("=")
+    quoted = f"{key}={json.dumps(value, ensure_ascii=False)}"
+    if equals and not value.startswith("[") and re.fullmatch(r"[+\w.]+", key):
+        with contextlib.suppress(HydraException):
+            parser.parse_override(quoted)
+            raise UserError(
+                f"'{word}' on the command line: this value needs quotes of its own, inside those of the shell: "
+                f"'{quoted}'"
+            )
+    raise UserError(f"'{word}' on the command line is not key=value: {reason}")
+
+
+def _expand_home(composed: DictConfig) -> None:
+    """Write out ``~`` at the beginning of paths."""
+    for key in _PATHS:
+        if isinstance(value := OmegaConf.select(composed, key), str) and value.startswith("~"):
+            OmegaConf.update(composed, key, str(Path(value).expanduser()))
 
 
 def _compose(recipe: Path, overrides: Sequence[str]) -> DictConfig:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.supported import IGNORED_WEIGHTS, unsupported, weight_names
 
 SUPPORTED_ARCHITECTURES = (
     "LlamaForCausalLM",
@@ -29,6 +32,8 @@ _SIZES = (
     "vocab_size",
 )
 _EXPERT_SIZES = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
+_OUTPUT, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_COMPARED_BYTES = 1 << 24
 _LENGTH_BYTES = 8  # a safetensors file starts with its header's length, little-endian
 
 
@@ -42,8 +47,10 @@ def read_model_directory(path: str) -> dict[str, Any]:
     if not directory.is_dir():
         raise UserError(f"model.path={path}: there is no such directory; give a Hugging Face model directory")
     config = read_config(directory / "config.json")
-    for weights in _weight_files(directory):
-        _check_safetensors(weights)
+    places = {name: place for file in _weight_files(directory) for name, place in _tensors(file).items()}
+    _check_names(directory, config, set(places))
+    if config.get("tie_word_embeddings") and _OUTPUT in places:
+        _check_tied(directory, places[_OUTPUT], places[_EMBEDDING])
     _check_vocabulary(directory / "tokenizer.json", config["vocab_size"])
     return config
 
@@ -81,6 +88,8 @@ def read_config(file: Path) -> dict[str, Any]:
             f"{file}: num_experts_per_tok is {config['num_experts_per_tok']}, but there are "
             f"{config['num_experts']} experts"
         )
+    if (reason := unsupported(config)) is not None:
+        raise UserError(f"{file}: {reason}")
     if architecture == "MistralForCausalLM":
         window = config.get("sliding_window", "absent (which means 4096)")
     else:
@@ -94,33 +103,97 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    index = directory / "model.safetensors.index.json"
+    index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
     if not index.exists():
-        if (single := directory / "model.safetensors").is_file():
+        if single.is_file():
             return [single]
         raise UserError(f"{directory} has neither model.safetensors nor {index.name}; only safetensors are read")
     names = _read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise UserError(f"{index}: weight_map is missing or empty")
     shards = [directory / name for name in sorted(set(names.values()))]
+    if single.is_file() and single not in shards:
+        raise UserError(
+            f"{directory} holds {single.name} and an index of other files ({index.name}); libraries read one or the "
+            "other: remove what does not belong to this model"
+        )
     if absent := [shard.name for shard in shards if not shard.is_file()]:
         raise UserError(f"{index} names {len(shards)} files, of which these are missing: {', '.join(absent)}")
     return shards
 
 
-def _check_safetensors(file: Path) -> None:
-    """Compare the size of a file with what its header promises: a torn copy is the usual damage."""
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a tensor lies.
+
+    Attributes:
+        kind: its type and shape.
+        start, end: bytes from the beginning of the file.
+    """
+
+    file: Path
+    kind: tuple[Any, Any]
+    start: int
+    end: int
+
+
+def _tensors(file: Path) -> dict[str, _Place]:
+    """The tensors of a file, whose size is what its header promises: a torn copy is the usual damage."""
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(_LENGTH_BYTES))
             header = json.loads(stream.read(min(length, size)))
-        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-        promised = _LENGTH_BYTES + length + max(entry["data_offsets"][1] for entry in tensors)
+        header.pop("__metadata__", None)
+        data = _LENGTH_BYTES + length
+        tensors = {
+            name: _Place(
+                file,
+                (entry["dtype"], entry["shape"]),
+                data + entry["data_offsets"][0],
+                data + entry["data_offsets"][1],
+            )
+            for name, entry in header.items()
+        }
+        promised = max(place.end for place in tensors.values())
     except (struct.error, ValueError, AttributeError, KeyError, TypeError, IndexError):
         raise UserError(f"{file} is not a safetensors file, or its header is damaged; copy it again") from None
     if size != promised:
         raise UserError(f"{file} has {size} bytes where its header promises {promised}; copy it again")
+    return tensors
+
+
+def _check_names(directory: Path, config: Mapping[str, Any], found: set[str]) -> None:
+    """Compare the names of the weights with those of the architecture."""
+    needed = weight_names(config)
+    found = {name for name in found if not name.endswith(IGNORED_WEIGHTS)}
+    if config.get("tie_word_embeddings"):
+        found.discard(_OUTPUT)  # some exporters write the tied copy too
+    for kind, names in (("missing", needed - found), ("unknown", found - needed)):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            cure = "; tie_word_embeddings=true in config.json if it is the embedding" if names == {_OUTPUT} else ""
+            shown = ", ".join(sorted(names)[:3])
+            raise UserError(f"{directory}: {kind} weights in the checkpoint: {shown}{more}{cure}")
+
+
+def _check_tied(directory: Path, output: _Place, embedding: _Place) -> None:
+    """A written output layer of a tied model is the embedding, byte for byte."""
+    same = output.kind == embedding.kind
+    if same:
+        with output.file.open("rb") as first, embedding.file.open("rb") as second:
+            first.seek(output.start)
+            second.seek(embedding.start)
+            left = output.end - output.start
+            while same and left > 0:
+                size = min(left, _COMPARED_BYTES)
+                same = first.read(size) == second.read(size)
+                left -= size
+    if not same:
+        raise UserError(
+            f"{directory}: config.json ties the output layer to the embedding (tie_word_embeddings), but "
+            "lm_head.weight differs from model.embed_tokens.weight; set it to false if the former is right"
+        )
 
 
 def _check_vocabulary(file: Path, vocab_size: int) -> None:

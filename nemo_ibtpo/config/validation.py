@@ -390,6 +390,7 @@ def _overlap(train: DatasetConfig, validation: DatasetConfig) -> bool:
 
 def check_output_dir(output_dir: str) -> None:
     """Whether files can be made under ``output_dir``, which need not exist yet; leaves no trace."""
+    refuse_if(not output_dir.strip(), "output_dir is empty; name a directory")
     directory = Path(output_dir).absolute()
     existing = next(path for path in (directory, *directory.parents) if os.path.lexists(path))
     try:

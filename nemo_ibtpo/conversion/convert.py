@@ -15,23 +15,16 @@ import torch
 from torch import Tensor
 
 from nemo_ibtpo.checkpoints import MEGATRON, MODEL
-from nemo_ibtpo.checkpoints.manifest import (
-    FILE_NAME,
-    DamagedError,
-    describe,
-    file_names,
-    read_manifest,
-    write_manifest,
-)
+from nemo_ibtpo.checkpoints.manifest import describe, file_names, write_manifest
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.model_directory import read_model_directory
+from nemo_ibtpo.conversion.checks import check_checkpoint, check_output
 from nemo_ibtpo.conversion.places import VOCABULARY, Place, places
 from nemo_ibtpo.conversion.torch_dist import TorchDistReader, write_torch_dist
 from nemo_ibtpo.conversion.verify import verify_logits
 from nemo_ibtpo.dtypes import TORCH_DTYPES
 from nemo_ibtpo.megatron.architecture import load_architecture
-from nemo_ibtpo.megatron.safetensors_io import SafetensorsDirectory, copy_companions, record_dtype, write_model
-from nemo_ibtpo.megatron.weights import check_names
+from nemo_ibtpo.megatron.safetensors_io import SafetensorsDirectory, complete_config, copy_companions, write_model
 from nemo_ibtpo.reporting.progress import RunConsole
 
 # What a training checkpoint holds besides weights.
@@ -51,19 +44,14 @@ def hf_to_megatron(
     Raises:
         UserError: anything that the user can mend; ``output`` is as it was.
     """
-    if not source.is_dir():
-        raise UserError(f"{source}: there is no such directory; give a Hugging Face model directory")
     read_model_directory(str(source))
     architecture = load_architecture(source)
     weights = SafetensorsDirectory(source)
-    check_names(weights, architecture)
     to = _target_dtype({weights.header(name)[0] for name in weights}, dtype, source)
     for place in places(architecture):
         for name, shape in place.rule.shapes.items():
             if weights.header(name)[1] != shape:
                 raise UserError(f"weight '{name}' has shape {weights.header(name)[1]}, config.json makes it {shape}")
-    if architecture.tied_embeddings and "lm_head.weight" in weights:
-        _check_tied(weights, source)
     everything = places(architecture)
     with _staged(output, force) as staging:
         with console.phase("weights", len(everything), "parameters") as phase:
@@ -76,7 +64,7 @@ def hf_to_megatron(
             write_torch_dist(staging / MEGATRON, everything, to, load)
         (staging / MODEL).mkdir()
         copy_companions(source, staging / MODEL)
-        record_dtype(staging / MODEL / "config.json", to)
+        complete_config(staging / MODEL / "config.json", to)
         write_manifest(staging, describe(staging, file_names(staging), sync=True))
         if verify:
             console.say(verify_logits(source, staging / MEGATRON, to))
@@ -105,16 +93,7 @@ def megatron_to_hf(
     Raises:
         UserError: anything that the user can mend; ``output`` is as it was.
     """
-    if not source.is_dir():
-        raise UserError(f"{source}: there is no such directory; give a checkpoint, such as <run>/checkpoints/latest")
-    for part in (MEGATRON, MODEL):
-        if not (source / part).is_dir():
-            raise UserError(f"{source} has no {part}/: give a checkpoint, such as <run>/checkpoints/latest")
-    if (source / FILE_NAME).exists():
-        try:
-            read_manifest(source)
-        except DamagedError as error:
-            raise UserError(f"{source} is damaged: {error}") from error
+    check_checkpoint(source)
     architecture = load_architecture(source / MODEL)
     reader = TorchDistReader(source / MEGATRON)
     everything = places(architecture)
@@ -135,14 +114,6 @@ def megatron_to_hf(
         if verify:
             console.say(verify_logits(staging, source / MEGATRON, to))
     console.say(f"Hugging Face model written to {output} ({_spoken(to)})")
-
-
-def _check_tied(weights: SafetensorsDirectory, source: Path) -> None:
-    if not torch.equal(weights["lm_head.weight"], weights["model.embed_tokens.weight"]):
-        raise UserError(
-            f"{source}: config.json ties the output layer to the embedding (tie_word_embeddings), but lm_head.weight "
-            "differs from model.embed_tokens.weight; set it to false if the former is right"
-        )
 
 
 def _check_stored(reader: TorchDistReader, everything: list[Place]) -> None:
@@ -187,8 +158,7 @@ def _spoken(dtype: torch.dtype) -> str:
 @contextlib.contextmanager
 def _staged(output: Path, force: bool) -> Iterator[Path]:
     """A directory that takes the place of ``output`` if the block ends well, and leaves no trace otherwise."""
-    if output.exists() and not force:
-        raise UserError(f"{output} is there already; choose another place, or replace it with --force")
+    check_output(output, force)
     staging, replaced = (output.with_name(f".{output.name}.{suffix}") for suffix in ("tmp", "old"))
     try:
         for left in (staging, replaced):

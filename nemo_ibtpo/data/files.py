@@ -34,14 +34,19 @@ def file_rows(config: DatasetConfig) -> Iterator[tuple[str, Row]]:
     reader = {"jsonl": _json_rows, "csv": _csv_rows, "parquet": _parquet_rows}[config.source]
     if config.subset is not None:
         raise UserError(f"subset={config.subset} is of Hugging Face data sets; name the files in `path`")
-    for file in _files(config):
+    for file in find_files(config):
         try:
             yield from reader(file)
         except OSError as error:
             raise UserError(f"cannot read data file {file}: {error.strerror or error}") from error
 
 
-def _files(config: DatasetConfig) -> list[Path]:
+def find_files(config: DatasetConfig) -> list[Path]:
+    """The files that a data set names, sorted.
+
+    Raises:
+        UserError: there are none, or it is not clear which.
+    """
     path = Path(config.path).expanduser()
     if path.is_file():
         if config.split is not None:

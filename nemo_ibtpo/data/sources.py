@@ -16,7 +16,7 @@ from pathlib import Path
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import DatasetConfig
-from nemo_ibtpo.data.files import file_rows
+from nemo_ibtpo.data.files import file_rows, find_files
 from nemo_ibtpo.data.rows import Row
 from nemo_ibtpo.signals import unreached_by_signals
 
@@ -35,6 +35,19 @@ def read_rows(config: DatasetConfig) -> Iterator[tuple[str, Row]]:
         case "huggingface":
             subsets = config.subset.split(",") if config.subset else [None]
             return chain.from_iterable(_huggingface_rows(config, subset) for subset in subsets)
+
+
+def check_sources(*configs: DatasetConfig) -> None:
+    """Whether the files that data sets name are there; reads none of them.
+
+    Raises:
+        UserError: one is not there.
+    """
+    for config in configs:
+        if config.source in ("jsonl", "csv", "parquet"):
+            find_files(config)
+        elif config.source == "huggingface" and Path(config.path).is_absolute() and not Path(config.path).exists():
+            raise UserError(f"data set {config.path}: there is no such directory")
 
 
 def _huggingface_rows(config: DatasetConfig, subset: str | None) -> Iterator[tuple[str, Row]]:

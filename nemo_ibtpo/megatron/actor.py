@@ -205,6 +205,12 @@ class MegatronActor:
         with self._copies.swapped_in(REFERENCE):
             return self.logprobs(batches)
 
+    @property
+    def learning_rate(self) -> float:
+        """Of the next optimizer step."""
+        rate: float = self._optimizer.param_groups[0]["lr"]
+        return rate
+
     def train_step(
         self,
         batches: Sequence[PackedBatch],
@@ -253,7 +259,7 @@ class MegatronActor:
                 before_step()
             self._refuse_non_finite(metrics)
             _, grad_norm, _ = self._optimizer.step()
-            metrics |= {"grad_norm": float(grad_norm), "lr": self._optimizer.param_groups[0]["lr"]}
+            metrics |= {"grad_norm": float(grad_norm), "lr": self.learning_rate}
             self._lr_scheduler.step(increment=1)
             return metrics
 

@@ -16,6 +16,7 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.supported import unsupported
 
 # Whether q, k and v have biases, and whether queries and keys are normalised.
 _FAMILIES = {
@@ -119,11 +120,8 @@ def architecture_from_config(config: PretrainedConfig) -> Architecture:
     if family not in _FAMILIES:
         raise UserError(f"model type '{family}' is not supported; supported are {', '.join(sorted(_FAMILIES))}")
     qkv_bias, qk_norm = _FAMILIES[family]
-    for name, unwanted in (("attention_bias", True), ("mlp_bias", True)):
-        if getattr(config, name, False) is unwanted:
-            raise UserError(f"{family}: config.json has {name}=true, which is not supported")
-    if config.hidden_act != "silu":
-        raise UserError(f"{family}: hidden_act '{config.hidden_act}' is not supported, only 'silu'")
+    if (reason := unsupported(config.to_dict())) is not None:
+        raise UserError(f"{family}: {reason}")
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", family == "mistral"):
         raise UserError(f"{family}: sliding-window attention is not supported; set sliding_window to null")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -146,11 +144,6 @@ def architecture_from_config(config: PretrainedConfig) -> Architecture:
 
 
 def _experts(config: PretrainedConfig) -> Experts:
-    if config.mlp_only_layers or config.decoder_sparse_step != 1:
-        raise UserError(
-            f"{config.model_type}: dense layers among those with experts are not supported (mlp_only_layers="
-            f"{config.mlp_only_layers}, decoder_sparse_step={config.decoder_sparse_step} in config.json)"
-        )
     return Experts(
         number=config.num_experts,
         per_token=config.num_experts_per_tok,
@@ -166,7 +159,5 @@ def _inverse_frequencies(config: PretrainedConfig, head_dim: int) -> torch.Tenso
     if rope_type == "default":
         exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
         return 1.0 / rope["rope_theta"] ** exponents
-    if rope_type not in ("llama3", "linear"):
-        raise UserError(f"rope_type '{rope_type}' is not supported; supported are default, linear and llama3")
     inv_freq, _ = ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu"))
     return inv_freq.float()

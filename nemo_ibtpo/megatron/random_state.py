@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from nemo_ibtpo.megatron.safetensors_io import write_tensors
 
 RandomState = dict[str, Tensor]
 
@@ -65,7 +66,7 @@ def restore(state: RandomState) -> None:
 def write(state: RandomState, path: Path) -> None:
     """Write one rank's states."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in state.items()}, path)
+    write_tensors({name: value.contiguous() for name, value in state.items()}, path)
 
 
 def read(path: Path) -> RandomState:

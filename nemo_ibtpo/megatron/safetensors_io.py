@@ -17,16 +17,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.supported import IGNORED_WEIGHTS
 
 _INDEX = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5 * 10**9
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Everything beside the weights that a model directory needs to be used as it is.
 _COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "README*")
+_TEMPLATES = "additional_chat_templates"
 
 
 class SafetensorsDirectory(Mapping[str, Tensor]):
-    """Weights of a model directory by name, each read from disk when it is asked for.
+    """Weights of a model directory by name, each read from disk when it is asked for; buffers are left out.
 
     Raises:
         UserError: there are no safetensors files, or one is missing or corrupt; it is named.
@@ -41,6 +43,7 @@ class SafetensorsDirectory(Mapping[str, Tensor]):
         else:
             files = sorted(directory.glob("*.safetensors"))
             self._file_of = {name: file for file in files for name in list(self._open(file).keys())}
+        self._file_of = {name: file for name, file in self._file_of.items() if not name.endswith(IGNORED_WEIGHTS)}
         if not self._file_of:
             raise UserError(f"model.path={path}: no *.safetensors file there; other weight formats are not read")
 
@@ -95,11 +98,30 @@ def write_model(
     temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    copy_companions(like, temporary)
-    _write_shards(temporary, weights, max_shard_bytes)
+    try:
+        copy_companions(like, temporary)
+        _write_shards(temporary, weights, max_shard_bytes)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"{directory}: the model cannot be written: {error.strerror or error}") from error
     if directory.exists():
         shutil.rmtree(directory)
     temporary.rename(directory)
+
+
+def write_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file with the permissions that the umask gives, which the library's own have not.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    file.touch()
+    mode = file.stat().st_mode
+    try:
+        save_file(tensors, file, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(f"{file}: {error}") from error
+    file.chmod(mode)
 
 
 def copy_companions(model: Path, directory: Path) -> None:
@@ -107,7 +129,9 @@ def copy_companions(model: Path, directory: Path) -> None:
     for pattern in _COMPANIONS:
         for file in model.glob(pattern):
             if file.name != _INDEX:
-                shutil.copy(file, directory)
+                shutil.copyfile(file, directory / file.name)
+    if (model / _TEMPLATES).is_dir():
+        shutil.copytree(model / _TEMPLATES, directory / _TEMPLATES, copy_function=shutil.copyfile, dirs_exist_ok=True)
 
 
 def _write_shards(directory: Path, weights: Iterable[tuple[str, Tensor]], max_shard_bytes: int) -> None:
@@ -118,7 +142,7 @@ def _write_shards(directory: Path, weights: Iterable[tuple[str, Tensor]], max_sh
 
     def flush() -> None:
         nonlocal pending, pending_bytes
-        save_file(pending, directory / f"shard-{len(shards)}.safetensors", metadata={"format": "pt"})
+        write_tensors(pending, directory / f"shard-{len(shards)}.safetensors", metadata={"format": "pt"})
         shards.append(list(pending))
         pending, pending_bytes = {}, 0
 
@@ -140,12 +164,15 @@ def _write_shards(directory: Path, weights: Iterable[tuple[str, Tensor]], max_sh
             weight_map |= dict.fromkeys(names, file)
         index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
         (directory / _INDEX).write_text(json.dumps(index, indent=2))
-    record_dtype(directory / "config.json", dtype)
+    complete_config(directory / "config.json", dtype)
 
 
-def record_dtype(file: Path, dtype: torch.dtype) -> None:
-    """Say in a config.json what type the weights have."""
+def complete_config(file: Path, dtype: torch.dtype) -> None:
+    """Say in a config.json what type the weights have, and spell it as transformers 4 and 5 do, rotary angles too."""
     config = json.loads(file.read_text())
-    config.pop("torch_dtype", None)
-    config["dtype"] = str(dtype).removeprefix("torch.")
+    config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
+    rope = dict(config.get("rope_parameters") or {})
+    if "rope_theta" in rope:
+        config["rope_theta"] = rope.pop("rope_theta")
+        config["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else rope
     file.write_text(json.dumps(config, indent=2) + "\n")

@@ -6,10 +6,13 @@ no ``if rank == 0``.
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -66,6 +69,15 @@ class Phase:
         return f"{rate:,.1f} {self._unit}/s{left}"
 
 
+class _Console(Console):
+    """Goes on in silence when its reader has gone (``nemo-ibtpo train ... | head``); rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
 class RunConsole:
     """The console of one rank.
 
@@ -76,7 +88,7 @@ class RunConsole:
 
     def __init__(self, rank: int, console: Console | None = None) -> None:
         silent = Console(quiet=True, force_terminal=False)
-        self._console = (console or Console(highlight=False)) if rank == 0 else silent
+        self._console = (console or _Console(highlight=False)) if rank == 0 else silent
 
     @contextmanager
     def phase(self, name: str, total: int, unit: str, already: int = 0) -> Iterator[Phase]:

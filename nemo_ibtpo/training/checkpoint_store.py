@@ -67,6 +67,20 @@ class CheckpointStore:
         if state.step == self._saved_step:
             return
         started = time.perf_counter()
+        try:
+            size = self._write(state)
+        except (OSError, UserError) as error:
+            if dist.get_rank() == 0:  # no collective: other ranks may have failed elsewhere
+                self._directory.remove_unfinished()
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"checkpoints in {self._directory.root}: {error}") from error
+        self._saved_step = state.step
+        seconds = time.perf_counter() - started
+        self._console.say(f"saved {self._directory.path(state.step)}: {size:.3g} GiB in {seconds:.1f} s")
+
+    def _write(self, state: RunState) -> float:
+        """Write the checkpoint and put it into place; its size in GiB."""
         unfinished = self._directory.unfinished(state.step)
         self._on_rank_0(partial(self._directory.begin, state.step))
         self._actor.save(unfinished / MEGATRON)
@@ -76,10 +90,8 @@ class CheckpointStore:
         names = self._on_rank_0(partial(manifest.file_names, unfinished))
         files = _merged(gather_from_all(manifest.describe(unfinished, all_ranks().mine(names), sync=True)))
         self._on_rank_0(partial(self._commit, unfinished, files, state.step))
-        self._saved_step = state.step
-        size = sum(record["bytes"] for record in files.values()) / _GIB
-        seconds = time.perf_counter() - started
-        self._console.say(f"saved {self._directory.path(state.step)}: {size:.3g} GiB in {seconds:.1f} s")
+        size: float = sum(record["bytes"] for record in files.values()) / _GIB
+        return size
 
     def resume(self, state: RunState) -> None:
         """Take over the newest whole checkpoint, if there is one and ``checkpoint.resume`` says so.

@@ -16,6 +16,7 @@ from nemo_ibtpo.methods import Method
 from nemo_ibtpo.rollout.transport.protocol import WeightTransport
 from nemo_ibtpo.training import refill, updates
 from nemo_ibtpo.training.checkpoint_store import CheckpointStore
+from nemo_ibtpo.training.idle_steps import IdleSteps
 from nemo_ibtpo.training.metrics import advantage_metrics, mean_over_updates, sampling_metrics
 from nemo_ibtpo.training.mismatch import total
 from nemo_ibtpo.training.output import RunOutput
@@ -71,6 +72,7 @@ def train(run: Parts, state: RunState) -> None:
         UserError: something that the user can mend, such as an engine that samples another policy.
     """
     config, trainer, clock = run.config, run.config.trainer, run.clock
+    idle = IdleSteps()
     if state.step > 0:
         run.transport.publish(run.actor)  # the engines were started with the weights of the base policy
 
@@ -126,6 +128,9 @@ def train(run: Parts, state: RunState) -> None:
         if done:
             metrics |= total(mismatch for _, mismatch in done).metrics()
         metrics |= mean_over_updates([own for own, _ in done])
+        metrics.setdefault("train/lr", run.actor.learning_rate)
+        if (warning := idle.note(len(done), metrics)) is not None:
+            run.output.say(warning)
 
         # Refit: the engines get the new weights.
         with clock.phase("refit", 1, "updates"):

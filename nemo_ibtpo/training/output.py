@@ -85,6 +85,10 @@ class RunOutput:
             self._writer.write(step, metrics)
         self._console.step(step, self._config.trainer.max_steps, metrics)
 
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._console.say(text)
+
     def keep_trees(self, step: int, trees: Sequence[Tree], advantages: Sequence[Advantages | None]) -> None:
         """Write some of a step's trees for people to look at."""
         if self._writer is not None:

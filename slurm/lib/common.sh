@@ -25,11 +25,20 @@ help_or_go() {
     [ -n "${SLURM_JOB_ID:-}" ] || fail "this runs inside a Slurm job: sbatch ... $script $*; --help tells more"
 }
 
+# ranks_per_node: sets IBTPO_RANKS to the ranks of a node; empty where nothing says how many.
+ranks_per_node() {
+    IBTPO_RANKS=${IBTPO_RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-}}
+    [[ $IBTPO_RANKS =~ ^([1-9][0-9]*)?$ ]] || fail "IBTPO_RANKS_PER_NODE=$IBTPO_RANKS is no number of ranks"
+}
+
 # node_addresses: the addresses of the job's nodes, in the order of their SLURM_NODEID.
 node_addresses() {
-    local node address addresses=()
-    for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
-        address=$(scontrol show node --oneliner "$node" | grep -o ' NodeAddr=[^ ]*')
+    local node nodes address addresses=()
+    nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST") ||
+        fail "scontrol does not tell the nodes of this job ($SLURM_JOB_NODELIST)"
+    for node in $nodes; do
+        address=$(scontrol show node --oneliner "$node" | grep -o ' NodeAddr=[^ ]*') ||
+            fail "scontrol does not tell the address of node $node"
         addresses+=("${address#*=}")
     done
     echo "${addresses[*]}"

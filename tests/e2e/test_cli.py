@@ -7,6 +7,7 @@ how the process ends. Not exercised: training itself.
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -113,6 +114,8 @@ def test_dry_run_plans_for_the_fewest_ranks_or_for_those_asked(
         (["RECIPE", "model.path=nowhere"], "model.path=nowhere: there is no such directory"),
         (["RECIPE", "actor.tensor_model_parallel_size=2"], "1 rank cannot hold copies of a model on 2"),
         (["RECIPE", "--dry-run", "actor.tensor_model_parallel_size=4"], "use one of 1, 2"),
+        (["RECIPE", "--dry-run", "output_dir="], "output_dir is empty; name a directory"),
+        (["RECIPE", "--dry-run", "data=jsonl", "data.train.path=no.jsonl"], "data file no.jsonl does not exist"),
         (["RECIPE", "output_dir=/proc/runs"], "output_dir=/proc/runs: cannot write to /proc"),
     ],
 )
@@ -143,6 +146,15 @@ def test_a_defect_shows_its_traceback(
     training(RuntimeError("no such collective"))
     assert cli.main(["train", recipe]) == 1
     assert "Traceback" in (err := capsys.readouterr().err) and "RuntimeError: no such collective" in err
+
+
+def test_a_full_disk_is_one_line(
+    recipe: str, training: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    training(OSError(errno.ENOSPC, "No space left on device", "/runs/metrics.jsonl"))
+    assert cli.main(["train", recipe]) == 2
+    err = capsys.readouterr().err
+    assert err == "nemo-ibtpo: error: [Errno 28] No space left on device: '/runs/metrics.jsonl'\n"
 
 
 def test_an_interrupt_is_one_line(

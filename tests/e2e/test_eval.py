@@ -161,7 +161,10 @@ def test_a_megatron_checkpoint_answers_as_the_model_it_was_made_of(
 def test_a_dry_run_reads_no_data(
     model: Path, problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(words(model, tmp_path / "nowhere", tmp_path / "out", "--dry-run")) == 0
+    (tmp_path / "nonsense").write_bytes(b"\xff{")
+    assert cli.main(words(model, tmp_path / "nowhere", tmp_path / "out", "--dry-run")) == 2
+    assert "nowhere does not exist" in capsys.readouterr().err
+    assert cli.main(words(model, tmp_path / "nonsense", tmp_path / "out", "--dry-run")) == 0
     assert capsys.readouterr().out.endswith("dry run: nothing was started, no data was read\n")
     assert not (tmp_path / "out").exists()
 

@@ -121,3 +121,68 @@ def test_every_node_gives_torchrun_the_address_that_slurm_knows(tmp_path: Path) 
         assert ran.returncode == 0, ran.stderr
         assert f"--local-addr={address}" in ran.stdout.splitlines()
         assert f"--rdzv-conf=is_host={'true' if node == 0 else 'false'}" in ran.stdout.splitlines()
+
+
+def in_a_job(
+    tmp_path: Path, script: str, *words: str, **environment: str
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Run a script with stand-ins for ``srun``, which notes its words, and ``scontrol``; what srun was to run."""
+    programs = {
+        "srun": '#!/bin/bash\nfor w; do [ "$seen" ] && echo "$w" >>"$NOTES"; [[ $w == */node.sh ]] && seen=1; done\n'
+        'printf "plan\\nout\\ncpu\\nopen\\n"\n',
+        "scontrol": '#!/bin/sh\n[ -z "$BROKEN" ] || exit 1\ncase "$*" in\n"show hostnames"*) printf "n0\\nn1\\n" ;;\n'
+        'show\\ node*) echo "NodeName=n NodeAddr=10.0.0.7 NodeHostName=n" ;;\n'
+        f'*) echo "   Command={SLURM}/x.sh a=b" ;;\nesac\n',
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    notes = tmp_path / "notes"
+    notes.write_text("")
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[0-1]", "SLURM_JOB_NUM_NODES": "1", "NOTES": str(notes)}
+    done = subprocess.run(
+        ["bash", script, *words],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", **job, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    return done, notes.read_text().split()
+
+
+TWO_RANKS, GPUS, BROKEN = {"IBTPO_RANKS_PER_NODE": "2"}, {"SLURM_GPUS_ON_NODE": "8"}, {"BROKEN": "1"}
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "environment", "said", "ran"),
+    [
+        ("convert.sh", [], {}, "error: no checkpoint to convert", None),
+        ("convert.sh", ["--dtype"], {}, "error: --dtype has no value", None),
+        ("convert.sh", ["--dtype", "bf16", "r/c/step_1"], {}, "", "r/c/step_1 r/hf_step_1 --dtype bf16"),
+        ("convert.sh", ["r/c/step_1", "--verify"], {}, "", "megatron-to-hf r/c/step_1 r/hf_step_1 --verify"),
+        ("train_ibtpo.sh", ["recipe=a"], {"IBTPO_RANKS_PER_NODE": "two"}, "=two is no number of ranks", None),
+        ("train_ibtpo.sh", [], TWO_RANKS | {"IBTPO_ARGS": "recipe=a\n seed=2"}, "", "recipe=a seed=2"),
+        ("train_ibtpo.sh", ["recipe=a", "--dry-run"], TWO_RANKS, "dry run", "--world-size 2 recipe=a"),
+        ("train_ibtpo.sh", ["recipe=a"], TWO_RANKS | BROKEN, "scontrol does not tell the nodes", None),
+        ("renamed.sh", ["recipe=a", "--dry-run"], TWO_RANKS, "dry run", "recipe=a"),
+        ("renamed.sh", ["recipe=a"], BROKEN, "error: slurm/lib is not beside this script", None),
+        ("eval.sh", ["benchmark=a", "--dry-run"], GPUS, "", "python nemo_ibtpo.cli eval benchmark=a --dry-run"),
+        ("eval.sh", ["benchmark=a"], {"SLURM_GPUS_ON_NODE": "1"}, "", "python nemo_ibtpo.cli eval benchmark=a"),
+        ("eval.sh", ["benchmark=a"], GPUS, "", "torchrun nemo_ibtpo.cli eval benchmark=a"),
+    ],
+)
+def test_what_a_script_makes_of_its_words(
+    tmp_path: Path, script: str, words: list[str], environment: dict[str, str], said: str, ran: str | None
+) -> None:
+    path = SLURM / script
+    if script == "renamed.sh":
+        path = Path(shutil.copy(SLURM / "train_ibtpo.sh", tmp_path / script))
+    done, noted = in_a_job(tmp_path, str(path), *words, **environment)
+    errors = [line for line in done.stderr.splitlines() if line]
+    assert said in done.stdout + done.stderr
+    if "error" in said or ran is None:
+        assert done.returncode == 1
+        assert len(errors) == 1, errors
+    if ran is not None:
+        assert ran in " ".join(noted)

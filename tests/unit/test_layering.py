@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoints": set(),
     "conversion": {"megatron", "checkpoints", "reporting", "tree"},
     "inspection": {"tree", "methods", "data", "evaluation", "reporting"},
-    "launch": {"checkpoints"},
+    "launch": {"checkpoints", "data"},  # whether the files of a run are there
     "planning": {"rollout", "tree"},  # the plan of the weights' transport; growth on simulated engines
     "training": {
         "checkpoints",

@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import RolloutConfig
+from nemo_ibtpo.config.supported import IGNORED_WEIGHTS
 from nemo_ibtpo.rollout.vllm.compat import CPU_HEAD_SIZES
 
 
@@ -78,11 +79,11 @@ def visible_devices(device: torch.device, tensor_parallel_size: int) -> str | No
 
 
 def read_shapes(model_path: Path, tied: bool) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights in a directory's safetensors files, without a tied output layer."""
+    """Names and shapes of the weights in a directory's safetensors files, without a tied output layer and buffers."""
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(model_path.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     if tied:
         shapes.pop("lm_head.weight", None)
-    return shapes
+    return {name: shape for name, shape in shapes.items() if not name.endswith(IGNORED_WEIGHTS)}

@@ -7,10 +7,12 @@ values make sense together (``test_validation.py``).
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from nemo_ibtpo.config.building import at
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.loader import compose, default_values, to_yaml
 from nemo_ibtpo.config.paths import recipe_names
@@ -139,10 +141,33 @@ def test_default_values_know_every_key() -> None:
         ("~seed", "write it as plain key=value"),
         ("seed", "'seed' on the command line is not key=value"),
         ("seed=[1", "'seed=[1' on the command line is not key=value"),
+        ("model.path=/m/größe", """needs quotes of its own, inside those of the shell: 'model.path="/m/größe"'"""),
+        ("output_dir=/runs/lr=1e-6", """inside those of the shell: 'output_dir="/runs/lr=1e-6"'"""),
+        ("model.path=/m/x(1)", """inside those of the shell: 'model.path="/m/x(1)"'"""),
+        ("data.prompt_format={question}", """the shell: 'data.prompt_format="{question}"'"""),
     ],
 )
 def test_words_that_are_refused(tmp_path: Path, word: str, message: str) -> None:
     assert message in refusal(recipe(tmp_path, BASE), word)
+
+
+@pytest.mark.parametrize(
+    ("word", "key", "value"),
+    [
+        (r'rollout.stop=["\n\n","\nQ:"]', "rollout.stop", ["\n\n", "\nQ:"]),
+        (r"rollout.stop=['\\n']", "rollout.stop", [r"\\n"]),
+        (r"data.prompt_format='{question}\n'", "data.prompt_format", "{question}\n"),
+        (r"data.prompt_format='{question}\nanswer in \boxed{}, \neq \text{x}\t'", "data.prompt_format", None),
+        ('model.path="~/m"', "model.path", str(Path.home() / "m")),
+        ("output_dir='~/x'", "output_dir", str(Path.home() / "x")),
+    ],
+)
+def test_line_breaks_and_home_directories_on_the_command_line(
+    tmp_path: Path, word: str, key: str, value: object
+) -> None:
+    if value is None:
+        value = "{question}\nanswer in \\boxed{}, \\neq \\text{x}\t"
+    assert at(asdict(compose(recipe(tmp_path, BASE), [word])), key) == value
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,15 @@ directories here hold real files. Not exercised: tensors whose bytes are wrong w
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from model_directories import write_model_directory
+from safetensors.numpy import load_file, save_file
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.model_directory import read_model_directory
@@ -36,6 +39,9 @@ def test_sharded_weights(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").rename(shard)
     index.write_text(json.dumps({"weight_map": {"a": shard.name, "b": shard.name}}))
     read_model_directory(str(tmp_path))
+    shutil.copy(shard, tmp_path / "model.safetensors")
+    assert "holds model.safetensors and an index of other files" in refusal(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
     index.write_text(json.dumps({"weight_map": {"a": shard.name, "b": "model-00002-of-00002.safetensors"}}))
     assert "names 2 files, of which these are missing: model-00002-of-00002.safetensors" in refusal(tmp_path)
     index.write_text("{}")
@@ -69,6 +75,11 @@ def test_sharded_weights(tmp_path: Path) -> None:
             },
             "num_experts_per_tok is 8, but there are 4 experts",
         ),
+        ({"attention_bias": True}, "attention_bias=true is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported, only 'silu'"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type 'yarn' is not supported"),
+        ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_type 'dynamic' is not supported"),
+        ({"layer_types": ["full_attention", "sliding_attention"] * 2}, "layers with sliding_attention are not supp"),
         ({"vocab_size": 11}, "has token ids up to 11, but the model embeds only 11"),
     ],
 )
@@ -116,6 +127,34 @@ def _replace_by_directory(file: Path) -> None:
 def test_damaged_files(tmp_path: Path, file: str, damage: Callable[[Path], object], message: str) -> None:
     damage(write_model_directory(tmp_path) / file)
     assert message in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tied", "change", "message"),
+    [
+        (
+            False,
+            {"lm_head.weight": None},
+            "missing weights in the checkpoint: lm_head.weight; tie_word_embeddings=true",
+        ),
+        (False, {"model.norm.weight": None}, "missing weights in the checkpoint: model.norm.weight"),
+        (False, {"model.layers.0.extra": np.zeros(1)}, "unknown weights in the checkpoint: model.layers.0.extra"),
+        (False, {"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4)}, None),
+        (True, {"lm_head.weight": np.zeros(2, np.float32)}, None),
+        (True, {"lm_head.weight": np.array([0, 1], np.float32)}, "lm_head.weight differs from model.embed_tokens"),
+        (True, {"lm_head.weight": np.zeros(2, np.float16)}, "lm_head.weight differs from model.embed_tokens"),
+    ],
+)
+def test_weights_and_configuration(
+    tmp_path: Path, tied: bool, change: dict[str, np.ndarray[Any, Any] | None], message: str | None
+) -> None:
+    file = write_model_directory(tmp_path, tie_word_embeddings=tied) / "model.safetensors"
+    weights = load_file(file) | change
+    save_file({name: weight for name, weight in weights.items() if weight is not None}, file)
+    if message is None:
+        read_model_directory(str(tmp_path))
+    else:
+        assert message in refusal(tmp_path)
 
 
 def test_added_tokens_count(tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ def test_everything_beside_the_weights_goes_along(tmp_path: Path) -> None:
     for name in ("tokenizer.json", "generation_config.json", "chat_template.jinja"):
         assert (tmp_path / "back" / name).read_bytes() == (source / name).read_bytes()
     before, after = (json.loads((directory / "config.json").read_text()) for directory in (source, tmp_path / "back"))
-    assert after == before
+    assert after | before == after
+    assert set(after) - set(before) == {"rope_scaling", "rope_theta", "torch_dtype"}  # of transformers 4
     assert set(read_manifest(tmp_path / "megatron")) >= {"megatron/.metadata", "model/config.json"}
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import pytest
 from toy_models import config_of
 
+from nemo_ibtpo.config.supported import weight_names
 from nemo_ibtpo.megatron.architecture import architecture_from_config
 from nemo_ibtpo.megatron.weights import global_name, rules
 
@@ -65,3 +66,12 @@ def test_experts_are_numbered_over_all_ranks(mine: str) -> None:
 def test_names_outside_layers_stay() -> None:
     for name in ("embedding.word_embeddings.weight", "decoder.final_layernorm.weight", "output_layer.weight"):
         assert global_name(name, [1]) == name
+
+
+@pytest.mark.parametrize("family", [*OF_FAMILY, "qwen3_moe"])
+def test_the_check_before_a_run_wants_the_weights_that_the_rules_read(family: str) -> None:
+    config = config_of(family)
+    values = config.to_dict() | {"num_experts": getattr(config, "num_experts", None)}
+    values["architectures"] = [type(config).__name__.replace("Config", "ForCausalLM")]
+    read = {name for rule in rules(architecture_from_config(config)).values() for name in rule.shapes}
+    assert weight_names(values) == read

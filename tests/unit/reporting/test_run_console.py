@@ -7,6 +7,8 @@ exercised: how the live line looks.
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -81,3 +83,14 @@ def test_other_ranks_are_silent(capfd: pytest.CaptureFixture[str], monkeypatch: 
     console.say("text")
     assert phase.done == 4
     assert capfd.readouterr() == ("", "")
+
+
+def test_it_goes_on_when_its_reader_has_gone() -> None:
+    program = "from nemo_ibtpo.reporting.progress import RunConsole\nimport sys\n"
+    program += "console = RunConsole(0)\nfor n in range(9):\n    console.say('x' * 20000)\nsys.stderr.write('done')"
+    running = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert running.stdout is not None and running.stderr is not None
+    running.stdout.close()
+    assert running.stderr.read() == b"done"
+    running.stderr.close()
+    assert running.wait() == 0

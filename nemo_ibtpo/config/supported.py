@@ -1,0 +1,59 @@
+"""Which decoders the actor builds, from the values of their ``config.json``, and how their weights are called.
+
+Needs no torch: the checks before a run and the reader of architectures ask here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+ROPE_TYPES = ("default", "linear", "llama3")
+# Buffers that early checkpoints of Llama keep among the weights; they follow from config.json.
+IGNORED_WEIGHTS = (".rotary_emb.inv_freq",)
+
+
+def unsupported(config: Mapping[str, Any]) -> str | None:
+    """The first thing a configuration asks for that the actor does not build; None if there is none."""
+    for name in ("attention_bias", "mlp_bias"):
+        if config.get(name) is True:
+            return f"{name}=true is not supported"
+    if (activation := config.get("hidden_act") or "silu") != "silu":
+        return f"hidden_act '{activation}' is not supported, only 'silu'"
+    if others := sorted({str(kind) for kind in config.get("layer_types") or []} - {"full_attention"}):
+        return f"layers with {others[0]} are not supported (layer_types); only full_attention is"
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if (kind := rope.get("rope_type", rope.get("type", "default"))) not in ROPE_TYPES:
+        return f"rope_type '{kind}' is not supported; supported are {', '.join(ROPE_TYPES)}"
+    step = config.get("decoder_sparse_step", 1)
+    if config.get("mlp_only_layers") or step != 1:
+        return (
+            "dense layers among those with experts are not supported (mlp_only_layers="
+            f"{config.get('mlp_only_layers')}, decoder_sparse_step={step})"
+        )
+    return None
+
+
+def weight_names(config: Mapping[str, Any]) -> set[str]:
+    """Names of the weights of a Hugging Face model; of a tied one without ``lm_head.weight``.
+
+    Args:
+        config: values of ``config.json``, with ``num_experts`` (null for a dense model) and ``num_hidden_layers``.
+    """
+    family = config["architectures"][0]
+    projections = [f"self_attn.{part}_proj" for part in "qkv"]
+    layer = [f"{name}.weight" for name in (*projections, "self_attn.o_proj")]
+    layer += ["input_layernorm.weight", "post_attention_layernorm.weight"]
+    if family == "Qwen2ForCausalLM":
+        layer += [f"{name}.bias" for name in projections]
+    if family.startswith("Qwen3"):
+        layer += ["self_attn.q_norm.weight", "self_attn.k_norm.weight"]
+    mlp = [f"{part}_proj.weight" for part in ("gate", "up", "down")]
+    if config["num_experts"] is None:
+        layer += [f"mlp.{name}" for name in mlp]
+    else:
+        layer += ["mlp.gate.weight"]
+        layer += [f"mlp.experts.{number}.{name}" for number in range(config["num_experts"]) for name in mlp]
+    names = {f"model.layers.{number}.{name}" for number in range(config["num_hidden_layers"]) for name in layer}
+    names |= {"model.embed_tokens.weight", "model.norm.weight"}
+    return names if config.get("tie_word_embeddings") else names | {"lm_head.weight"}

@@ -115,7 +115,10 @@ def test_dry_run_plans_for_the_fewest_ranks_or_for_those_asked(
         (["RECIPE", "actor.tensor_model_parallel_size=2"], "1 rank cannot hold copies of a model on 2"),
         (["RECIPE", "--dry-run", "actor.tensor_model_parallel_size=4"], "use one of 1, 2"),
         (["RECIPE", "--dry-run", "output_dir="], "output_dir is empty; name a directory"),
-        (["RECIPE", "--dry-run", "data=jsonl", "data.train.path=no.jsonl"], "data file no.jsonl does not exist"),
+        (
+            ["RECIPE", "--dry-run", "data=jsonl", "data.train.path=no.jsonl", "data.validation.path=no.jsonl"],
+            "data file no.jsonl does not exist",
+        ),
         (["RECIPE", "output_dir=/proc/runs"], "output_dir=/proc/runs: cannot write to /proc"),
     ],
 )

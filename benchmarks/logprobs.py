@@ -1,15 +1,17 @@
 """Log-probabilities straight from hidden states against held logits: memory and time, forward and backward.
 
-Two ways from random hidden states and an output layer to log-probabilities, entropies and both gradients:
+Three ways from random hidden states and an output layer to log-probabilities, entropies and both gradients:
 
 - ``fused``: ``tree_logprobs``, which holds one chunk of the logits;
+- ``truncated``: the same renormalised over sets of 20 kept tokens, as top-k sampling leaves them;
 - ``held``: the output layer makes all logits in its own precision, then float32 log-softmax a chunk of tokens at a
   time, computed once more in the backward pass; what trainers do that take logits from the model.
 
     python benchmarks/logprobs.py
 
-One JSON line a vocabulary: how many times more memory and time ``held`` takes than ``fused``, and the largest
-difference between their log-probabilities. The gradients are part of the memory.
+One JSON line a vocabulary: how many times more memory and time ``held`` takes than ``fused``, and ``truncated`` than
+``fused``; and the largest difference between the log-probabilities of ``fused`` and ``held``. The gradients are part
+of the memory.
 """
 
 from __future__ import annotations
@@ -29,9 +31,11 @@ from workloads import defaults
 
 from nemo_ibtpo.config.schema import ActorConfig
 from nemo_ibtpo.megatron import parallel
+from nemo_ibtpo.megatron.kept_tokens import KeptTokens, kept_tokens
 from nemo_ibtpo.megatron.logprobs import tree_logprobs
 
-WAYS = ("fused", "held")
+WAYS = ("fused", "truncated", "held")
+_KEPT = 20
 
 
 @functools.cache
@@ -82,6 +86,15 @@ class Pass:
         return logprobs.detach()
 
     def fused(self) -> tuple[Tensor, Tensor]:
+        return self._from_hidden(None)
+
+    def truncated(self) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng(0)
+        others = rng.integers(self.case.vocab_size, size=(self.case.tokens, _KEPT - 1))
+        sets = np.concatenate((self.targets.cpu().numpy()[:, None], others), axis=1).astype(np.int32)
+        return self._from_hidden(kept_tokens([own.tobytes() for own in sets], self.device))
+
+    def _from_hidden(self, kept: KeptTokens | None) -> tuple[Tensor, Tensor]:
         group = dist.group.WORLD
         assert group is not None, "context() makes it"
         return tree_logprobs(
@@ -94,6 +107,7 @@ class Pass:
             chunk_tokens=self.case.chunk,
             keep_logits=False,
             group=group,
+            kept=kept,
         )
 
     def held(self) -> tuple[Tensor, Tensor]:
@@ -127,7 +141,7 @@ def measure(case: Case, repetitions: int) -> None:
     device = describe(one.device)
     print(f"{case.tokens} tokens, hidden size {case.hidden}, vocabulary {case.vocab_size}, {device}")
     for way in WAYS:
-        print(f"  {way:>5}: memory {peaks[way] / MIB:6.0f} MiB, time {times[way]}")
+        print(f"  {way:>9}: memory {peaks[way] / MIB:6.0f} MiB, time {times[way]}")
     report(
         tokens=case.tokens,
         hidden=case.hidden,
@@ -135,6 +149,8 @@ def measure(case: Case, repetitions: int) -> None:
         chunk_tokens=case.chunk,
         memory_ratio=peaks["held"] / peaks["fused"],
         time_ratio=ratio(times["held"].wall, times["fused"].wall),
+        truncated_memory_ratio=peaks["truncated"] / peaks["fused"],
+        truncated_time_ratio=ratio(times["truncated"].wall, times["fused"].wall),
         fused_s=float(np.median(times["fused"].wall)),
         max_abs_err=error,
         device=device,

@@ -42,7 +42,6 @@ _FIXED = {
     "rollout.top_p",
     "rollout.top_k",
     "rollout.stop",
-    "rollout.allow_truncated_sampling",
 }
 DIGESTS = {
     "model": "the weights or the tokenizer in model.path",

@@ -228,14 +228,12 @@ class RolloutConfig:
     temperature: PositiveFloat
     """Temperature of the sampling distribution."""
     top_p: Annotated[float, Field(gt=0, le=1)]
-    """Tokens are drawn from the fewest that have this probability together; 1 keeps all."""
+    """Tokens are drawn from the fewest that have this probability together; 1 keeps all. The actor trains the
+    distribution over the tokens that were kept (docs/algorithm.md, section 7); ``vllm`` needs a top_k beside it."""
     top_k: NonNegativeInt
     """Tokens are drawn from the so many likeliest; 0 keeps all."""
     stop: list[Annotated[str, Field(min_length=1)]]
     """Texts that end a response."""
-    allow_truncated_sampling: bool
-    """Accept top_p < 1 or top_k > 0, whose log-probabilities the actor does not reproduce (docs/algorithm.md,
-    section 7)."""
     max_batch_size: PositiveInt
     """Sequences decoded at once by one engine."""
     transformers: TransformersEngineConfig

@@ -227,12 +227,10 @@ def _check_sampling(config: RunConfig) -> None:
         f"{rollout.max_new_tokens}",
     )
     _check_shape(sampler, rollout.max_new_tokens)
-    truncated = rollout.top_p < 1 or rollout.top_k > 0
     refuse_if(
-        truncated and not rollout.allow_truncated_sampling,
-        f"rollout.top_p={rollout.top_p} with rollout.top_k={rollout.top_k} truncates the distribution, whose "
-        "log-probabilities the actor does not reproduce: use top_p=1 and top_k=0, or accept the mismatch, which "
-        "importance weights (loss.tis_cap) correct in part, with rollout.allow_truncated_sampling=true",
+        rollout.engine == "vllm" and rollout.top_p < 1 and rollout.top_k == 0,
+        f"rollout.top_p={rollout.top_p} with rollout.top_k=0: training needs the tokens that were kept, and vLLM "
+        "returns a bounded number of them; set rollout.top_k (20 goes with the paper's 0.95) or rollout=transformers",
     )
 
 

@@ -120,6 +120,7 @@ def _sample(
             device=device_of_rank(config.device),
             max_model_len=benchmark.max_prompt_tokens + config.rollout.max_new_tokens,
             output_dir=directory,
+            for_training=False,
         )
         rewards.set_problems(mine)
         try:

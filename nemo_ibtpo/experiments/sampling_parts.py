@@ -99,6 +99,7 @@ def open_engine(config: RunConfig, parts: SamplingParts, output_dir: Path) -> It
         device=device_of(config),
         max_model_len=trajectory_tokens(config),
         output_dir=output_dir,
+        for_training=True,  # the gradient study does what training would do with it
     )
     try:
         engine.submit([RolloutRequest("warm-up", parts.problems[0].prompt_tokens[:1], 1, seed=0)])

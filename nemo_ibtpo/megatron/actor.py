@@ -410,6 +410,7 @@ class MegatronActor:
             temperature=self._temperature,
             chunk_tokens=self._actor.logprob_chunk_tokens,
             keep_logits=not self._actor.fused_logprobs,
+            kept=inputs.kept,
             group=parallel_state.get_tensor_model_parallel_group(),
         )
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nemo_ibtpo.losses import LossInputs
+from nemo_ibtpo.megatron.kept_tokens import kept_tokens
 from nemo_ibtpo.megatron.tree_attention import TreeSequence
 from nemo_ibtpo.tree.packing import FloatArray, PackedBatch
 
@@ -26,6 +27,7 @@ class ModelInputs:
         tokens, depth: [T_padded].
         predecessor: [T].
         in_loss: [N] storage indices of the tokens whose loss is computed.
+        kept: what these tokens were drawn from; None if it was the whole vocabulary.
         sequence: the tree's shape, for the attention.
     """
 
@@ -40,6 +42,7 @@ class ModelInputs:
             qkv_format="sbhd", subtree_end=self._to_device(np.concatenate((batch.subtree_end, alone)))
         )
         self.in_loss = self._to_device(np.flatnonzero(batch.in_loss))
+        self.kept = None if batch.kept is None else kept_tokens(batch.kept[batch.in_loss].tolist(), device)
 
     def for_loss(self, logprobs_N: Tensor, entropies_N: Tensor, denominator: float) -> LossInputs:
         """What the loss sees, from what the model made of the tokens in the loss.

@@ -4,6 +4,9 @@ The output layer is part of the computation: its matrix product, the softmax and
 vocabulary in chunks, so that [T, V / TP] logits are held at no time, neither forward nor backward. The backward pass
 multiplies a chunk once more to get its logits back, and writes each row of the weight's gradient once.
 
+Where tokens were drawn from a truncated distribution (``kept_tokens``), the logits of what was cut off are set so low
+that they have no part in any sum or gradient.
+
 The log-probability of token t is read at its predecessor, so at a branch several tokens read the same row; a row is
 computed once, and a row that no token in the loss reads not at all. Logits and softmax are float32 whatever the
 precision of hidden states and weight. Going through the vocabulary, the softmax is rescaled whenever a chunk brings a
@@ -14,12 +17,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nemo_ibtpo.megatron.kept_tokens import KeptTokens
+
+# Its exponential is 0 beside any logit. Minus infinity would be nan where 0 multiplies it.
+_CUT_OFF = -1e20
 _COLUMNS = 128  # chunks are whole tiles of a matrix product
 
 
@@ -34,6 +42,7 @@ def tree_logprobs(
     chunk_tokens: int,
     keep_logits: bool,
     group: dist.ProcessGroup,
+    kept: KeptTokens | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of the distribution it was drawn from.
 
@@ -50,13 +59,19 @@ def tree_logprobs(
         chunk_tokens: as much memory is taken as for the float32 logits of so many tokens.
         keep_logits: keep the logits for the backward pass instead of computing them once more.
         group: the tensor-parallel group that shares the vocabulary.
+        kept: the set of tokens that each target was drawn from, itself among them, over which the distribution is
+            renormalised; None for the whole vocabulary.
 
     Returns:
         logprobs [N] and entropies [N] in nats; float32.
     """
     first = dist.get_rank(group) * len(weight_Vh)
     valid = max(0, min(len(weight_Vh), vocab_size - first))
-    rows_U, row_of_N = torch.unique(rows_N, return_inverse=True)
+    if kept is None:
+        rows_U, row_of_N = torch.unique(rows_N, return_inverse=True)
+    else:  # a row that several targets read has a set for each of them
+        rows_U, row_of_N = rows_N, torch.arange(len(rows_N), device=rows_N.device)
+        kept = replace(kept, ids=kept.ids - first)
     logprobs_N, entropies_U = _TreeLogprobs.apply(
         hidden_Th.index_select(0, rows_U),
         weight_Vh,
@@ -67,6 +82,7 @@ def tree_logprobs(
         chunk_tokens,
         keep_logits and torch.is_grad_enabled(),
         group,
+        kept,
     )
     return logprobs_N, entropies_U[row_of_N]
 
@@ -90,17 +106,18 @@ class _TreeLogprobs(torch.autograd.Function):
         chunk_tokens: int,
         keep_logits: bool,
         group: dist.ProcessGroup,
+        kept: KeptTokens | None,
     ) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         peak = torch.full((len(hidden),), torch.finfo(dtype).min, dtype=dtype, device=hidden.device)
         mass, weighted = torch.zeros_like(peak), torch.zeros_like(peak)
         chosen = torch.zeros(len(row_of), dtype=dtype, device=hidden.device)
-        kept: list[Tensor] = []
+        logits: list[Tensor] = []
         # Two chunks are alive: the exponents and what they are the exponents of.
         for columns in _chunks(valid, len(weight) * chunk_tokens, 2 * len(hidden)):
-            z = _multiply(hidden, weight[columns].t(), dtype)
+            z = _logits(hidden, weight, columns, dtype, kept)
             if keep_logits:
-                kept.append(z.clone())
+                logits.append(z.clone())
             inside, column = _place(local_targets, columns)
             chosen += torch.where(inside, z[row_of, column], 0)
             higher = torch.maximum(peak, z.amax(dim=1))
@@ -119,7 +136,8 @@ class _TreeLogprobs(torch.autograd.Function):
         chosen, mass, weighted = sums.split((len(chosen), len(mass), len(weighted)))
         entropies = mass.log() - weighted / mass
         ctx.save_for_backward(hidden, weight, local_targets, row_of, highest, mass, entropies)
-        ctx.kept, ctx.valid, ctx.temperature, ctx.chunk_tokens = kept, valid, temperature, chunk_tokens
+        ctx.logits, ctx.kept = logits, kept
+        ctx.valid, ctx.temperature, ctx.chunk_tokens = valid, temperature, chunk_tokens
         ctx.set_materialize_grads(False)
         return chosen - mass.log()[row_of], entropies
 
@@ -137,10 +155,10 @@ class _TreeLogprobs(torch.autograd.Function):
         grad_weight = torch.empty_like(weight)
         grad_weight[ctx.valid :] = 0
         # Kept logits come in the chunks of the forward pass; else one chunk is alive, two with entropies' gradients.
-        kept, ctx.kept = ctx.kept, []
-        alive = 2 if kept or of_entropies is not None else 1
+        logits, ctx.logits = ctx.logits, []
+        alive = 2 if logits or of_entropies is not None else 1
         for columns in _chunks(ctx.valid, len(weight) * ctx.chunk_tokens, alive * len(hidden)):
-            grad = kept.pop(0) if kept else _multiply(hidden, weight[columns].t(), dtype)
+            grad = logits.pop(0) if logits else _logits(hidden, weight, columns, dtype, ctx.kept)
             if of_entropies is None:
                 grad = _scaled_exponentials(grad, peak, -of_rows / mass, temperature)
             else:
@@ -156,7 +174,13 @@ class _TreeLogprobs(torch.autograd.Function):
             grad_hidden += _multiply(rounded, weight[columns], dtype)
             torch.mm(rounded.t(), hidden, out=grad_weight[columns])
             del rounded
-        return grad_hidden.to(hidden.dtype), grad_weight, *(None,) * 7
+        return grad_hidden.to(hidden.dtype), grad_weight, *(None,) * 8
+
+
+def _logits(hidden: Tensor, weight: Tensor, columns: slice, dtype: torch.dtype, kept: KeptTokens | None) -> Tensor:
+    """Logits of some columns, far below all others where the distribution was cut off."""
+    z = _multiply(hidden, weight[columns].t(), dtype)
+    return z if kept is None else z.masked_fill_(kept.outside((len(z), z.shape[1]), columns.start), _CUT_OFF)
 
 
 def _chunks(columns: int, numbers: int, rows: int) -> Iterator[slice]:

@@ -27,6 +27,7 @@ def make_engine(
     device: torch.device | str,
     max_model_len: int,
     output_dir: Path,
+    for_training: bool,
 ) -> RolloutEngine:
     """The engine that a run asks for, with the weights found at ``model_path``.
 
@@ -39,6 +40,7 @@ def make_engine(
         device: where it runs.
         max_model_len: most tokens of a sequence, its prefix included.
         output_dir: the run's; an engine in a process of its own writes its log there.
+        for_training: what is sampled is trained on, so that rollouts must say what their tokens were drawn from.
 
     Raises:
         UserError: the model cannot be read, the sizes do not fit each other, or the engine is not installed.
@@ -55,6 +57,7 @@ def make_engine(
             device=torch.device(device),
             max_model_len=max_model_len,
             log_path=output_dir / "vllm" / f"rank_{os.environ.get('RANK', '0')}.log",
+            return_kept=for_training,
         )
     return TransformersEngine(
         load_model(model_path, dtype=dtype, device=device),

@@ -116,4 +116,5 @@ def _build_engine(
         device=context.device,
         max_model_len=trajectory_tokens(config),
         output_dir=Path(config.output_dir),
+        for_training=True,
     )

@@ -20,7 +20,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -55,6 +55,7 @@ class Sampled:
         versions: the version of that policy for each token; empty where versions are not counted.
         finish_reason: None if it has not ended.
         reward: of the whole response; None if it has not ended.
+        kept: what each token was drawn from, where sampling is truncated; see ``Node.kept``.
     """
 
     tokens: tuple[int, ...] = ()
@@ -62,12 +63,13 @@ class Sampled:
     versions: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     reward: float | None = None
+    kept: tuple[bytes, ...] = ()
 
     def first(self, count: int) -> Sampled:
         """The first tokens; all of them if there are no more than that."""
         if count >= len(self.tokens):
             return self
-        return Sampled(self.tokens[:count], self.logprobs[:count], self.versions[:count])
+        return Sampled(self.tokens[:count], self.logprobs[:count], self.versions[:count], kept=self.kept[:count])
 
 
 @dataclass(slots=True)
@@ -198,6 +200,7 @@ class GrowingTree:
             before.logprobs + rollout.logprobs,
             before.versions + self._versions(len(rollout.tokens)),
             rollout.finish_reason,
+            kept=before.kept + rollout.kept,
         )
         response = trajectory.response
         if response in self._rewards:
@@ -329,7 +332,12 @@ class GrowingTree:
             ends = self._step_ends(trajectory)
             steps = [(sampled.tokens[start:end], sampled.logprobs[start:end]) for start, end in pairwise([0, *ends])]
             leaf = self.tree.insert(
-                trajectory.node, steps, sampled.finish_reason, trajectory.round, versions=sampled.versions
+                trajectory.node,
+                steps,
+                sampled.finish_reason,
+                trajectory.round,
+                versions=sampled.versions,
+                kept=sampled.kept,
             )
             reward = self._rewards[trajectory.response]
             assert reward is not None
@@ -356,7 +364,7 @@ class GrowingTree:
     def _with_reward(self, trajectory: _Trajectory) -> Sampled:
         sampled = trajectory.sampled
         reward = None if sampled.finish_reason is None else self._rewards[trajectory.response]
-        return Sampled(sampled.tokens, sampled.logprobs, sampled.versions, sampled.finish_reason, reward)
+        return replace(sampled, reward=reward)
 
     def _versions(self, count: int) -> tuple[int, ...]:
         return () if self._version is None else (self._version,) * count
@@ -378,6 +386,10 @@ class GrowingTree:
             raise RuntimeError(
                 f"{where}: the sampler returned {len(rollout.logprobs)} log-probabilities "
                 f"for {len(rollout.tokens)} tokens"
+            )
+        if len(rollout.kept) not in (0, len(rollout.tokens)):
+            raise RuntimeError(
+                f"{where}: the sampler returned {len(rollout.kept)} kept sets for {len(rollout.tokens)} tokens"
             )
         if not math.isfinite(math.fsum(rollout.logprobs)):
             raise RuntimeError(f"{where}: the sampler returned a log-probability that is not finite")

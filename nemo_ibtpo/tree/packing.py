@@ -87,6 +87,8 @@ class PackedBatch:
             repeats because others of its tokens attend to them.
         behaviour_logprobs: log-probability (nats) under the policy that sampled the token, 0 in the prompt.
         weight, positive, negative: the :class:`Credit` of the token's step, 0 in the prompt.
+        kept: what the token was drawn from, see :class:`~nemo_ibtpo.tree.tree.Node`, empty in the prompt; None where
+            no token was drawn from a truncated distribution.
         old_logprobs: log-probability (nats) under the policy before the step's first update; None until it has been
             computed, or if that is the policy that the pass over this batch computes with.
         reference_logprobs: under the reference policy; None until it has been computed, or without a KL term.
@@ -103,6 +105,7 @@ class PackedBatch:
     weight: FloatArray
     positive: FloatArray
     negative: FloatArray
+    kept: NDArray[np.object_] | None = None
     old_logprobs: FloatArray | None = None
     reference_logprobs: FloatArray | None = None
 
@@ -197,7 +200,18 @@ def pack_tree(tree: Tree, credit: Credit | None = None) -> PackedBatch:
         weight=spread(credit.weight),
         positive=spread(credit.positive),
         negative=spread(credit.negative),
+        kept=_kept(tree, order, len(laid)),
     )
+
+
+def _kept(tree: Tree, order: IntArray, count: int) -> NDArray[np.object_] | None:
+    """What each token was drawn from; [T] of bytes, None where that was the whole vocabulary throughout."""
+    if not any(node.kept for node in tree.nodes):
+        return None
+    kept_T = np.empty(count, dtype=object)
+    nodes = (tree.nodes[i] for i in order)
+    kept_T[:] = list(chain.from_iterable(node.kept or (b"",) * len(node.tokens) for node in nodes))
+    return kept_T
 
 
 def _depth_first(tree: Tree) -> IntArray:

@@ -39,12 +39,14 @@ class Rollout:
         tokens: sampled token ids, at least one; an end-of-sequence token is included.
         logprobs: log-probability (nats) of each token under the sampling distribution.
         finish_reason: ``eos`` (end-of-sequence token), ``stop`` (stop string) or ``length``.
+        kept: of each token the set that it was drawn from, where sampling is truncated; see ``Node.kept``.
     """
 
     request_id: Hashable
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
+    kept: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

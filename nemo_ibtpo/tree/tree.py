@@ -44,6 +44,8 @@ class Node:
         logprobs: log-probability (nats) of each token under the distribution that sampled it.
         draws: how often this step was sampled freely at its parent (0 at the root).
         versions: version of the policy that sampled each token; empty where versions are not counted.
+        kept: of each token the tokens that it was drawn from, where the distribution was truncated (top-p, top-k):
+            their ids as the bytes of an int32 array. Empty where it was drawn from the whole vocabulary.
         round: the round of growth that created the node (0 for the first trajectories).
         children: indices of the child steps, oldest first.
         finish_reason: why the trajectory ended here; None for a step that goes on.
@@ -61,6 +63,7 @@ class Node:
     finish_reason: FinishReason | None = None
     reward: float | None = None
     versions: tuple[int, ...] = ()
+    kept: tuple[bytes, ...] = ()
     logprob: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -98,6 +101,7 @@ class Tree:
         finish_reason: FinishReason,
         round: int,
         versions: Sequence[int] = (),
+        kept: Sequence[bytes] = (),
     ) -> int:
         """Add a trajectory that was sampled from ``branch_node`` on.
 
@@ -111,6 +115,7 @@ class Tree:
             finish_reason: why the trajectory ended with the last of them.
             round: the round of growth it belongs to.
             versions: of the policy that sampled each token of all steps; empty where versions are not counted.
+            kept: what each token of all steps was drawn from; empty where that is the whole vocabulary.
 
         Returns:
             Index of the leaf.
@@ -134,14 +139,17 @@ class Tree:
                     "log-probabilities; it needs one for each token"
                 )
         length = sum(len(tokens) for tokens, _ in steps)
-        if len(versions) not in (0, length):
-            raise ValueError(f"{where}: {len(versions)} versions for {length} tokens below node {branch_node}")
+        for name, values in (("versions", versions), ("kept sets", kept)):
+            if len(values) not in (0, length):
+                raise ValueError(f"{where}: {len(values)} {name} for {length} tokens below node {branch_node}")
         current, done = branch_node, 0
         for position, (tokens, logprobs) in enumerate(steps):
             reason = finish_reason if position == len(steps) - 1 else None
-            own = tuple(versions[done : done + len(tokens)])
+            part = slice(done, done + len(tokens))
             done += len(tokens)
-            current = self._child(current, tuple(tokens), tuple(logprobs), own, reason, round)
+            current = self._child(
+                current, tuple(tokens), tuple(logprobs), tuple(versions[part]), tuple(kept[part]), reason, round
+            )
             self.nodes[current].draws += 1
         return current
 
@@ -151,6 +159,7 @@ class Tree:
         tokens: tuple[int, ...],
         logprobs: tuple[float, ...],
         versions: tuple[int, ...],
+        kept: tuple[bytes, ...],
         finish_reason: FinishReason | None,
         round: int,
     ) -> int:
@@ -160,7 +169,14 @@ class Tree:
             if child.tokens == tokens and child.is_leaf == (finish_reason is not None):
                 return index
         node = Node(
-            len(self.nodes), parent, tokens, logprobs, round=round, finish_reason=finish_reason, versions=versions
+            len(self.nodes),
+            parent,
+            tokens,
+            logprobs,
+            round=round,
+            finish_reason=finish_reason,
+            versions=versions,
+            kept=kept,
         )
         self.nodes.append(node)
         self.nodes[parent].children.append(node.index)
@@ -206,7 +222,13 @@ class Tree:
                 part = slice(start, end)
                 reason = node.finish_reason if end == length else None
                 current = self._child(
-                    current, node.tokens[part], node.logprobs[part], node.versions[part], reason, node.round
+                    current,
+                    node.tokens[part],
+                    node.logprobs[part],
+                    node.versions[part],
+                    node.kept[part],
+                    reason,
+                    node.round,
                 )
                 self.nodes[current].draws += node.draws
                 node_at[node.index, end] = current
@@ -344,7 +366,13 @@ class Tree:
             raise ValueError(f"a tree of version {data.get('version')!r}; this release reads version {_VERSION}")
         try:
             nodes = [
-                Node(**{**node, **{name: tuple(node.get(name, ())) for name in ("tokens", "logprobs", "versions")}})
+                Node(
+                    **{
+                        **node,
+                        **{name: tuple(node.get(name, ())) for name in ("tokens", "logprobs", "versions")},
+                        "kept": tuple(map(bytes.fromhex, node.get("kept", ()))),
+                    }
+                )
                 for node in data["nodes"]
             ]
             tree = cls(data["prompt_id"], nodes[ROOT].tokens)
@@ -381,4 +409,7 @@ def _described(node: Node) -> dict[str, Any]:
     described = {name: getattr(node, name) for name in _FIELDS}
     if not node.versions:
         del described["versions"]
+    del described["kept"]
+    if node.kept:
+        described["kept"] = [own.hex() for own in node.kept]
     return described | {"children": list(node.children)}

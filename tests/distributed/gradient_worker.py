@@ -16,7 +16,7 @@ import torch.distributed as dist
 from layouts import enter
 from packing_oracles import unpack_paths
 from torch import Tensor
-from toy_models import checkpoint_names, hf_weights, random_model, random_tree
+from toy_models import VOCAB, checkpoint_names, hf_weights, random_model, random_tree
 
 from nemo_ibtpo.config.schema import ActorConfig, IBScoreConfig, LossConfig, OptimizerConfig
 from nemo_ibtpo.losses import ClippedLoss, LossInputs, LossOutput, with_importance
@@ -64,6 +64,7 @@ DEFAULT: dict[str, Any] = {
     "form": "packed",
     "old": "given",  # or "training pass": the old policy is the model itself
     "tis_cap": 0.0,
+    "kept": False,  # tokens were drawn from sets, over which the policy is renormalised
     "mistake": None,
 }
 
@@ -90,13 +91,17 @@ METHODS: dict[str, Method] = {
 }
 
 
-def make_trees() -> list[Tree]:
+def make_trees(kept: bool) -> list[Tree]:
     rng = np.random.default_rng(11)
-    return [random_tree(rng, rollouts=6, prompt_id=str(i)) for i in range(6)]
+    trees = [random_tree(rng, rollouts=6, prompt_id=str(i)) for i in range(6)]
+    for node in (node for tree in trees for node in tree.nodes[1:] if kept):
+        sets = [{token, *rng.choice(VOCAB, rng.integers(1, VOCAB), replace=False).tolist()} for token in node.tokens]
+        node.kept = tuple(np.array(sorted(own), dtype=np.int32).tobytes() for own in sets)
+    return trees
 
 
 def other_policies(
-    tree: Tree, model_logprobs: Callable[[Sequence[int]], Tensor], old: str
+    tree: Tree, model_rows: Callable[[Sequence[int]], Tensor], old: str
 ) -> list[tuple[Tensor, Tensor]]:
     """Per node, log-probs of an old and a reference policy: the model's, shifted far enough that clips occur.
 
@@ -105,30 +110,38 @@ def other_policies(
     policies = []
     for node in tree.nodes[1:]:
         prefix = [t for i in tree.path(node.parent) for t in tree.nodes[i].tokens]
-        own = model_logprobs([*prefix, *node.tokens]).detach()[len(prefix) - 1 :]
+        rows = renormalised(model_rows([*prefix, *node.tokens]).detach()[len(prefix) - 1 :], node.kept)
+        own = rows[torch.arange(len(rows)), torch.tensor(node.tokens)]
         generator = torch.Generator().manual_seed(1000 * int(tree.prompt_id) + node.index)
         shift = torch.randn(2, len(own), generator=generator, dtype=torch.float64)
         policies.append((own + 0.3 * (old == "given") * shift[0], own + 0.5 * shift[1]))
     return policies
 
 
+def renormalised(rows: Tensor, kept: Sequence[bytes]) -> Tensor:
+    """Log-probabilities [N, V] of the distributions over the sets; the whole ones where there are none."""
+    if not kept:
+        return rows
+    outside = torch.ones(rows.shape, dtype=torch.bool)
+    for row, own in zip(outside, kept, strict=True):
+        row[torch.from_numpy(np.frombuffer(own, np.int32).astype(np.int64))] = False
+    return rows.masked_fill(outside, -1e30).log_softmax(dim=-1)
+
+
 @functools.cache
 def reference_gradients(
-    family: str, method: str, normalization: str, token_weight: str, old: str, tis_cap: float
+    family: str, method: str, normalization: str, token_weight: str, old: str, tis_cap: float, kept: bool
 ) -> tuple[dict[str, Tensor], list[Any]]:
     """Every trajectory as a sequence of its own through transformers in float64, summed as the formulas say."""
     case = {"method": method, "normalization": normalization, "token_weight": token_weight, "tis_cap": tis_cap}
-    trees = make_trees()
+    trees = make_trees(kept)
     model = random_model(family, dtype=torch.float64)
 
     def model_rows(tokens: Sequence[int]) -> Tensor:
         return torch.log_softmax(model(torch.tensor(tokens)[None]).logits[0] / TEMPERATURE, dim=-1)[:-1]
 
-    def model_logprobs(tokens: Sequence[int]) -> Tensor:
-        return model_rows(tokens)[torch.arange(len(tokens) - 1), torch.tensor(tokens[1:])]
-
     config = loss_config(case)
-    policies = [other_policies(tree, model_logprobs, old) for tree in trees]
+    policies = [other_policies(tree, model_rows, old) for tree in trees]
     total, denominator = torch.zeros((), dtype=torch.float64), 0.0
     for tree, policy in zip(trees, policies, strict=True):
         (advantages,) = METHODS[case["method"]].of_update([tree], IB_SCORE)
@@ -137,6 +150,7 @@ def reference_gradients(
         for path in paths:
             tokens = [t for i in (ROOT, *path) for t in tree.nodes[i].tokens]
             rows = model_rows(tokens)[len(tree.nodes[ROOT].tokens) - 1 :]
+            rows = renormalised(rows, [own for i in path for own in tree.nodes[i].kept])
             logprobs = rows[torch.arange(len(rows)), torch.tensor(tokens[-len(rows) :])]
             entropies = -(rows.exp() * rows).sum(dim=-1)
             old_logprobs = torch.cat([policy[i - 1][0] for i in path])
@@ -233,9 +247,9 @@ def flat(batch: PackedBatch, tree: Tree, case: dict[str, Any]) -> list[PackedBat
 
 def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) -> float:
     """Largest relative error over all parameters of this case's gradients against the reference."""
-    trees = make_trees()
+    trees = make_trees(case["kept"])
     expected, policies = reference_gradients(
-        *(case[key] for key in ("family", "method", "normalization", "token_weight", "old", "tis_cap"))
+        *(case[key] for key in ("family", "method", "normalization", "token_weight", "old", "tis_cap", "kept"))
     )
     actor_config = ActorConfig(
         device=case["device"],

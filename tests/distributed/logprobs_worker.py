@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from nemo_ibtpo.megatron.kept_tokens import kept_tokens
 from nemo_ibtpo.megatron.logprobs import tree_logprobs
 from nemo_ibtpo.megatron.model import padded_vocab_size
 
@@ -41,6 +42,8 @@ def errors(
     keep_logits: bool,
     group: dist.ProcessGroup,
     device: str = "cpu",
+    *,
+    truncated: bool = False,
 ) -> dict[str, float]:
     """Largest errors of one case; the exact values are computed on the CPU."""
     generator = torch.Generator().manual_seed(4)
@@ -59,9 +62,25 @@ def errors(
 
     hidden, weight = make_factors(kind)
     exact_hidden, exact_weight = hidden.double().requires_grad_(), weight.double().requires_grad_()
-    log_softmax = torch.log_softmax((exact_hidden @ exact_weight.t())[rows] / temperature, dim=-1)
+    logits = (exact_hidden @ exact_weight.t())[rows] / temperature
+    sets = None
+    if truncated:
+        # Sets of 1, 2, ... tokens with the target among them; no top-p set of these logits, for the policy has moved.
+        shuffled = (
+            torch.rand(TARGETS, VOCAB, generator=generator)
+            .scatter_(1, targets[:, None], 2.0)
+            .argsort(dim=1, descending=True)
+        )
+        kept = torch.zeros(TARGETS, VOCAB, dtype=torch.bool)
+        for target, order in enumerate(shuffled):
+            kept[target, order[: 1 + target**2 % VOCAB]] = True
+        logits = logits.masked_fill(~kept, -torch.inf)
+        sets = kept_tokens(
+            [own.nonzero()[:, 0].numpy().astype("int32").tobytes() for own in kept], torch.device(device)
+        )
+    log_softmax = torch.log_softmax(logits, dim=-1)
     expected = log_softmax[torch.arange(TARGETS), targets]
-    expected_entropy = -(log_softmax.exp() * log_softmax).sum(-1)
+    expected_entropy = -(log_softmax.exp() * log_softmax.clamp(min=-1e30)).sum(-1)
     total(expected, expected_entropy).backward()
     assert exact_hidden.grad is not None and exact_weight.grad is not None
 
@@ -81,6 +100,7 @@ def errors(
         chunk_tokens=chunk,
         keep_logits=keep_logits,
         group=group,
+        kept=sets,
     )
     logprobs, entropies = logprobs.cpu(), entropies.cpu()
     total(logprobs, entropies).backward()
@@ -115,6 +135,9 @@ def main() -> None:
         ):
             name = f"{kind}-{loss}-tp{size}-chunk{chunk}-t{temperature}-{'kept' if keep else 'fused'}"
             results[name] = errors(kind, chunk, temperature, loss, keep, mine)
+        for kind, loss, chunk, keep in itertools.product(KINDS, LOSSES, (1, 7), (False, True)):
+            name = f"truncated-{kind}-{loss}-tp{size}-chunk{chunk}-{'kept' if keep else 'fused'}"
+            results[name] = errors(kind, chunk, 0.6, loss, keep, mine, truncated=True)
     if dist.get_rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(results))
     dist.destroy_process_group()

@@ -5,7 +5,8 @@ in a log-probability is a policy that looks off by 1 %.
 
 TP 1, 2 and 4 on gloo, from hidden states; a vocabulary that does not divide, its padding filled with what would win;
 one to five chunks; repeated rows, as at branches; logits of thousands; gradients of log-probabilities, of entropies
-and of both with respect to hidden states and the output layer's weight. Not exercised: CUDA (tests/gpu).
+and of both with respect to hidden states and the output layer's weight; the same renormalised over sets of tokens
+that were kept. Not exercised: CUDA (tests/gpu).
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("loss", ["logprobs", "entropies", "both"])
 @pytest.mark.parametrize("kind", ["ordinary", "extreme", "bf16"])
-def test_matches_float64(results: Results, kind: str, loss: str, size: int) -> None:
-    cases = {name: result for name, result in results.items() if name.startswith(f"{kind}-{loss}-tp{size}-")}
-    assert len(cases) == 12
+@pytest.mark.parametrize(("sets", "count"), [("", 12), ("truncated-", 4)])
+def test_matches_float64(results: Results, sets: str, count: int, kind: str, loss: str, size: int) -> None:
+    cases = {name: result for name, result in results.items() if name.startswith(f"{sets}{kind}-{loss}-tp{size}-")}
+    assert len(cases) == count
     for name, result in cases.items():
         assert result["logprob"] < 2e-6, name
         assert result["entropy"] < 2e-6, name

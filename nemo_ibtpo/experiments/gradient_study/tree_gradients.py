@@ -82,7 +82,13 @@ class TreeGradients:
             use_cache=False,
         ).logits[0]
         chosen = np.flatnonzero(batch.in_loss)
-        log_pi = (logits[tensor(batch.predecessor[chosen])].float() / self._temperature).log_softmax(dim=-1)
+        scaled = logits[tensor(batch.predecessor[chosen])].float() / self._temperature
+        if batch.kept is not None:  # renormalised over what each token was drawn from
+            cut_off = torch.ones(scaled.shape, dtype=torch.bool)
+            for row, kept in zip(cut_off, batch.kept[chosen], strict=True):
+                row[torch.from_numpy(np.frombuffer(kept, np.int32).astype(np.int64))] = False
+            scaled = scaled.masked_fill(cut_off.to(device), -1e20)
+        log_pi = scaled.log_softmax(dim=-1)
         logprobs = log_pi.gather(1, tensor(batch.tokens[chosen])[:, None])[:, 0]
         return logprobs, -(log_pi.exp() * log_pi).sum(dim=-1)
 

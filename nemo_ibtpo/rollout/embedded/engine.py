@@ -29,7 +29,7 @@ from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.rollout.embedded.prefix_cache import PrefixCache
 from nemo_ibtpo.rollout.embedded.row_cache import GROUPED_ATTENTION, RowCache
 from nemo_ibtpo.rollout.embedded.running_batch import RunningBatch
-from nemo_ibtpo.rollout.embedded.sampling import sample, uniforms
+from nemo_ibtpo.rollout.embedded.sampling import kept_tokens, sample, sampling_logprobs, uniforms
 from nemo_ibtpo.rollout.embedded.stopping import StopRules
 from nemo_ibtpo.rollout.embedded.weight_update import copy_weights
 from nemo_ibtpo.rollout.engine import EngineStats, SamplingParams
@@ -253,11 +253,12 @@ class TransformersEngine:
         positions_B1 = batch.length[: len(batch), None] - 1
         logits_BV = self._forward(0, batch.last_tokens[:, None], positions_B1)
         uniforms_B = torch.from_numpy(uniforms(batch.seed[: len(batch)], batch.sampled))
-        tokens_B, logprobs_B = sample(logits_BV, uniforms_B.to(logits_BV.device), self.sampling)
+        distribution_BV = sampling_logprobs(logits_BV, self.sampling)
+        tokens_B, logprobs_B = sample(distribution_BV, uniforms_B.to(logits_BV.device))
         tokens, logprobs = tokens_B.cpu().numpy(), logprobs_B.cpu().numpy()
         if not np.isfinite(logprobs).all():
             self._fail(int(np.flatnonzero(~np.isfinite(logprobs))[0]))
-        batch.append(tokens, logprobs)
+        batch.append(tokens, logprobs, kept_tokens(distribution_BV) if self.sampling.is_truncated else None)
         self.stats.sampled_tokens += len(batch)
         return self._retire(self._stop_rules.finished_rows(batch))
 

@@ -7,6 +7,8 @@ their places.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,6 +30,7 @@ class RunningBatch:
         prefix_length: [rows] of these, tokens that the request came with.
         limit: [rows] tokens at which the sequence ends at the latest.
         seed: [rows] the requests' seeds.
+        kept: of each row in use what its sampled tokens were drawn from, where sampling is truncated.
     """
 
     def __init__(self, rows: int, max_length: int) -> None:
@@ -39,6 +42,7 @@ class RunningBatch:
         self.prefix_length = np.zeros(rows, dtype=np.int64)
         self.limit = np.zeros(rows, dtype=np.int64)
         self.seed = np.zeros(rows, dtype=np.uint64)
+        self.kept: list[list[bytes]] = []
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -58,6 +62,7 @@ class RunningBatch:
         """Put a request in the next free row and return the row."""
         row = len(self)
         self.requests.append(request)
+        self.kept.append([])
         n = len(request.prefix)
         self.tokens[row, :n] = request.prefix
         self.length[row] = self.prefix_length[row] = n
@@ -65,13 +70,17 @@ class RunningBatch:
         self.seed[row] = request.seed
         return row
 
-    def append(self, tokens_B: NDArray[np.int64], logprobs_B: NDArray[np.float32]) -> None:
-        """Add one sampled token to every row in use."""
+    def append(
+        self, tokens_B: NDArray[np.int64], logprobs_B: NDArray[np.float32], kept_B: Sequence[bytes] | None
+    ) -> None:
+        """Add one sampled token to every row in use, and what it was drawn from if that was not the vocabulary."""
         rows = np.arange(len(self))
         positions = self.length[: len(self)]
         self.tokens[rows, positions] = tokens_B
         self.logprobs[rows, positions] = logprobs_B
         self.length[: len(self)] += 1
+        for so_far, kept in zip(self.kept, kept_B or (), strict=False):
+            so_far.append(kept)
 
     def sequence(self, row: int) -> tuple[int, ...]:
         """All tokens of a row."""
@@ -85,6 +94,7 @@ class RunningBatch:
             tokens=tuple(self.tokens[row, sampled].tolist()),
             logprobs=tuple(self.logprobs[row, sampled].tolist()),
             finish_reason=finish_reason,
+            kept=tuple(self.kept[row]),
         )
 
     def unfinished(self, row: int) -> Unfinished:
@@ -105,10 +115,11 @@ class RunningBatch:
         for array in (self.tokens, self.logprobs, self.length, self.prefix_length, self.limit, self.seed):
             array[targets] = array[sources]
         for source, target in zip(sources, targets, strict=True):
-            self.requests[target] = self.requests[source]
-        del self.requests[remaining:]
+            self.requests[target], self.kept[target] = self.requests[source], self.kept[source]
+        del self.requests[remaining:], self.kept[remaining:]
         return sources, targets
 
     def clear(self) -> None:
         """Take every row out."""
         self.requests.clear()
+        self.kept.clear()

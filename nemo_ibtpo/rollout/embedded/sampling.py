@@ -52,28 +52,30 @@ def sampling_logprobs(logits_BV: torch.Tensor, params: SamplingParams) -> torch.
     # Shifted before it is divided, so that a tiny temperature gives 0 and -inf and never inf - inf.
     shifted_BV = logits_BV - logits_BV.amax(dim=-1, keepdim=True)
     logprobs_BV = (shifted_BV / params.temperature).log_softmax(dim=-1)
-    if params.top_k > 0 or params.top_p < 1.0:
+    if params.is_truncated:
         logprobs_BV = _truncate(logprobs_BV, params)
     return logprobs_BV
 
 
-def sample(
-    logits_BV: torch.Tensor, uniforms_B: torch.Tensor, params: SamplingParams
-) -> tuple[torch.Tensor, torch.Tensor]:
+def kept_tokens(logprobs_BV: torch.Tensor) -> list[bytes]:
+    """The tokens of each row that were not cut off: their ids as the bytes of an int32 array."""
+    kept_BV = (logprobs_BV > -torch.inf).cpu().numpy()
+    return [np.flatnonzero(kept_V).astype(np.int32).tobytes() for kept_V in kept_BV]
+
+
+def sample(logprobs_BV: torch.Tensor, uniforms_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """One token a row.
 
     Args:
-        logits_BV: logits of the next token [B, V].
-        uniforms_B: one number in [0, 1) a row, float64, on the device of the logits.
-        params: the sampling distribution.
+        logprobs_BV: the sampling distribution of the next token [B, V].
+        uniforms_B: one number in [0, 1) a row, float64, on the device of the distribution.
 
     Returns:
-        Tokens [B] (int64) and their log-probabilities [B] (float32). A row whose logits hold NaN or +inf has
+        Tokens [B] (int64) and their log-probabilities [B] (float32). A row whose logits held NaN or +inf has
         the log-probability NaN; its token means nothing.
     """
-    logprobs_BV = sampling_logprobs(logits_BV, params)
     cdf_BV = logprobs_BV.double().exp().cumsum(dim=-1)
     # 52-bit uniforms keep u * total below total after rounding, so that no cut-off token at the end is drawn.
     tokens_B1 = torch.searchsorted(cdf_BV, uniforms_B[:, None] * cdf_BV[:, -1:], right=True)
-    tokens_B1 = tokens_B1.clamp_(max=logits_BV.shape[-1] - 1)  # only a NaN row ends outside
+    tokens_B1 = tokens_B1.clamp_(max=logprobs_BV.shape[-1] - 1)  # only a NaN row ends outside
     return tokens_B1[:, 0], logprobs_BV.gather(-1, tokens_B1)[:, 0]

@@ -60,6 +60,7 @@ from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest, Unfinished
 Answer = TypeVar("Answer", Slept, Loaded, CutOff)
 
 _POLL_S = 0.002  # growth looks after its verifiers in between
+_TIES = 8  # vLLM keeps more than top_k tokens where the last of them are equally likely
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
@@ -74,6 +75,8 @@ class VLLMEngine:
         device: ``cpu``, or this rank's GPU.
         max_model_len: most tokens of a sequence, its prefix included.
         log_path: takes what vLLM prints.
+        return_kept: rollouts say what each token was drawn from, where sampling is truncated; ``config.top_k`` bounds
+            it.
 
     Attributes:
         stats: counters since the engine was made.
@@ -95,6 +98,7 @@ class VLLMEngine:
         device: torch.device,
         max_model_len: int,
         log_path: Path,
+        return_kept: bool = False,
     ) -> None:
         hf_config = json.loads((model_path / "config.json").read_text())
         check_servable(config, hf_config, dtype, device, max_model_len)
@@ -129,6 +133,7 @@ class VLLMEngine:
             gpu_memory_utilization=config.vllm.gpu_memory_utilization,
             enforce_eager=config.vllm.enforce_eager,
             sampling=sampling,
+            max_kept=config.top_k + _TIES if return_kept else 0,
             memory=None,
             from_memory=False,
         )
@@ -339,7 +344,9 @@ class VLLMEngine:
             self.stats.sampled_tokens += len(answer.tokens)
             self.stats.prefill_tokens += len(request.prefix) - answer.cached_tokens
             self.stats.cached_prefix_tokens += answer.cached_tokens
-            rollouts.append(Rollout(request.request_id, answer.tokens, answer.logprobs, answer.finish_reason))
+            rollouts.append(
+                Rollout(request.request_id, answer.tokens, answer.logprobs, answer.finish_reason, answer.kept)
+            )
         return rollouts
 
     def _refuse_silence(self) -> None:

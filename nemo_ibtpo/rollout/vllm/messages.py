@@ -31,6 +31,7 @@ class Start:
         gpu_memory_utilization: share of a GPU's memory.
         enforce_eager: no CUDA graphs.
         sampling: of the first requests.
+        max_kept: largest kept set that it returns with each token where sampling is truncated; 0 returns none.
         memory: where new weights will lie; None if there are none yet.
         from_memory: take the first weights from there, not from the model's directory.
     """
@@ -45,6 +46,7 @@ class Start:
     gpu_memory_utilization: float
     enforce_eager: bool
     sampling: SamplingParams
+    max_kept: int
     memory: MemoryLayout | None
     from_memory: bool
 
@@ -168,6 +170,7 @@ class FinishedRequest:
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
+    kept: tuple[bytes, ...]
     cached_tokens: int
 
 

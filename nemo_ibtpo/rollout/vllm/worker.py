@@ -7,6 +7,7 @@ closes the socket.
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import sys
 import time
@@ -14,6 +15,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
+
+import numpy as np
 
 from nemo_ibtpo.rollout.engine import SamplingParams
 from nemo_ibtpo.rollout.vllm.compat import CPU_BLOCK_TOKENS
@@ -55,6 +58,7 @@ class Worker:
         import vllm
 
         self._connection = connection
+        self._max_kept = start.max_kept
         self._on_gpu = start.device == "cuda"
         self._asleep = False
         self._loading = False
@@ -117,6 +121,7 @@ class Worker:
         from vllm.sampling_params import RequestOutputKind
 
         self._stops = bool(params.stop)
+        self._with_kept = self._max_kept > 0 and params.is_truncated
         self._sampling = VLLMSamplingParams(
             temperature=params.temperature,
             top_p=params.top_p,
@@ -124,7 +129,7 @@ class Worker:
             stop=list(params.stop),
             stop_token_ids=list(params.eos_token_ids),
             ignore_eos=True,  # vLLM's idea of the end; ours stands above
-            logprobs=0,  # of the sampled token alone
+            logprobs=self._max_kept if self._with_kept else 0,  # of so many likeliest tokens beside the sampled one
             detokenize=self._stops,
             skip_special_tokens=False,
             spaces_between_special_tokens=False,
@@ -142,7 +147,7 @@ class Worker:
         if not self._numbers:
             return
         outputs = self._llm.llm_engine.step()
-        finished = [_finished(output) for output in outputs if output.finished]
+        finished = [_finished(output, with_kept=self._with_kept) for output in outputs if output.finished]
         self._latest.update((int(output.request_id), output) for output in outputs)
         for request in finished:
             self._numbers.discard(request.number)
@@ -217,6 +222,7 @@ def _engine_arguments(start: Start) -> dict[str, Any]:
         "max_num_seqs": start.max_batch_size,
         "enable_prefix_caching": True,
         "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled from
+        "max_logprobs": start.max_kept,
         "generation_config": "vllm",  # the run's sampling parameters, not the model's
         "load_format": "dummy" if start.from_memory else "safetensors",
         "worker_extension_cls": "nemo_ibtpo.rollout.vllm.extension.WeightLoader",
@@ -233,9 +239,10 @@ def _engine_arguments(start: Start) -> dict[str, Any]:
     }
 
 
-def _finished(output: Any) -> FinishedRequest:
+def _finished(output: Any, *, with_kept: bool) -> FinishedRequest:
     """What vLLM's ``RequestOutput`` says of a finished request."""
     answer = output.outputs[0]
+    kept = tuple(map(_kept, answer.logprobs)) if with_kept else ()
     tokens, logprobs = _sampled(answer)
     reason: FinishReason
     if answer.finish_reason == "length":
@@ -244,13 +251,20 @@ def _finished(output: Any) -> FinishedRequest:
         reason = "stop" if isinstance(answer.stop_reason, str) else "eos"
     else:
         raise RuntimeError(f"vLLM ended request {output.request_id} with {answer.finish_reason!r}")
-    return FinishedRequest(int(output.request_id), tokens, logprobs, reason, output.num_cached_tokens or 0)
+    return FinishedRequest(int(output.request_id), tokens, logprobs, reason, kept, output.num_cached_tokens or 0)
 
 
 def _sampled(answer: Any) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Token ids and their log-probabilities of vLLM's ``CompletionOutput``."""
     tokens = tuple(answer.token_ids)
     return tokens, tuple(entry[token].logprob for token, entry in zip(tokens, answer.logprobs, strict=False))
+
+
+def _kept(entry: Mapping[int, Any]) -> bytes:
+    """What a token was drawn from: of the likeliest tokens those that the filters left a probability."""
+    return np.array(
+        sorted(token for token, own in entry.items() if own.logprob > -math.inf), dtype=np.int32
+    ).tobytes()
 
 
 def main(descriptor: int) -> None:

@@ -136,7 +136,8 @@ def test_values_at_the_border_are_allowed(config: RunConfig) -> None:
     validate(
         changed(config, rollout__engine="vllm", rollout__num_replicas=2, rollout__tensor_parallel_size=2), "train", 4
     )
-    validate(changed(config, rollout__top_p=0.95, rollout__allow_truncated_sampling=True), "train", 4)
+    validate(changed(config, rollout__top_p=0.95, rollout__top_k=20), "train", 4)
+    validate(changed(config, rollout__top_p=0.95, rollout__engine="transformers"), "train", 4)
     validate(changed(config, data__validation__seed=10001), "train", 4)
     validate(changed(config, actor__virtual_pipeline_model_parallel_size=2), "train", 4)
     validate(changed(config, data__validation__seed=9000, data__validation__options={"min_terms": 9}), "train", 4)

@@ -30,7 +30,6 @@ CONFIG = RolloutConfig(
     top_p=0.95,
     top_k=20,
     stop=["\n\n"],
-    allow_truncated_sampling=True,
     max_batch_size=4,
     transformers=TransformersEngineConfig(cache_tokens=1024),
     vllm=VLLMEngineConfig(0.5, 1.0, False, 60.0, 60.0, 1),
@@ -47,6 +46,7 @@ def make(directory: Path, tokenizer: PreTrainedTokenizerFast, *, here: bool = Tr
         device="cpu",
         max_model_len=32,
         output_dir=directory,
+        for_training=True,
     )
 
 

@@ -25,7 +25,8 @@ def test_every_sequence_stays_whole(script: list[tuple[int, set[int]]]) -> None:
             elsewhere[batch.add(RolloutRequest(next_id, prefix, 20, seed=2**64 - 1 - next_id))] = next_id
             next_id += 1
         ids = np.array([request.request_id for request in batch.requests], dtype=np.int64)
-        batch.append(token_of(ids, batch.length[: len(batch)]), -ids.astype(np.float32))
+        kept = [bytes([id_]) for id_ in ids.tolist()]
+        batch.append(token_of(ids, batch.length[: len(batch)]), -ids.astype(np.float32), kept)
         sources, targets = batch.remove([row for row in leaving if row < len(batch)])
         for source, target in zip(sources, targets, strict=True):
             elsewhere[target] = elsewhere[source]
@@ -36,6 +37,7 @@ def test_every_sequence_stays_whole(script: list[tuple[int, set[int]]]) -> None:
             assert len(rollout.tokens) == len(rollout.logprobs) == batch.sampled[row] > 0
             assert request.prefix + rollout.tokens == batch.sequence(row)
             assert set(rollout.logprobs) == {-float(request.request_id)}
+            assert rollout.kept == (bytes([request.request_id]),) * len(rollout.tokens)
             assert int(batch.seed[row]) == request.seed
             assert batch.limit[row] == len(request.prefix) + request.max_new_tokens
             assert batch.last_tokens[row] == batch.sequence(row)[-1]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.rollout.embedded.sampling import sample, sampling_logprobs, uniforms
+from nemo_ibtpo.rollout.embedded.sampling import kept_tokens, sample, sampling_logprobs, uniforms
 from nemo_ibtpo.rollout.engine import SamplingParams
 from nemo_ibtpo.rollout.requests import check_sampling
 
@@ -49,7 +49,7 @@ def test_draws_follow_the_distribution(temperature: float, top_k: int, top_p: fl
     n = 200_000
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)
     u = torch.from_numpy(uniforms(np.arange(n, dtype=np.uint64), np.zeros(n, dtype=np.int64)))
-    tokens, logprobs = sample(torch.from_numpy(LOGITS).expand(n, -1), u, params)
+    tokens, logprobs = sample(sampling_logprobs(torch.from_numpy(LOGITS).expand(n, -1), params), u)
     probs = expected_distribution(LOGITS, temperature, top_k, top_p)
     assert abs(chi_square_excess(np.bincount(tokens.numpy(), minlength=16), probs)) < 5
     np.testing.assert_allclose(logprobs.numpy(), np.log(probs[tokens.numpy()]), atol=1e-5)
@@ -59,6 +59,10 @@ def test_cut_off_distribution_is_normalised() -> None:
     params = SamplingParams(temperature=0.7, top_k=9, top_p=0.9)
     logprobs = sampling_logprobs(torch.from_numpy(LOGITS)[None], params)
     assert logprobs.dtype == torch.float32
+    [kept] = kept_tokens(logprobs)
+    assert (
+        np.frombuffer(kept, np.int32).tolist() == np.flatnonzero(expected_distribution(LOGITS, 0.7, 9, 0.9)).tolist()
+    )
     np.testing.assert_allclose(logprobs.exp()[0], expected_distribution(LOGITS, 0.7, 9, 0.9), atol=1e-6)
 
 
@@ -83,7 +87,9 @@ def test_seeds_that_differ_by_the_increment_do_not_share_a_sequence() -> None:
 @pytest.mark.parametrize("temperature", [1e-3, 1e-6, 2e-38])
 def test_tiny_temperatures_take_the_likeliest_token(temperature: float) -> None:
     logits = torch.from_numpy(LOGITS)[None] + 100  # without the shift the division would overflow
-    token, logprob = sample(logits, torch.tensor([0.999999], dtype=torch.float64), SamplingParams(temperature))
+    token, logprob = sample(
+        sampling_logprobs(logits, SamplingParams(temperature)), torch.tensor([0.999999], dtype=torch.float64)
+    )
     assert token.item() == LOGITS.argmax()
     assert logprob.item() == 0.0
 
@@ -91,7 +97,7 @@ def test_tiny_temperatures_take_the_likeliest_token(temperature: float) -> None:
 def test_extreme_uniforms_never_draw_a_token_that_was_cut_off() -> None:
     params = SamplingParams(top_k=3)
     u = torch.tensor([0.0, 1.0 - 2.0**-52], dtype=torch.float64)
-    tokens, logprobs = sample(torch.from_numpy(LOGITS).expand(2, -1), u, params)
+    tokens, logprobs = sample(sampling_logprobs(torch.from_numpy(LOGITS).expand(2, -1), params), u)
     assert set(tokens.tolist()) <= set(np.argsort(-LOGITS)[:3].tolist())
     assert torch.isfinite(logprobs).all()
 
@@ -100,7 +106,7 @@ def test_extreme_uniforms_never_draw_a_token_that_was_cut_off() -> None:
 def test_a_broken_row_has_no_log_probability(bad: float) -> None:
     logits = torch.from_numpy(LOGITS).repeat(2, 1)
     logits[1, 3] = bad
-    _, logprobs = sample(logits, torch.tensor([0.5, 0.5], dtype=torch.float64), SamplingParams())
+    _, logprobs = sample(sampling_logprobs(logits, SamplingParams()), torch.tensor([0.5, 0.5], dtype=torch.float64))
     assert torch.isfinite(logprobs[0]) and torch.isnan(logprobs[1])
 
 

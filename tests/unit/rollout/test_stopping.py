@@ -34,7 +34,7 @@ def end_of(
     batch.add(RolloutRequest("other", (1, 1, 1), 40, seed=0))
     row = batch.add(RolloutRequest("r", tuple(prefix), limit, seed=0))
     for n, token in enumerate(tokens, 1):
-        batch.append(np.array([2, token]), np.array([-1.0, -1.0], dtype=np.float32))
+        batch.append(np.array([2, token]), np.array([-1.0, -1.0], dtype=np.float32), None)
         reasons = rules.finished_rows(batch)
         assert set(reasons) <= {row}, "the other row must go on"
         if reasons:

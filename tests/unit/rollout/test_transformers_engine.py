@@ -56,6 +56,12 @@ def assert_logprobs_match(
     logits = model(sequence, use_cache=False).logits[0, len(request.prefix) - 1 : -1].cpu()
     expected = sampling_logprobs(logits, params)[torch.arange(len(rollout.tokens)), list(rollout.tokens)]
     np.testing.assert_allclose(rollout.logprobs, expected.numpy(), atol=1e-4)
+    assert len(rollout.kept) == (len(rollout.tokens) if params.is_truncated else 0)
+    # What each token was drawn from is enough to know its log-probability.
+    for token, logprob, row, kept in zip(rollout.tokens, rollout.logprobs, logits, rollout.kept, strict=False):
+        ids = np.frombuffer(kept, np.int32).tolist()
+        own = (row[ids] / params.temperature).log_softmax(-1)[ids.index(token)]
+        assert own.item() == pytest.approx(logprob, abs=1e-4)
 
 
 def prompts(n: int, seed: int = 0) -> list[tuple[int, ...]]:

@@ -49,9 +49,8 @@ CONFIG = RolloutConfig(
     max_new_tokens=60,
     temperature=1.0,
     top_p=1.0,
-    top_k=0,
+    top_k=20,  # the largest set that a rollout can say its tokens were drawn from
     stop=[],
-    allow_truncated_sampling=True,
     max_batch_size=16,
     transformers=TransformersEngineConfig(cache_tokens=1),
     vllm=VLLMEngineConfig(
@@ -100,6 +99,7 @@ def start(
         device=torch.device("cpu"),
         max_model_len=max_model_len,
         log_path=model_dir.parent / "vllm.log",
+        return_kept=True,
     )
 
 
@@ -190,6 +190,28 @@ def test_logprobs_follow_an_update_and_no_old_prefix_is_used(engine: VLLMEngine,
     assert engine.stats.cached_prefix_tokens > before  # there is something to forget
     publish(weights_of(toy(1)))
     assert_logprobs_match(toy(1), requests, drain(engine, requests), PLAIN)
+
+
+@torch.no_grad()
+def test_a_rollout_says_what_its_tokens_were_drawn_from(engine: VLLMEngine) -> None:
+    params, sizes = SamplingParams(temperature=0.3, top_k=20, top_p=0.9, eos_token_ids=(0,)), set()
+    assert {rollout.kept for rollout in drain(engine, [request(0)]).values()} == {()}  # the whole vocabulary
+    engine.set_sampling(params)
+    requests = [request(i) for i in range(6)]
+    rollouts = drain(engine, requests)
+    assert_logprobs_match(toy(0), requests, rollouts, params)
+    for one in requests:
+        tokens, kept = rollouts[one.request_id].tokens, rollouts[one.request_id].kept
+        logits = toy(0)(torch.tensor([one.prefix + tokens]), use_cache=False).logits[0, len(one.prefix) - 1 : -1]
+        for token, row, expected, own in zip(tokens, logits, sampling_logprobs(logits, params), kept, strict=True):
+            ids = np.frombuffer(own, np.int32).tolist()
+            sizes.add(len(ids))
+            assert token in ids
+            # A token at the edge of the set may be in or out, in the rounding of its probability.
+            assert row[ids].div(0.3).logsumexp(0).item() == pytest.approx(
+                row[expected > -torch.inf].div(0.3).logsumexp(0).item(), abs=2e-2
+            )
+    assert len(sizes) > 3 and max(sizes) <= 20
 
 
 @pytest.mark.parametrize(

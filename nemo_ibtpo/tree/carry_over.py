@@ -188,7 +188,7 @@ class _Share:
     Attributes:
         started: tick at which each was started.
         complete: tick at which each was complete.
-        unsettled: those of them that something may still come before, or that may close the step.
+        unsettled: those of them that something may still come before.
     """
 
     trees: Mapping[int, CarriedTree]
@@ -221,8 +221,7 @@ class _Share:
 
     def settle(self, settled: _Settled) -> None:
         """Take down what nothing can come before any more."""
-        if len(self.complete) < self.closing.trees:  # else each of them may be the one that the step closes with
-            self.unsettled = {index: tick for index, tick in self.unsettled.items() if tick >= settled.before}
+        self.unsettled = {index: tick for index, tick in self.unsettled.items() if tick >= settled.before}
 
     def _tick(self, growing: GrowingTree) -> int:
         return growing.earliest - self.trees[growing.key].clock + self.started[growing.key]

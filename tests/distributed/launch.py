@@ -45,6 +45,7 @@ def try_ranks(
     num_ranks: int, argv: list[str], log: Path, timeout_s: float = 600, *, directory: Path = ROOT, **environment: str
 ) -> tuple[list[str], str]:
     """As :func:`start_ranks`; the ranks that failed and how, and what all of them printed."""
+    log.unlink(missing_ok=True)  # ranks append
     server = _server()
     assert server.stdin is not None and server.stdout is not None
     where = {"directory": str(directory), "environment": environment}

@@ -8,12 +8,10 @@ anything is learned; docs/results.md is about that.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from distributed.launch import command_line, try_ranks
 
 from nemo_ibtpo.reporting.metrics import read_metrics
 
@@ -22,17 +20,9 @@ BUDGET = 1500
 
 
 def study(directory: Path, *words: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "nemo_ibtpo.cli", "study", *words],
-        cwd=directory,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    return done.stdout
+    failed, said = try_ranks(1, command_line("study", *words), directory / "log", directory=directory)
+    assert not failed, said[-6000:]
+    return said
 
 
 @pytest.fixture(scope="module")

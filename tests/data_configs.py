@@ -28,6 +28,8 @@ def data_config(**changes: Any) -> DataConfig:
     ordinary = {
         "train": dataset_config(),
         "validation": dataset_config(),
+        "mixture": {},
+        "validation_mixture": {},
         "template": "plain",
         "template_options": {},
         "prompt_format": "{question}",

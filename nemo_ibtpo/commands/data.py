@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.loader import compose, recipe_and_overrides
+from nemo_ibtpo.config.mixtures import training_parts, validation_parts
 
 if TYPE_CHECKING:
     from nemo_ibtpo.commands import Subparsers
@@ -42,20 +43,27 @@ def run(arguments: argparse.Namespace) -> int | None:
 def _check(config: RunConfig) -> None:
     from transformers import AutoTokenizer
 
-    from nemo_ibtpo.data.loading import leave_out, load_problems
+    from nemo_ibtpo.data.parts import load_parts
     from nemo_ibtpo.rewards.gold import keep_verifiable
     from nemo_ibtpo.rewards.pool import VerifierPool
 
+    validating, training = validation_parts(config.data), training_parts(config.data)
     tokenizer = AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
     pool = VerifierPool(tokenizer, config.reward)
-    held_out: set[str] = set()
     try:
-        for name, dataset in (("validation", config.data.validation), ("training", config.data.train)):
-            problems, report = load_problems(dataset, config.data, tokenizer)
-            problems = keep_verifiable(leave_out(problems, held_out, report), pool, report)
-            held_out = held_out or {problem.problem_id for problem in problems}
-            print(f"{name} data: {report.summary()}")
-            _show(problems, dataset, tokenizer)
+        for part, problems, report in load_parts(
+            [*validating, *training],
+            config.data,
+            tokenizer,
+            lambda problems, report: keep_verifiable(problems, pool, report),
+        ):
+            kind = "validation" if part in validating else "training"
+            print(f"{kind} data{f' {part.name!r}' if part.name else ''}: {report.summary()}")
+            if part in training and part.name:
+                share = part.weight / sum(other.weight for other in training)
+                steps = len(problems) / (share * config.trainer.num_prompts_per_step)
+                print(f"  weight {part.weight:g}: {share:.1%} of the prompts; an epoch in {steps:,.1f} steps")
+            _show(problems, part.dataset, tokenizer)
     finally:
         pool.close()
 

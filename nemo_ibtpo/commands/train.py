@@ -17,6 +17,7 @@ from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.hydra_flags import add_hydra_flags, arguments_with_recipe
 from nemo_ibtpo.config.layout import fewest_ranks
 from nemo_ibtpo.config.loader import Asked, composition, recipe_and_overrides
+from nemo_ibtpo.config.mixtures import all_parts
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.config.validation import validate
 from nemo_ibtpo.data.sources import check_sources
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int | None:
 def _dry_run(config: RunConfig, asked: int | None) -> int:
     ranks = _planned_world_size(config, asked)
     validate(config, "train", ranks)
-    check_sources(config.data.train, config.data.validation)
+    check_sources(*(part.dataset for part in all_parts(config.data)))
     print(batch_plan(config, ranks))
     print(f"dry run for {ranks} rank{'s' * (ranks != 1)}: nothing was started")
     return 0
@@ -99,7 +100,7 @@ def _train(config: RunConfig, ranks: int, experiment: Experiment | None) -> int:
                 "Raise trainer.max_steps (or max_sampled_tokens) to train on, or choose another output_dir"
             )
         return 0
-    check_sources(config.data.train, config.data.validation)
+    check_sources(*(part.dataset for part in all_parts(config.data)))
     if experiment is not None:
         experiment.set_up(config.trainer.max_steps)
     RunConsole(0 if speaks else 1).say(batch_plan(config, ranks))

@@ -280,6 +280,12 @@ class DataConfig:
     """Problems to train on."""
     validation: DatasetConfig
     """Problems to evaluate on."""
+    mixture: dict[str, Any]
+    """Several training sets in the place of ``train``: name to ``weight`` and the keys that differ from ``train``;
+    prompts are drawn in proportion to the weights. ``{}`` draws from ``train`` alone."""
+    validation_mixture: dict[str, Any]
+    """Several validation sets in the place of ``validation``: name to the keys that differ from ``validation``; each
+    has an accuracy of its own in the metrics."""
     template: Literal["chat", "plain", "none"]
     """``chat`` applies the tokenizer's chat template to the filled ``prompt_format`` or to the row's messages,
     ``plain`` takes the filled format as any text, ``none`` as one that holds its special tokens already."""

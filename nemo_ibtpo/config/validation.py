@@ -10,11 +10,13 @@ import os
 import re
 import tempfile
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.layout import check_model, check_world_size, trajectory_tokens
+from nemo_ibtpo.config.mixtures import training_parts, validation_parts
 from nemo_ibtpo.config.model_directory import read_model_directory
 from nemo_ibtpo.config.refusals import divisors, refuse_if
 from nemo_ibtpo.config.rewards import check_reward
@@ -311,17 +313,19 @@ def _check_probe(config: RunConfig) -> None:
 def _check_data(config: RunConfig) -> None:
     """Problems, prompts and the buffers that have to hold them."""
     data = config.data
-    for name, dataset in (("data.train", data.train), ("data.validation", data.validation)):
+    training, validation = training_parts(data), validation_parts(data)
+    for name, dataset in ((part.key, part.dataset) for part in (*training, *validation)):
         _check_dataset(name, dataset)
         refuse_if(
             dataset.verifier in ("choice", "ifeval"),
             f"{name}.verifier={dataset.verifier} judges benchmarks only (nemo-ibtpo eval); use math or exact",
         )
-    refuse_if(
-        _overlap(data.train, data.validation),
-        f"data.validation.seed={data.validation.seed} repeats problems of data.train.seed={data.train.seed}: "
-        "problem i is made from seed + i; set the seeds further apart than data.train.size",
-    )
+    for own, other in product(training, validation):
+        refuse_if(
+            _overlap(own.dataset, other.dataset),
+            f"{other.key}.seed={other.dataset.seed} repeats problems of {own.key}.seed={own.dataset.seed}: "
+            f"problem i is made from seed + i; set the seeds further apart than {own.key}.size",
+        )
     _check_prompts("data", data)
     longest = trajectory_tokens(config)
     budget = config.actor.max_tokens_per_microbatch

@@ -17,12 +17,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.data.problems import Problem, problems_digest
+
+
+class Prompts(Protocol):
+    """Problems in the order in which they are drawn: of one data set or of several (``data.mixture``)."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the problems."""
+
+    def __len__(self) -> int: ...
+    def next(self, count: int, apart_from: Collection[str] = ()) -> list[Problem]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class PromptLoader:
@@ -50,6 +63,10 @@ class PromptLoader:
     def __len__(self) -> int:
         """Problems of an epoch."""
         return len(self._problems)
+
+    def count(self, problem_ids: Collection[str]) -> int:
+        """How many of these problems there are."""
+        return sum(problem.problem_id in problem_ids for problem in self._problems) if problem_ids else 0
 
     def next(self, count: int, apart_from: Collection[str] = ()) -> list[Problem]:
         """The next ``count`` problems; a batch may cross the border of an epoch.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nemo_ibtpo.config.errors import UserError
@@ -58,19 +58,23 @@ def load_problems(
     return problems, report
 
 
-def leave_out(problems: Sequence[Problem], held_out: Collection[str], report: LoadReport) -> list[Problem]:
-    """The problems whose ids are not among ``held_out``; ``report`` counts the others.
+def leave_out(problems: Sequence[Problem], held_out: Mapping[str, str], report: LoadReport) -> list[Problem]:
+    """The problems that are not held out; ``report`` counts the others.
+
+    Args:
+        held_out: where a problem is already, such as ``validation``, by its id.
 
     Raises:
         UserError: none is left.
     """
     for problem in problems:
-        if problem.problem_id in held_out:
-            report.skip("also a validation question", repr(problem.question[:80]))
+        if (where := held_out.get(problem.problem_id)) is not None:
+            report.skip(f"also a {where} question", repr(problem.question[:80]))
     kept = [problem for problem in problems if problem.problem_id not in held_out]
     report.loaded = len(kept)
     if not kept:
-        raise UserError(f"{report.source}: no problem that validation does not ask too; use other problems for one")
+        where = held_out[problems[0].problem_id]
+        raise UserError(f"{report.source}: no problem that {where} does not ask too; use other problems for one")
     return kept
 
 

@@ -15,9 +15,10 @@ from transformers.utils import logging as transformers_logging
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.layout import trajectory_tokens
+from nemo_ibtpo.config.mixtures import training_parts, validation_parts
 from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.data.loader import PromptLoader
-from nemo_ibtpo.data.loading import load_problems
+from nemo_ibtpo.data.mixture import make_prompts
+from nemo_ibtpo.data.parts import load_parts
 from nemo_ibtpo.data.problems import Problem, problems_digest
 from nemo_ibtpo.dtypes import TORCH_DTYPES
 from nemo_ibtpo.reporting.progress import RunConsole
@@ -76,12 +77,18 @@ def open_parts(config: RunConfig, dataset: str, num_prompts: int, console: RunCo
     tokenizer = AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
     rewards = VerifierPool(tokenizer, config.reward)
     try:
-        problems, report = load_problems(getattr(config.data, dataset), config.data, tokenizer)
-        problems = keep_verifiable(problems, rewards, report)
-        console.say(f"data: {report.summary()}")
-        if len(problems) < num_prompts:
-            raise UserError(f"num_prompts={num_prompts}, but {report.source} has {len(problems)} problems")
-        chosen = PromptLoader(problems, config.data.shuffle, config.seed).next(num_prompts)
+        parts = training_parts(config.data) if dataset == "train" else validation_parts(config.data)
+        found: dict[str, list[Problem]] = {}
+        for part, problems, report in load_parts(
+            parts, config.data, tokenizer, lambda problems, report: keep_verifiable(problems, rewards, report)
+        ):
+            found[part.name] = problems
+            console.say(f"data: {report.summary()}")
+        weights = {part.name: part.weight for part in parts}
+        prompts = make_prompts(found, weights, shuffle=config.data.shuffle, seed=config.seed)
+        if len(prompts) < num_prompts:
+            raise UserError(f"num_prompts={num_prompts}, but data.{dataset} has {len(prompts)} problems")
+        chosen = prompts.next(num_prompts)
         yield SamplingParts(tokenizer, rewards, chosen)
     finally:
         rewards.close()

@@ -19,6 +19,7 @@ from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.exp_manager import is_new_each_time
 from nemo_ibtpo.config.hydra_flags import add_hydra_flags, arguments_with_recipe
 from nemo_ibtpo.config.loader import composition, recipe_and_overrides
+from nemo_ibtpo.config.mixtures import all_parts
 from nemo_ibtpo.config.validation import validate
 from nemo_ibtpo.data.sources import check_sources
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
             )
         config = asked.at_this_start()
         validate(config, "train", arguments.world_size)
-        check_sources(config.data.train, config.data.validation)
+        check_sources(*(part.dataset for part in all_parts(config.data)))
     except UserError as error:
         print(f"nemo-ibtpo: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -19,7 +19,7 @@ class Metric:
     """One metric, or a family of them.
 
     Attributes:
-        name: as in ``metrics.jsonl``; ``<k>`` stands for a number, ``<phase>`` for a name.
+        name: as in ``metrics.jsonl``; ``<k>`` stands for a number, ``<phase>`` and ``<name>`` for a name.
         unit: such as ``tokens`` or ``share`` (of 1).
         meaning: one sentence without a full stop, over what is averaged included.
         better: which way training should go, where there is one.
@@ -34,7 +34,7 @@ class Metric:
     def pattern(self) -> re.Pattern[str]:
         """Matches the names of the family."""
         escaped = re.escape(self.name)
-        return re.compile(escaped.replace("<k>", r"\d+").replace("<phase>", r"\w+"))
+        return re.compile(escaped.replace("<k>", r"\d+").replace("<phase>", r"\w+").replace("<name>", r"\w+"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,8 @@ SECTIONS: tuple[Section, ...] = (
         (
             Metric("train/avg_rate", "reward", "mean reward of a trajectory (Avg-Rate)", "higher"),
             Metric("train/eff_rate", "share", "prompts whose trajectories differ in reward (Eff-Rate)", "higher"),
+            Metric("train/source_<name>_avg_rate", "reward", "the same on one data set of data.mixture", "higher"),
+            Metric("train/source_<name>_prompts", "prompts", "of the step that came from it"),
             Metric("train/ib_score", "1", "mean IB-Score of the nodes that have a continuation"),
             Metric("train/cov", "1", "mean of Cov(eta1, eta2) over the nodes drawn from twice or more"),
             Metric(
@@ -140,6 +142,7 @@ SECTIONS: tuple[Section, ...] = (
         "`trainer.val_samples_per_prompt`.",
         (
             Metric("val/accuracy", "share", "avg@k, mean over problems of the mean reward", "higher"),
+            Metric("val/source_<name>_accuracy", "share", "the same on one set of data.validation_mixture", "higher"),
             Metric("val/accuracy_low", "share", "lower end of its 95 % bootstrap interval over problems", "higher"),
             Metric("val/accuracy_high", "share", "upper end of it", "higher"),
             Metric("val/pass_at_<k>", "share", "problems with a correct response among k", "higher"),

@@ -7,6 +7,7 @@ behind: neither verifiers nor an engine.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 
 import torch.distributed as dist
@@ -15,8 +16,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from nemo_ibtpo.checkpoints.stopping import StopRequest
 from nemo_ibtpo.collectives import Dealing
 from nemo_ibtpo.config.layout import engine_ranks, trajectory_tokens
+from nemo_ibtpo.config.mixtures import training_parts
 from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.data.loader import PromptLoader
+from nemo_ibtpo.data.mixture import make_prompts
 from nemo_ibtpo.data.problems import problems_digest
 from nemo_ibtpo.dtypes import TORCH_DTYPES
 from nemo_ibtpo.megatron.actor import MegatronActor
@@ -60,11 +62,13 @@ def build(
     tokenizer = AutoTokenizer.from_pretrained(str(model_path), local_files_only=True)
     rewards = VerifierPool(tokenizer, config.reward)
     stack.callback(rewards.close)
-    training, validation = load_training_and_validation(config.data, tokenizer, rewards, console)
-    prompts = PromptLoader(training, config.data.shuffle, config.seed)
+    problems = load_training_and_validation(config.data, tokenizer, rewards, console)
+    validation = problems.validation
+    weights = {part.name: part.weight for part in training_parts(config.data)}
+    prompts = make_prompts(problems.training, weights, shuffle=config.data.shuffle, seed=config.seed)
 
     actor = _build_actor(config, context)
-    digests = {"training": problems_digest(training), "validation": problems_digest(validation)}
+    digests = {"training": prompts.digest, "validation": problems_digest(validation)}
     store = CheckpointStore(config, actor, digests, console)
     state = RunState(config.trainer, prompts, context)
     store.resume(state)  # before an engine takes its share of the device
@@ -80,12 +84,13 @@ def build(
     def export(directory: Path) -> None:
         write_model(directory, actor.named_weights(), like=model_path, write=dist.get_rank() == 0)
 
-    output = RunOutput(config, tokenizer, training, export, console)
+    output = RunOutput(config, tokenizer, list(chain(*problems.training.values())), export, console)
     output.open(state.logged_step, validation, stack)
     clock, stop = StepClock(console), StopConsensus(request)
     sampling = Sampling(config, engine, engines, rewards, validation, tokenizer, stop, clock)
     method = make_method(config.method)
-    return Parts(config, prompts, sampling, method, actor, transport, output, store, stop, clock), state
+    sources = problems.sources
+    return Parts(config, prompts, sources, sampling, method, actor, transport, output, store, stop, clock), state
 
 
 def _build_actor(config: RunConfig, context: ParallelContext) -> MegatronActor:

@@ -6,18 +6,25 @@ alike everywhere, without further communication. GRPO is this same loop on trees
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 
 from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.data.loader import PromptLoader
+from nemo_ibtpo.data.loader import Prompts
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.methods import Method
 from nemo_ibtpo.rollout.transport.protocol import WeightTransport
 from nemo_ibtpo.training import refill, updates
 from nemo_ibtpo.training.checkpoint_store import CheckpointStore
 from nemo_ibtpo.training.idle_steps import IdleSteps
-from nemo_ibtpo.training.metrics import advantage_metrics, mean_over_updates, sampling_metrics
+from nemo_ibtpo.training.metrics import (
+    advantage_metrics,
+    mean_over_updates,
+    sampling_metrics,
+    training_by_source,
+    validation_by_source,
+)
 from nemo_ibtpo.training.mismatch import total
 from nemo_ibtpo.training.output import RunOutput
 from nemo_ibtpo.training.run_state import RunState
@@ -35,6 +42,7 @@ class Parts:
     Attributes:
         config: of the run.
         prompts: the training problems, in the order in which they are drawn.
+        sources: names of the data sets of a mixture, by problem id.
         sampling: the engines of all ranks with the verifiers.
         method: which rewards are compared with which.
         actor: the policy that is trained, and the reference policy.
@@ -46,7 +54,8 @@ class Parts:
     """
 
     config: RunConfig
-    prompts: PromptLoader
+    prompts: Prompts
+    sources: Mapping[str, str]
     sampling: Sampling
     method: Method
     actor: MegatronActor
@@ -83,7 +92,7 @@ def train(run: Parts, state: RunState) -> None:
             if step == 0 or state.is_done or _is_due(step, trainer.val_period):
                 result, measured = run.sampling.evaluate()
                 run.output.keep_evaluation(step, result)
-                metrics = metrics | measured
+                metrics = metrics | measured | validation_by_source(result.scores(), run.sources)
             run.output.log(step, metrics)
             state.evaluated(metrics.get(ACCURACY))
             if step > 0 and _is_due(step, trainer.export_period):
@@ -104,7 +113,7 @@ def train(run: Parts, state: RunState) -> None:
             further=lambda trees: refill.further_problems(trees, run.prompts, trainer),
         )
         trees = refill.to_train(sampled, trainer.num_prompts_per_step)
-        metrics = sampling_metrics(sampled, config.ib_score) | counts
+        metrics = sampling_metrics(sampled, config.ib_score) | counts | training_by_source(sampled, run.sources)
         metrics["train/refilled_prompts"] = float(len(sampled) - len(trees))
 
         # Advantages: of every node; None for a tree whose rewards do not differ. An update normalizes over its trees.

@@ -50,6 +50,28 @@ def _branches(tree: Tree) -> list[int]:
     return [parent for parent, _ in sorted(rounds)]
 
 
+def training_by_source(trees: Sequence[Tree], sources: Mapping[str, str]) -> dict[str, float]:
+    """Prompts and mean reward of each data set of a mixture; ``sources`` has its name by problem id."""
+    rates: dict[str, list[float]] = {}
+    for tree in trees:
+        if (name := sources.get(tree.prompt_id)) is not None:
+            leaves = list(tree.leaves())
+            total = sum((leaf.reward or 0.0) * leaf.draws for leaf in leaves)
+            rates.setdefault(name, []).append(total / sum(leaf.draws for leaf in leaves))
+    return {f"train/source_{name}_prompts": float(len(own)) for name, own in sorted(rates.items())} | {
+        f"train/source_{name}_avg_rate": float(np.mean(own)) for name, own in sorted(rates.items())
+    }
+
+
+def validation_by_source(scores: Mapping[str, float], sources: Mapping[str, str]) -> dict[str, float]:
+    """Accuracy on each data set of a mixture, from the mean reward of each problem."""
+    by_source: dict[str, list[float]] = {}
+    for problem_id, score in scores.items():
+        if (name := sources.get(problem_id)) is not None:
+            by_source.setdefault(name, []).append(score)
+    return {f"val/source_{name}_accuracy": float(np.mean(own)) for name, own in sorted(by_source.items())}
+
+
 def advantage_metrics(trees: Sequence[Tree], advantages: Sequence[Advantages | None]) -> dict[str, float]:
     """Groups left out, and the spread of advantages over steps, or over trajectories if it is these that have one."""
     metrics = {"train/dropped_groups": float(sum(advantage is None for advantage in advantages))}

@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nemo_ibtpo.config.schema import TrainerConfig
-from nemo_ibtpo.data.loader import PromptLoader
+from nemo_ibtpo.data.loader import Prompts
 from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.tree.tree import Tree
 
 
-def further_problems(trees: Sequence[Tree], prompts: PromptLoader, trainer: TrainerConfig) -> list[Problem]:
+def further_problems(trees: Sequence[Tree], prompts: Prompts, trainer: TrainerConfig) -> list[Problem]:
     """Problems to sample next in the step that has sampled ``trees``; none if it has enough or may have no more."""
     drawn = len(trees) - trainer.num_prompts_per_step
     missing = trainer.num_prompts_per_step - sum(tree.is_mixed for tree in trees)

@@ -7,7 +7,7 @@ from typing import Any
 
 from nemo_ibtpo.checkpoints.status import is_done
 from nemo_ibtpo.config.schema import TrainerConfig
-from nemo_ibtpo.data.loader import PromptLoader
+from nemo_ibtpo.data.loader import Prompts
 from nemo_ibtpo.megatron import random_state
 from nemo_ibtpo.megatron.parallel import ParallelContext
 
@@ -33,7 +33,7 @@ class RunState:
         random: random generators of this rank.
     """
 
-    def __init__(self, config: TrainerConfig, prompts: PromptLoader, context: ParallelContext) -> None:
+    def __init__(self, config: TrainerConfig, prompts: Prompts, context: ParallelContext) -> None:
         self._config = config
         self._prompts = prompts
         self._context = context

@@ -143,9 +143,9 @@ def test_a_reasoning_gym_problem_carries_its_entry() -> None:
 
 def test_questions_of_the_validation_set_are_left_out_and_counted(load: Any) -> None:
     problems, report = load([{"question": question, "answer": "1"} for question in ("a", "b", "c")])
-    kept = leave_out(problems, {problems[1].problem_id}, report)
+    kept = leave_out(problems, {problems[1].problem_id: "validation"}, report)
     assert [problem.question for problem in kept] == ["a", "c"]
     assert report.loaded == 2
     assert "1 x also a validation question (first: 'b')" in report.summary()
     with pytest.raises(UserError, match="no problem that validation does not ask too"):
-        leave_out(kept, {problem.problem_id for problem in kept}, report)
+        leave_out(kept, dict.fromkeys((problem.problem_id for problem in kept), "validation"), report)

@@ -37,7 +37,9 @@ class KeptTokens:
 
 
 def kept_tokens(kept_N: Sequence[bytes], device: torch.device) -> KeptTokens:
-    """Args:
+    """The sets of some targets as pairs on a device.
+
+    Args:
         kept_N: the ids of each target's set, as the bytes of an int32 array.
         device: of the result.
 

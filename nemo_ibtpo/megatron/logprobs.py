@@ -26,8 +26,8 @@ from torch import Tensor
 
 from nemo_ibtpo.megatron.kept_tokens import KeptTokens
 
-# Its exponential is 0 beside any logit. Minus infinity would be nan where 0 multiplies it.
-_CUT_OFF = -1e20
+_CUT_OFF = -1e20  # below any logit; minus infinity would be nan where 0 multiplies it
+_FLOOR = 80  # exp(-80) is nothing beside 1, and exponentials that underflow take a CPU many times as long
 _COLUMNS = 128  # chunks are whole tiles of a matrix product
 
 
@@ -123,6 +123,8 @@ class _TreeLogprobs(torch.autograd.Function):
             higher = torch.maximum(peak, z.amax(dim=1))
             mass, weighted = _rescaled(mass, weighted, (peak - higher) / temperature)
             peak = higher
+            if kept is not None:
+                _raise_to_floor(z, peak, temperature)
             of_chunk = _sums(z, peak, temperature)
             del z  # before the next chunk is made
             mass, weighted = mass + of_chunk[0], weighted + of_chunk[1]
@@ -159,6 +161,8 @@ class _TreeLogprobs(torch.autograd.Function):
         alive = 2 if logits or of_entropies is not None else 1
         for columns in _chunks(ctx.valid, len(weight) * ctx.chunk_tokens, alive * len(hidden)):
             grad = logits.pop(0) if logits else _logits(hidden, weight, columns, dtype, ctx.kept)
+            if ctx.kept is not None:
+                _raise_to_floor(grad, peak, temperature)
             if of_entropies is None:
                 grad = _scaled_exponentials(grad, peak, -of_rows / mass, temperature)
             else:
@@ -181,6 +185,11 @@ def _logits(hidden: Tensor, weight: Tensor, columns: slice, dtype: torch.dtype, 
     """Logits of some columns, far below all others where the distribution was cut off."""
     z = _multiply(hidden, weight[columns].t(), dtype)
     return z if kept is None else z.masked_fill_(kept.outside((len(z), z.shape[1]), columns.start), _CUT_OFF)
+
+
+def _raise_to_floor(logits: Tensor, peak: Tensor, temperature: float) -> None:
+    """Logits so far below the peak that they count for nothing, no further, in place."""
+    torch.maximum(logits, (peak - _FLOOR * temperature)[:, None], out=logits)
 
 
 def _chunks(columns: int, numbers: int, rows: int) -> Iterator[slice]:

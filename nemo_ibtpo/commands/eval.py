@@ -52,18 +52,21 @@ def run(arguments: argparse.Namespace) -> int | None:
     if arguments.write is not None:
         raise UserError("--write goes with eval compare; an evaluation writes to its output_dir")
     configs = _compose(arguments.overrides)
-    if not arguments.dry_run:
-        configs = _as_hugging_face(configs)
-    for config in configs:
-        validate(config, "eval")
-        check_sources(config.benchmark.data)
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(_plan(config), flush=True)
+    if arguments.dry_run or not _is_checkpoint(configs[0]):
+        _check_and_print(configs)
     if arguments.dry_run:
         print("dry run: nothing was started, no data was read")
         return None
     _evaluate(configs)
     return None
+
+
+def _check_and_print(configs: Sequence[EvalConfig]) -> None:
+    for config in configs:
+        validate(config, "eval")
+        check_sources(config.benchmark.data)
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(_plan(config), flush=True)
 
 
 def _compose(overrides: Sequence[str]) -> list[EvalConfig]:
@@ -77,33 +80,34 @@ def _compose(overrides: Sequence[str]) -> list[EvalConfig]:
     if len(set(names)) < len(names):
         raise UserError(f"{chosen[0]} names a benchmark twice")
     others = [word for word in overrides if not word.startswith("benchmark=")]
-    return [compose_evaluation([f"benchmark={name}", *others]) for name in names]
+    return [compose_evaluation(name, others) for name in names]
 
 
-def _as_hugging_face(configs: list[EvalConfig]) -> list[EvalConfig]:
-    """Convert a Megatron checkpoint to ``output_dir/model``, each time again, and evaluate that."""
-    source = Path(configs[0].model.path)
-    if not (source / "megatron").is_dir():
-        return configs
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            f"model.path={source} is a Megatron checkpoint; several ranks evaluate a Hugging Face directory: "
-            f"nemo-ibtpo convert megatron-to-hf {source} <directory>"
-        )
+def _is_checkpoint(config: EvalConfig) -> bool:
+    return (Path(config.model.path) / "megatron").is_dir()
+
+
+def _as_hugging_face(configs: Sequence[EvalConfig]) -> list[EvalConfig]:
+    """Rank 0 converts a Megatron checkpoint to ``output_dir/model``, each time again, and all evaluate that."""
+    from nemo_ibtpo.collectives import from_rank_0
     from nemo_ibtpo.conversion.convert import megatron_to_hf  # imports torch and Megatron
     from nemo_ibtpo.reporting.progress import RunConsole
 
-    check_output_dir(configs[0].output_dir)
-    converted = Path(configs[0].output_dir) / "model"
-    megatron_to_hf(
-        source,
-        converted,
-        dtype=None,
-        max_shard_bytes=_MAX_SHARD_BYTES,
-        force=True,
-        verify=False,
-        console=RunConsole(0),
-    )
+    source, converted = Path(configs[0].model.path), Path(configs[0].output_dir) / "model"
+
+    def convert() -> None:
+        check_output_dir(configs[0].output_dir)
+        megatron_to_hf(
+            source,
+            converted,
+            dtype=None,
+            max_shard_bytes=_MAX_SHARD_BYTES,
+            force=True,
+            verify=False,
+            console=RunConsole(0),
+        )
+
+    from_rank_0(convert)
     return [replace(config, model=replace(config.model, path=str(converted))) for config in configs]
 
 
@@ -129,6 +133,9 @@ def _evaluate(configs: Sequence[EvalConfig]) -> None:
 
     with joined_ranks() as rank:
         console = RunConsole(rank)
+        if _is_checkpoint(configs[0]):
+            configs = _as_hugging_face(configs)
+            _check_and_print(configs)
         results = [run_evaluation(config, console) for config in configs]
         if rank == 0:
             console.show(table(results))

@@ -16,6 +16,8 @@ import copy
 import dataclasses
 import json
 import re
+import shutil
+import tempfile
 import typing
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,6 +68,7 @@ class Composition:
         root: the dataclass that is to be built.
         path: of the primary config.
         overrides: of the command line.
+        further: directory with further choices of groups.
 
     Attributes:
         root, path: as given.
@@ -75,12 +78,13 @@ class Composition:
         UserError: the file cannot be read, or an override is not as it should be.
     """
 
-    def __init__(self, root: type, path: Path, overrides: Sequence[str]) -> None:
+    def __init__(self, root: type, path: Path, overrides: Sequence[str], further: str | None = None) -> None:
         self.root = root
         self.path = path
         written = _read(path)
         checked = [_checked_override(override, root) for override in overrides]
-        search = ", ".join(f"'file://{directory}'" for directory in (conf_dir(), recipes_dir()))
+        directories = (conf_dir(), recipes_dir(), *([further] if further else []))
+        search = ", ".join(f"'file://{directory}'" for directory in directories)
         self.hydra_overrides = [f"hydra.searchpath=[{search}]", *checked]
         self.sources = Sources(path, written, checked)
 
@@ -195,14 +199,30 @@ def compose(recipe: str, overrides: Sequence[str]) -> RunConfig:
     return made.asked(made.compose()).at_this_start()
 
 
-def compose_evaluation(overrides: Sequence[str]) -> EvalConfig:
+def compose_evaluation(benchmark: str, overrides: Sequence[str]) -> EvalConfig:
     """Build the configuration of an evaluation from ``conf/eval.yaml`` and the overrides of the command line.
 
+    Args:
+        benchmark: name of a shipped benchmark, or path of a YAML file like those in ``conf/benchmark``.
+        overrides: ``key=value`` or ``group=choice``.
+
     Raises:
-        UserError: anything in the command line is not as it should be.
+        UserError: anything in the file or the command line is not as it should be.
     """
-    made = Composition(EvalConfig, conf_dir() / "eval.yaml", overrides)
-    config: EvalConfig = made.build(made.compose())
+    with tempfile.TemporaryDirectory() as group:
+        if benchmark.endswith(".yaml"):
+            file = Path(benchmark).expanduser()
+            _read(file)
+            if (conf_dir() / "benchmark" / file.name).exists():
+                raise UserError(
+                    f"benchmark={benchmark}: {file.stem} is the name of a shipped benchmark; rename the file"
+                )
+            (Path(group) / "benchmark").mkdir()
+            shutil.copyfile(file, Path(group) / "benchmark" / file.name)
+            benchmark = file.stem
+        chosen = [f"benchmark={benchmark}", *overrides]
+        made = Composition(EvalConfig, conf_dir() / "eval.yaml", chosen, further=group)
+        config: EvalConfig = made.build(made.compose())
     return config
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -13,12 +14,14 @@ from nemo_ibtpo.collectives import Dealing
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import RolloutConfig
 
+_TIMEOUT = timedelta(days=1)  # ranks wait for a conversion, and for the longest share of the samples
+
 
 @contextmanager
 def joined_ranks() -> Iterator[int]:
     """Ranks that can speak to each other within the block; this one's number."""
     if "RANK" in os.environ:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=_TIMEOUT)
     else:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from tiny_job import write_tiny_job
 
+from nemo_ibtpo.cli import main
+
 
 def evaluate(job: Path, output: Path, ranks: int, *more: str) -> subprocess.CompletedProcess[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
@@ -65,6 +67,13 @@ def test_two_replicas_give_the_samples_of_one(tmp_path: Path) -> None:
     assert done.stdout.count("evaluation on 'jsonl'") == 1, "rank 0 alone speaks"
     assert (two / "jsonl" / "samples.jsonl").read_text() == samples
     assert sorted(path.name for path in (two / "jsonl").glob("journal*")) == []
+
+    convert = ["convert", "hf-to-megatron", str(job / "model"), str(tmp_path / "checkpoint")]
+    assert main(convert) == 0
+    done = evaluate(job, tmp_path / "four", 2, f"model.path={tmp_path}/checkpoint")
+    assert done.returncode == 0, done.stderr[-3000:]
+    converted = (tmp_path / "four" / "jsonl" / "samples.jsonl").read_text()
+    assert converted.splitlines()[1:] == samples.splitlines()[1:]
 
     done = evaluate(job, tmp_path / "three", 2, "rollout.num_replicas=3")
     assert "2 ranks do not make 3 replicas" in done.stderr

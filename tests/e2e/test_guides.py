@@ -51,6 +51,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "job" / "train.jsonl").write_text(rows)
     (tmp_path / "problems.jsonl").write_text(others)
     (tmp_path / "job" / "validation.jsonl").write_text('{"question": "40 0 40", "answer": "1", "level": 1}\n' * 1)
+    (benchmark,) = re.findall(r"```yaml\n(.*?)```", (GUIDES / "evaluate.md").read_text(), re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(benchmark)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     return tmp_path

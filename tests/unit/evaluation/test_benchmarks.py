@@ -60,10 +60,10 @@ ROWS = {
 
 
 def benchmark(name: str, **data: Any) -> BenchmarkConfig:
-    words = [f"benchmark={name}", "output_dir=x", "model.path=y"]
+    words = ["output_dir=x", "model.path=y"]
     if name in ("jsonl", "reasoning_gym"):
         words.append("benchmark.data.path=?")
-    found = compose_evaluation(words).benchmark
+    found = compose_evaluation(name, words).benchmark
     return replace(found, data=replace(found.data, **data))
 
 

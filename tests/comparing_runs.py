@@ -41,6 +41,10 @@ def assert_same_run(output: Path, expected: Path, step: int) -> None:
         json.loads((mine / "run.json").read_text())["cursor"]
         == json.loads((theirs / "run.json").read_text())["cursor"]
     )
+    carried = "trees_in_flight.safetensors"
+    assert (mine / carried).exists() == (theirs / carried).exists()
+    if (theirs / carried).exists():
+        assert (mine / carried).read_bytes() == (theirs / carried).read_bytes()
     assert logged(output) == logged(expected)
     for file in sorted((expected / "validation").iterdir()):
         assert (output / "validation" / file.name).read_text() == file.read_text()

@@ -32,6 +32,8 @@ SAMPLER = SamplerConfig(
     merge=True,
     max_sequences_per_tree=None,
     max_trees_in_flight=8,
+    carry_over=0.0,
+    max_policy_lag=2,
 )
 
 

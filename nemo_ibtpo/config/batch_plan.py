@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nemo_ibtpo.config.carry_over import trees_in_flight
 from nemo_ibtpo.config.layout import engine_ranks, model_parallel_ranks, trajectory_tokens
 from nemo_ibtpo.config.schema import RunConfig
 
@@ -11,6 +12,8 @@ def batch_plan(config: RunConfig, world_size: int) -> str:
     actor, sampler, trainer = config.actor, config.sampler, config.trainer
     data_parallel = world_size // model_parallel_ranks(config)
     trees = trainer.num_prompts_per_step
+    more = trees_in_flight(config) - trees
+    carried = f", {_count(more, 'tree')} more in flight" if more else ""
     per_tree = sampler.trajectories_per_prompt
     updates = trees // trainer.num_prompts_per_update
     prompt, response = config.data.max_prompt_tokens, config.rollout.max_new_tokens
@@ -34,7 +37,7 @@ def batch_plan(config: RunConfig, world_size: int) -> str:
             "sequences at once"
         ),
         "step": (
-            f"{_count(trees, 'prompt')} -> {_count(trees, 'tree')} ({sampler.name}) of "
+            f"{_count(trees, 'prompt')} -> {_count(trees, 'tree')} ({sampler.name}{carried}) of "
             f"{_count(per_tree, 'trajectory')} ({growth}) = {_count(trees * per_tree, 'trajectory')}, "
             f"method {config.method['class'].rpartition('.')[2]}"
         ),

@@ -144,7 +144,13 @@ class SamplerConfig:
     from what is known (1 is the paper's serial growth); null grows in rounds of branch_points *
     rollouts_per_branch."""
     max_trees_in_flight: PositiveInt
-    """Trees grown at once on one engine."""
+    """Trees grown at once on one engine; with ``carry_over`` this one says how many there are."""
+    carry_over: NonNegativeFloat
+    """Trees in flight beyond those that a step trains, as a share of these: a step closes when enough trees are
+    complete, and the others go on under the next weights. 0 trains what each step began."""
+    max_policy_lag: PositiveInt
+    """With ``carry_over``, most optimizer steps between the policy that sampled a token and the policy that the step
+    which trains it begins with; a step waits for trees that would be too old in the next one."""
 
     @property
     def trajectories_per_prompt(self) -> int:

@@ -14,6 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
+from nemo_ibtpo.config.carry_over import check_carry_over
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.layout import check_model, check_world_size, trajectory_tokens
 from nemo_ibtpo.config.mixtures import training_parts, validation_parts
@@ -55,6 +56,7 @@ def validate(config: RunConfig | EvalConfig, scope: Scope | Literal["eval"], wor
         _check_optimization(config)
         _check_checkpoints(config)
         _check_probe(config)
+        check_carry_over(config)
     if scope != "sample":
         _check_method(config)
     _check_sampling(config)

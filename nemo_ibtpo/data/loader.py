@@ -34,6 +34,7 @@ class Prompts(Protocol):
 
     def __len__(self) -> int: ...
     def next(self, count: int, apart_from: Collection[str] = ()) -> list[Problem]: ...
+    def problem(self, problem_id: str) -> Problem: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
@@ -56,6 +57,7 @@ class PromptLoader:
             raise ValueError("no problems to draw from")
         self.digest = problems_digest(problems)
         self._problems = list(problems)
+        self._by_id = {problem.problem_id: problem for problem in problems}
         self._shuffle = shuffle
         self._seed = seed
         self._start_epoch(0, first=[])
@@ -86,6 +88,18 @@ class PromptLoader:
             self._position += len(taken)
             batch += taken
         return [self._problems[index] for index in batch]
+
+    def __contains__(self, problem_id: str) -> bool:
+        """Whether there is such a problem."""
+        return problem_id in self._by_id
+
+    def problem(self, problem_id: str) -> Problem:
+        """The problem of that id.
+
+        Raises:
+            KeyError: there is none of that id.
+        """
+        return self._by_id[problem_id]
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor, JSON-able."""

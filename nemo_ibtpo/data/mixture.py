@@ -69,6 +69,10 @@ class PromptMixture:
         drawn = {name: iter(self._loaders[name].next(order.count(name), apart_from)) for name in dict.fromkeys(order)}
         return [next(drawn[name]) for name in order]
 
+    def problem(self, problem_id: str) -> Problem:
+        """See :meth:`PromptLoader.problem`."""
+        return next(own for own in self._loaders.values() if problem_id in own).problem(problem_id)
+
     def state_dict(self) -> dict[str, Any]:
         """The cursor, JSON-able."""
         return {

@@ -24,6 +24,8 @@ class LossInputs:
         weight, positive, negative: sums over the trajectories through a token, see
             :class:`~nemo_ibtpo.tree.packing.Credit`; with importance weights in ``positive`` and ``negative``.
         denominator: of the whole update, over all ranks and micro-batches; > 0.
+        lag: optimizer steps between the policy that sampled a token and that of ``old_logprobs``; None if it is 0 for
+            all.
     """
 
     logprobs: Tensor
@@ -36,6 +38,7 @@ class LossInputs:
     positive: Tensor
     negative: Tensor
     denominator: float
+    lag: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not self.denominator > 0:

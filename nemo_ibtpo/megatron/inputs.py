@@ -12,7 +12,7 @@ from torch import Tensor
 from nemo_ibtpo.losses import LossInputs
 from nemo_ibtpo.megatron.kept_tokens import kept_tokens
 from nemo_ibtpo.megatron.tree_attention import TreeSequence
-from nemo_ibtpo.tree.packing import FloatArray, PackedBatch
+from nemo_ibtpo.tree.packing import FloatArray, IntArray, PackedBatch
 
 
 def padded_length(length: int, multiple: int) -> int:
@@ -52,7 +52,7 @@ class ModelInputs:
         """
         batch = self._batch
 
-        def in_loss(values_T: FloatArray) -> Tensor:
+        def in_loss(values_T: FloatArray | IntArray) -> Tensor:
             return self._to_device(values_T[batch.in_loss])
 
         return LossInputs(
@@ -66,6 +66,7 @@ class ModelInputs:
             positive=in_loss(batch.positive),
             negative=in_loss(batch.negative),
             denominator=denominator,
+            lag=None if batch.lag is None else in_loss(batch.lag),
         )
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:

@@ -115,13 +115,40 @@ SECTIONS: tuple[Section, ...] = (
     Section(
         "Engine and actor",
         "With d = log pi_actor - log pi_engine of each sampled token, before the first update (docs/algorithm.md, "
-        "section 7).",
+        "section 7). The two errors are of tokens that the policy before that update has sampled (lag 0).",
         (
             Metric("mismatch/token_mult_prob_error", "1", "mean of exp(|d|); 1 where both agree", "lower"),
             Metric("mismatch/gen_kl_error", "nats", "KL(engine || actor), estimated by k3", "lower"),
             Metric("mismatch/importance_ratio_mean", "1", "mean of exp(d)"),
             Metric("mismatch/importance_ratio_max", "1", "largest exp(d)"),
             Metric("mismatch/importance_truncated", "share", "tokens whose exp(d) is above loss.tis_cap"),
+            Metric(
+                "mismatch/effective_sample_size",
+                "share",
+                "(sum w)^2 / (n sum w^2) of n importance weights w, truncated at loss.tis_cap; 1 where all are equal",
+            ),
+        ),
+    ),
+    Section(
+        "Trees carried over",
+        "With `sampler.carry_over` only. The lag of a token is counted in optimizer steps, from the policy that "
+        "sampled it to the one that the step which trains it begins with.",
+        (
+            Metric("carry_over/lag_<k>_share", "share", "unique tokens of the step's trees whose lag is k"),
+            Metric("carry_over/lag_mean", "optimizer steps", "mean lag of these tokens"),
+            Metric("carry_over/trees", "trees", "that were begun and go on in the next step"),
+            Metric("carry_over/tokens", "tokens", "that these have so far"),
+            Metric(
+                "carry_over/trees_waited_for",
+                "trees",
+                "without which the step did not close: later they would have been older than sampler.max_policy_lag",
+            ),
+            Metric(
+                "perf/dropped_tokens",
+                "tokens",
+                "drawn by engines beyond the moment at which the step closed, and not kept; depends on the machine",
+                "lower",
+            ),
         ),
     ),
     Section(

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from nemo_ibtpo.checkpoints.stopping import StopRequest
 from nemo_ibtpo.collectives import Dealing
+from nemo_ibtpo.config.carry_over import check_enough_problems, make_trees_in_flight
 from nemo_ibtpo.config.layout import engine_ranks, trajectory_tokens
 from nemo_ibtpo.config.mixtures import training_parts
 from nemo_ibtpo.config.schema import RunConfig
@@ -66,11 +67,13 @@ def build(
     validation = problems.validation
     weights = {part.name: part.weight for part in training_parts(config.data)}
     prompts = make_prompts(problems.training, weights, shuffle=config.data.shuffle, seed=config.seed)
+    check_enough_problems(config, len(prompts))
+    in_flight = make_trees_in_flight(config)
 
     actor = _build_actor(config, context)
     digests = {"training": prompts.digest, "validation": problems_digest(validation)}
     store = CheckpointStore(config, actor, digests, console)
-    state = RunState(config.trainer, prompts, context)
+    state = RunState(config.trainer, prompts, in_flight, context)
     store.resume(state)  # before an engine takes its share of the device
 
     engines = Dealing(engine_ranks(config, dist.get_world_size()))
@@ -87,10 +90,10 @@ def build(
     output = RunOutput(config, tokenizer, list(chain(*problems.training.values())), export, console)
     output.open(state.logged_step, validation, stack)
     clock, stop = StepClock(console), StopConsensus(request)
-    sampling = Sampling(config, engine, engines, rewards, validation, tokenizer, stop, clock)
+    sampling = Sampling(config, engine, engines, rewards, prompts, in_flight, validation, tokenizer, stop, clock)
     method = make_method(config.method)
     sources = problems.sources
-    return Parts(config, prompts, sources, sampling, method, actor, transport, output, store, stop, clock), state
+    return Parts(config, sources, sampling, method, actor, transport, output, store, stop, clock), state
 
 
 def _build_actor(config: RunConfig, context: ParallelContext) -> MegatronActor:

@@ -1,8 +1,9 @@
 """Writes and reads the checkpoints of one run.
 
-A checkpoint is a ``RunState``, the actor's weights, optimizer and schedule, the random generators of every rank, and
-what the run was. It appears under its name only when all of it is on the disk and its files have been hashed; nothing
-is loaded whose hashes do not hold. Rank 0 moves directories, every rank writes and hashes its share.
+A checkpoint is a ``RunState``, the actor's weights, optimizer and schedule, the random generators of every rank, the
+trees that go on in the next step, and what the run was. It appears under its name only when all of it is on the disk
+and its files have been hashed; nothing is loaded whose hashes do not hold. Rank 0 moves directories, every rank
+writes and hashes its share.
 
 All functions are collectives over all ranks.
 """
@@ -32,10 +33,12 @@ from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.safetensors_io import copy_companions
 from nemo_ibtpo.reporting.progress import RunConsole
 from nemo_ibtpo.training.run_state import RunState
+from nemo_ibtpo.tree.trees_in_flight import read_trees, write_trees
 
 Value = TypeVar("Value")
 
 _RANDOM = "rng"
+_CARRIED = "trees_in_flight.safetensors"
 _GIB = 2**30
 
 
@@ -130,7 +133,8 @@ class CheckpointStore:
                 f"saved on {saved['world_size']} ranks, loaded on {dist.get_world_size()}: random generators start "
                 "from their seeds (rollouts draw from seeds of their own)"
             )
-        state.restore(saved, random)
+        carried = read_trees(path / _CARRIED) if (path / _CARRIED).exists() else ()
+        state.restore(saved, carried, random)
         if path.parent.resolve() == self._directory.root.resolve():
             self._saved_step = state.step
         self._console.say(
@@ -157,6 +161,8 @@ class CheckpointStore:
         (directory / MODEL).mkdir()
         copy_companions(Path(self._config.model.path), directory / MODEL)
         (directory / "config.yaml").write_text(to_yaml(self._config), encoding="utf-8")
+        if state.carried:
+            write_trees(directory / _CARRIED, state.carried)
         write_run(directory, state.as_saved() | {"world_size": dist.get_world_size()} | self._identity)
 
     def _commit(self, unfinished: Path, files: Mapping[str, Mapping[str, Any]], step: int) -> None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from itertools import chain
 
 from nemo_ibtpo.config.schema import RunConfig
-from nemo_ibtpo.data.loader import Prompts
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.methods import Method
 from nemo_ibtpo.rollout.transport.protocol import WeightTransport
@@ -41,9 +40,8 @@ class Parts:
 
     Attributes:
         config: of the run.
-        prompts: the training problems, in the order in which they are drawn.
         sources: names of the data sets of a mixture, by problem id.
-        sampling: the engines of all ranks with the verifiers.
+        sampling: the engines of all ranks with the verifiers, and the training problems.
         method: which rewards are compared with which.
         actor: the policy that is trained, and the reference policy.
         transport: brings the actor's weights to the engines of all ranks.
@@ -54,7 +52,6 @@ class Parts:
     """
 
     config: RunConfig
-    prompts: Prompts
     sources: Mapping[str, str]
     sampling: Sampling
     method: Method
@@ -107,11 +104,7 @@ def train(run: Parts, state: RunState) -> None:
         run.stop.raise_if_asked()
 
         # Sample -> score: a tree of reasoning steps for each prompt, every trajectory with its verified reward.
-        sampled, counts = run.sampling.training_trees(
-            run.prompts.next(trainer.num_prompts_per_step),
-            step,
-            further=lambda trees: refill.further_problems(trees, run.prompts, trainer),
-        )
+        sampled, counts = run.sampling.training_trees(step)
         trees = refill.to_train(sampled, trainer.num_prompts_per_step)
         metrics = sampling_metrics(sampled, config.ib_score) | counts | training_by_source(sampled, run.sources)
         metrics["train/refilled_prompts"] = float(len(sampled) - len(trees))
@@ -127,7 +120,7 @@ def train(run: Parts, state: RunState) -> None:
 
         # Pack -> log-probs. Those of the old policy are needed only where several updates change the actor: the only
         # update of a step starts from the old policy itself.
-        packed = [updates.pack(group, own, run.actor, config) for group, own in zip(groups, advantages, strict=True)]
+        packed = [updates.pack(*own, run.actor, config, step) for own in zip(groups, advantages, strict=True)]
         kept = [update for update in packed if update is not None]
         ready = [updates.with_logprobs(update, run.actor, config, clock, old=len(kept) > 1) for update in kept]
 

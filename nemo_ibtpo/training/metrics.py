@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from nemo_ibtpo.config.schema import IBScoreConfig
+from nemo_ibtpo.config.carry_over import policy_version, updates_per_step
+from nemo_ibtpo.config.schema import IBScoreConfig, RunConfig
 from nemo_ibtpo.losses import mean_metrics
 from nemo_ibtpo.methods import Advantages, StepAdvantages
+from nemo_ibtpo.tree.carry_over import StepOfTrees
 from nemo_ibtpo.tree.ib_score import tree_statistics
 from nemo_ibtpo.tree.microbatches import Schedule
 from nemo_ibtpo.tree.tree import FloatArray, Tree
@@ -103,6 +105,29 @@ def engine_metrics(prefill_tokens: int, cached_prefix_tokens: int) -> dict[str, 
     """Of all engines in a step: how much of the prefixes was not computed again."""
     prefix = prefill_tokens + cached_prefix_tokens
     return {"perf/prefix_hit_rate": cached_prefix_tokens / prefix} if prefix else {}
+
+
+def carry_over_metrics(closed: StepOfTrees, waited_for: int, config: RunConfig, step: int) -> dict[str, float]:
+    """Of the trees that a step trains and of those that it leaves, with the tokens that engines drew in vain.
+
+    Args:
+        closed: of all ranks.
+        waited_for: trees that would have been too old in the next step.
+        config: of the run.
+        step: the training step.
+    """
+    versions = np.concatenate([node.versions for tree in closed.closed.values() for node in tree.nodes[1:]])
+    lag = policy_version(config, step) - versions
+    possible = range(0, config.sampler.max_policy_lag + 1, updates_per_step(config))
+    begun = [tree for tree in closed.carried.values() if tree.tokens]
+    return {
+        **{f"carry_over/lag_{steps}_share": float((lag == steps).mean()) for steps in possible},
+        "carry_over/lag_mean": float(lag.mean()),
+        "carry_over/trees": float(len(begun)),
+        "carry_over/tokens": float(sum(tree.tokens for tree in begun)),
+        "carry_over/trees_waited_for": float(waited_for),
+        "perf/dropped_tokens": float(closed.dropped),
+    }
 
 
 def peak_memory() -> dict[str, float]:

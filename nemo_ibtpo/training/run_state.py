@@ -10,18 +10,20 @@ from nemo_ibtpo.config.schema import TrainerConfig
 from nemo_ibtpo.data.loader import Prompts
 from nemo_ibtpo.megatron import random_state
 from nemo_ibtpo.megatron.parallel import ParallelContext
+from nemo_ibtpo.tree.trees_in_flight import CarriedTree, TreesInFlight
 
 
 class RunState:
     """The state at the end of the last phase that can be gone on from.
 
     Two phases end in such a state: the training of a step (:meth:`trained`) and its evaluation (:meth:`evaluated`).
-    What happens in between, such as drawing prompts, changes nothing here, so that a run that stops in the middle of
-    a step is saved as it was at the end of the step before.
+    What happens in between, such as drawing prompts or growing trees, changes nothing here, so that a run that stops
+    in the middle of a step is saved as it was at the end of the step before.
 
     Args:
         config: when a run ends.
         prompts: the cursor into them is noted, and set by :meth:`restore`.
+        in_flight: so are the trees that outlive a step; None if there are none.
         context: of the actor, whose random generators are noted.
 
     Attributes:
@@ -30,12 +32,20 @@ class RunState:
         pending: metrics of that step while its evaluation and its line in the log are still to come, else None.
         accuracy: of the step's evaluation; None without one.
         cursor: into the problems.
+        carried: trees that go on in the next step.
         random: random generators of this rank.
     """
 
-    def __init__(self, config: TrainerConfig, prompts: Prompts, context: ParallelContext) -> None:
+    def __init__(
+        self,
+        config: TrainerConfig,
+        prompts: Prompts,
+        in_flight: TreesInFlight | None,
+        context: ParallelContext,
+    ) -> None:
         self._config = config
         self._prompts = prompts
+        self._in_flight = in_flight
         self._context = context
         self.step = 0
         self.sampled_tokens = 0
@@ -80,15 +90,20 @@ class RunState:
             "cursor": self.cursor,
         }
 
-    def restore(self, saved: Mapping[str, Any], random: random_state.RandomState | None) -> None:
+    def restore(
+        self, saved: Mapping[str, Any], carried: tuple[CarriedTree, ...], random: random_state.RandomState | None
+    ) -> None:
         """Take over what another run saved.
 
         Args:
             saved: what :meth:`as_saved` returned there.
+            carried: trees that were to go on there.
             random: this rank's generators there; None leaves them as they are.
         """
         if saved["cursor"]["digest"] == self._prompts.digest:  # otherwise accepted with checkpoint.force
             self._prompts.load_state_dict(saved["cursor"])
+            if self._in_flight is not None:
+                self._in_flight.trees = carried
         if random is not None:
             with self._context.scope():
                 random_state.restore(random)
@@ -98,5 +113,6 @@ class RunState:
 
     def _note_positions(self) -> None:
         self.cursor = self._prompts.state_dict()
+        self.carried = () if self._in_flight is None else self._in_flight.trees
         with self._context.scope():
             self.random = random_state.capture()

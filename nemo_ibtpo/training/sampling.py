@@ -1,6 +1,7 @@
 """Everything that is sampled in a run: training trees, answers to held-out problems, probe trees.
 
 The ranks that own an engine are dealt the prompts. Each grows the trees of its share, and all ranks get all trees.
+With ``sampler.carry_over`` trees outlive a step, and all ranks agree on when it closes.
 """
 
 from __future__ import annotations
@@ -10,22 +11,29 @@ from dataclasses import asdict, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from nemo_ibtpo.collectives import Dealing
+from nemo_ibtpo.collectives import Dealing, gather_from_all
+from nemo_ibtpo.config.carry_over import policy_version
 from nemo_ibtpo.config.schema import RunConfig
+from nemo_ibtpo.data.loader import Prompts
 from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.evaluation.evaluator import evaluate
 from nemo_ibtpo.evaluation.result import EvaluationResult, merge
 from nemo_ibtpo.reporting.progress import Phase
 from nemo_ibtpo.rewards.pool import VerifierPool, reward_metrics
-from nemo_ibtpo.rollout.engine import RolloutEngine
-from nemo_ibtpo.training.metrics import engine_metrics
+from nemo_ibtpo.rollout.engine import EngineStats, RolloutEngine
+from nemo_ibtpo.training.metrics import carry_over_metrics, engine_metrics
 from nemo_ibtpo.training.probe import probe_metrics, probe_strategy
+from nemo_ibtpo.training.refill import further_problems
 from nemo_ibtpo.training.step_clock import StepClock
 from nemo_ibtpo.training.stopping import StopConsensus
 from nemo_ibtpo.tree.branching import BranchingStrategy, make_strategy
+from nemo_ibtpo.tree.carry_over import Horizon, grow_until_closed, merge_steps
 from nemo_ibtpo.tree.growth import GrowthProgress, GrowthTask, grow
 from nemo_ibtpo.tree.steps import Splitter, make_splitter
 from nemo_ibtpo.tree.tree import Tree
+from nemo_ibtpo.tree.trees_in_flight import TreesInFlight
+
+_EXCHANGE_PERIOD_S = 0.05  # some decode steps of an engine; what it draws too much meanwhile is dropped
 
 
 class Sampling:
@@ -39,6 +47,8 @@ class Sampling:
         engine: of this rank, or its stand-in; sleeps between the sampling of a step and the next weights.
         engines: deals prompts over the ranks that own an engine.
         rewards: verifies this rank's responses.
+        prompts: the training problems, in the order in which they are drawn.
+        in_flight: trees that outlive a step; None if there are none.
         validation: the held-out problems.
         tokenizer: of the model.
         stop: decides with the other ranks.
@@ -51,6 +61,8 @@ class Sampling:
         engine: RolloutEngine,
         engines: Dealing,
         rewards: VerifierPool,
+        prompts: Prompts,
+        in_flight: TreesInFlight | None,
         validation: Sequence[Problem],
         tokenizer: PreTrainedTokenizerBase,
         stop: StopConsensus,
@@ -60,6 +72,8 @@ class Sampling:
         self._engine = engine
         self._engines = engines
         self._rewards = rewards
+        self._prompts = prompts
+        self._in_flight = in_flight
         self._validation = validation
         self._stop = stop
         self._clock = clock
@@ -73,36 +87,31 @@ class Sampling:
         """Engines of all ranks together."""
         return len(self._engines.ranks)
 
-    def training_trees(
-        self, problems: Sequence[Problem], step: int, further: Callable[[Sequence[Tree]], Sequence[Problem]]
-    ) -> tuple[list[Tree], dict[str, float]]:
-        """One tree for each problem, rewards known; and what verifiers and engines counted.
+    def training_trees(self, step: int) -> tuple[list[Tree], dict[str, float]]:
+        """The trees of a step, in the order of their prompts, rewards known; and what verifiers and engines counted.
 
-        The engine sleeps afterwards, until it gets new weights.
-
-        Args:
-            problems: to begin with.
-            step: of the run.
-            further: from all trees of the step so far to problems that are sampled in addition, alike on all ranks;
-                the step has its trees when it returns none.
+        Prompts are drawn for it, with ``trainer.refill`` until enough of them are mixed. The engine sleeps
+        afterwards, until it gets new weights.
         """
         before = replace(self._engine.stats)
-        with self._clock.phase("rollout", len(self._engines.mine(problems)), "trees") as phase:
-            seed, merge = _step_seed(self._config.seed, step), self._config.sampler.merge
-            trees: list[Tree] = []
-            while problems:
-                own = self._grow(problems, self._strategy, self._splitter, seed, phase, merge=merge)
-                trees += self._engines.gather(own, len(problems))
-                problems = further(trees)
-            self._engine.sleep()
-            stats = self._engine.stats
-            counted = (
-                self._rewards.take_counts(),
-                stats.prefill_tokens - before.prefill_tokens,
-                stats.cached_prefix_tokens - before.cached_prefix_tokens,
-            )
-            counts, prefill, cached = zip(*self._engines.gather([counted], self.num_engines), strict=True)
-            return trees, reward_metrics(counts) | engine_metrics(sum(prefill), sum(cached))
+        places = range(self._config.trainer.num_prompts_per_step)
+        with self._clock.phase("rollout", len(self._engines.mine(places)), "trees") as phase:
+            if self._in_flight is None:
+                trees, metrics = self._whole_trees(step, phase)
+            else:
+                trees, metrics = self._trees_in_flight(self._in_flight, step, phase)
+            return trees, self._counted(before) | metrics
+
+    def _counted(self, before: EngineStats) -> dict[str, float]:
+        """What verifiers and engines of all ranks have counted since then."""
+        stats = self._engine.stats
+        counted = (
+            self._rewards.take_counts(),
+            stats.prefill_tokens - before.prefill_tokens,
+            stats.cached_prefix_tokens - before.cached_prefix_tokens,
+        )
+        counts, prefill, cached = zip(*self._engines.gather([counted], self.num_engines), strict=True)
+        return reward_metrics(counts) | engine_metrics(sum(prefill), sum(cached))
 
     def evaluate(self) -> tuple[EvaluationResult, dict[str, float]]:
         """Samples of the held-out problems at ``trainer.val_temperature``, and the metrics of the policy.
@@ -171,6 +180,51 @@ class Sampling:
                 max_in_flight=self._config.sampler.max_trees_in_flight,
                 on_progress=_advance(phase),
             )
+
+    def _whole_trees(self, step: int, phase: Phase) -> tuple[list[Tree], dict[str, float]]:
+        """Trees that are begun and completed in a step, of all ranks."""
+        trainer, seed = self._config.trainer, _step_seed(self._config.seed, step)
+        problems, trees = self._prompts.next(trainer.num_prompts_per_step), list[Tree]()
+        while problems:
+            own = self._grow(problems, self._strategy, self._splitter, seed, phase, merge=self._config.sampler.merge)
+            trees += self._engines.gather(own, len(problems))
+            problems = further_problems(trees, self._prompts, trainer)
+        self._engine.sleep()
+        return trees, {}
+
+    def _trees_in_flight(
+        self, in_flight: TreesInFlight, step: int, phase: Phase
+    ) -> tuple[list[Tree], dict[str, float]]:
+        """The first complete trees of all ranks, and how old their tokens are; the others are carried over."""
+        config, missing, known = self._config, in_flight.missing, [tree.prompt_id for tree in in_flight.trees]
+        new = [problem.problem_id for problem in self._prompts.next(missing, apart_from=known)] if missing else []
+        closing = in_flight.begin(new, _step_seed(config.seed, step), policy_version(config, step))
+        mine = dict(self._engines.mine(list(enumerate(in_flight.trees))))
+        problems = [self._prompts.problem(tree.prompt_id) for tree in mine.values()]
+        self._rewards.set_problems(problems)
+        tasks = [GrowthTask(problem.problem_id, problem.prompt_tokens, config.sampler.merge) for problem in problems]
+        own = grow_until_closed(
+            mine,
+            {task.prompt_id: task for task in tasks},
+            closing,
+            source=self._engine,
+            rewards=self._rewards,
+            strategy=self._strategy,
+            splitter=self._splitter,
+            max_new_tokens=config.rollout.max_new_tokens,
+            exchange=self._exchange,
+            exchange_period_s=_EXCHANGE_PERIOD_S,
+            on_turn=lambda complete: phase.advance(complete - phase.done),
+        )
+        self._engine.sleep()
+        ended = merge_steps(gather_from_all(own))
+        in_flight.end(ended.carried)
+        return list(ended.closed.values()), carry_over_metrics(ended, len(closing.waited_for), config, step)
+
+    def _exchange(self, horizon: Horizon) -> list[Horizon]:
+        """What all ranks know of a step; a safe point."""
+        self._stop.raise_if_asked()
+        return gather_from_all(horizon)
 
 
 def _advance(phase: Phase) -> Callable[[GrowthProgress], None]:

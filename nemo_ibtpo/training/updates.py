@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from nemo_ibtpo.collectives import gather_from_all
+from nemo_ibtpo.config.carry_over import policy_version
 from nemo_ibtpo.config.schema import LossConfig, RunConfig
 from nemo_ibtpo.losses import Loss, LossInputs, LossOutput, make_loss, with_importance
 from nemo_ibtpo.megatron.actor import MegatronActor
@@ -39,11 +40,18 @@ class Update:
 
 
 def pack(
-    trees: Sequence[Tree], advantages: Sequence[Advantages | None], actor: MegatronActor, config: RunConfig
+    trees: Sequence[Tree],
+    advantages: Sequence[Advantages | None],
+    actor: MegatronActor,
+    config: RunConfig,
+    step: int,
 ) -> Update | None:
     """Pack trees into the micro-batches of one optimizer step; None if there is nothing to learn from any of them.
 
     Every rank computes the same schedule without communication.
+
+    Args:
+        step: the training step.
     """
     credits = [
         credit_nodes(tree, advantage, config.loss.normalization, config.loss.token_weight)
@@ -62,7 +70,8 @@ def pack(
         attention_weight=actor.attention_weight,
         whole_runs=make_loss(config.loss).whole_runs,
     )
-    batches = pack_microbatches(plan.ranks[actor.data_parallel_rank], kept_trees, kept_credits)
+    version = policy_version(config, step) if config.sampler.carry_over else None
+    batches = pack_microbatches(plan.ranks[actor.data_parallel_rank], kept_trees, kept_credits, version)
     return Update(plan, batches, denominator)
 
 
@@ -125,13 +134,13 @@ class MismatchGate:
     def __init__(self, config: LossConfig) -> None:
         self.mismatch: Mismatch | None = None
         self._config = config
-        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._seen: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
     def watching(self, loss: Loss) -> Loss:
         """The same loss, which notes the log-probabilities of old and behaviour policy."""
 
         def watched(inputs: LossInputs) -> LossOutput:
-            self._seen.append((inputs.old_logprobs, inputs.behaviour_logprobs))
+            self._seen.append((inputs.old_logprobs, inputs.behaviour_logprobs, inputs.lag))
             return loss(inputs)
 
         return watched
@@ -143,8 +152,13 @@ class MismatchGate:
             UserError: the engine is too far from the actor.
         """
         own = total(
-            measure_tokens(old.cpu().numpy(), behaviour.cpu().numpy(), self._config.tis_cap)
-            for old, behaviour in self._seen
+            measure_tokens(
+                old.cpu().numpy(),
+                behaviour.cpu().numpy(),
+                self._config.tis_cap,
+                None if lag is None else lag.cpu().numpy(),
+            )
+            for old, behaviour, lag in self._seen
         )
         self.mismatch = total(gather_from_all(own))
         refuse_mismatch(self.mismatch, self._config.max_token_mult_prob_error)

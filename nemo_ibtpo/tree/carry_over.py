@@ -63,7 +63,7 @@ class StepOfTrees:
     dropped: int
 
 
-def merge(steps: Sequence[StepOfTrees]) -> StepOfTrees:
+def merge_steps(steps: Sequence[StepOfTrees]) -> StepOfTrees:
     """What became of the trees of all owners."""
     closed = {index: tree for step in steps for index, tree in step.closed.items()}
     carried = {index: tree for step in steps for index, tree in step.carried.items()}

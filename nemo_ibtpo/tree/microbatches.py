@@ -186,16 +186,20 @@ def _tokens(pieces: Sequence[Piece]) -> int:
 
 
 def pack_microbatches(
-    microbatches: Sequence[Sequence[Piece]], trees: Sequence[Tree], credits: Sequence[Credit]
+    microbatches: Sequence[Sequence[Piece]],
+    trees: Sequence[Tree],
+    credits: Sequence[Credit],
+    version: int | None = None,
 ) -> list[PackedBatch]:
     """Pack the micro-batches of one rank; no other tree is packed.
 
     Args:
         microbatches: of this rank, from a schedule.
         trees, credits: those that were scheduled, in that order.
+        version: see :func:`nemo_ibtpo.tree.packing.pack_tree`.
     """
     needed = {piece.tree for pieces in microbatches for piece in pieces}
-    packed = {index: pack_tree(trees[index], credits[index]) for index in needed}
+    packed = {index: pack_tree(trees[index], credits[index], version) for index in needed}
     return [assemble(pieces, packed) for pieces in microbatches]
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_ibtpo.tree.tree import ROOT, Tree
+from nemo_ibtpo.tree.tree import ROOT, Node, Tree
 from nemo_ibtpo.tree.tree import FloatArray as Float64Array
 
 IntArray = NDArray[np.int64]
@@ -92,6 +92,8 @@ class PackedBatch:
         old_logprobs: log-probability (nats) under the policy before the step's first update; None until it has been
             computed, or if that is the policy that the pass over this batch computes with.
         reference_logprobs: under the reference policy; None until it has been computed, or without a KL term.
+        lag: optimizer steps between the policy that sampled the token and the one before the step's first update, 0
+            in the prompt; None where trees are not carried over a step, so that it is 0 everywhere.
     """
 
     tokens: IntArray
@@ -108,6 +110,7 @@ class PackedBatch:
     kept: NDArray[np.object_] | None = None
     old_logprobs: FloatArray | None = None
     reference_logprobs: FloatArray | None = None
+    lag: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -165,12 +168,13 @@ def layout(tree: Tree) -> Layout:
     )
 
 
-def pack_tree(tree: Tree, credit: Credit | None = None) -> PackedBatch:
+def pack_tree(tree: Tree, credit: Credit | None = None, version: int | None = None) -> PackedBatch:
     """Pack one whole tree, every sampled token in the loss.
 
     Args:
         tree: the trajectories of one prompt.
         credit: what its tokens weigh; None for nothing, where only log-probabilities are wanted.
+        version: of the policy before the step's first update; None if no token is of an older one.
 
     Raises:
         ValueError: the credit belongs to another tree.
@@ -180,14 +184,17 @@ def pack_tree(tree: Tree, credit: Credit | None = None) -> PackedBatch:
     if len(credit.weight) != len(tree.nodes):
         raise ValueError(f"credit for {len(credit.weight)} steps does not fit a tree of {len(tree.nodes)}")
     laid = layout(tree)
-    order = laid.node[np.flatnonzero(np.diff(laid.node, prepend=-1))]
+    in_order = [tree.nodes[i] for i in laid.node[np.flatnonzero(np.diff(laid.node, prepend=-1))]]
     sampled_T = laid.node != ROOT
+
+    def versions(node: Node) -> Sequence[int]:
+        return node.versions if node.index != ROOT else (version or 0,) * len(node.tokens)
 
     def spread(per_node_N: Float64Array) -> FloatArray:
         return np.where(sampled_T, per_node_N[laid.node], 0).astype(np.float32)
 
     return PackedBatch(
-        tokens=_flatten((tree.nodes[i].tokens for i in order), np.int64, len(laid)),
+        tokens=_flatten((node.tokens for node in in_order), np.int64, len(laid)),
         depth=laid.depth,
         predecessor=laid.predecessor,
         subtree_end=laid.subtree_end,
@@ -195,22 +202,22 @@ def pack_tree(tree: Tree, credit: Credit | None = None) -> PackedBatch:
         sampled=sampled_T,
         in_loss=sampled_T,
         behaviour_logprobs=_flatten(
-            (tree.nodes[i].logprobs or (0.0,) * len(tree.nodes[i].tokens) for i in order), np.float32, len(laid)
+            (node.logprobs or (0.0,) * len(node.tokens) for node in in_order), np.float32, len(laid)
         ),
         weight=spread(credit.weight),
         positive=spread(credit.positive),
         negative=spread(credit.negative),
-        kept=_kept(tree, order, len(laid)),
+        kept=_kept(in_order, len(laid)),
+        lag=None if version is None else version - _flatten(map(versions, in_order), np.int64, len(laid)),
     )
 
 
-def _kept(tree: Tree, order: IntArray, count: int) -> NDArray[np.object_] | None:
+def _kept(in_order: Sequence[Node], count: int) -> NDArray[np.object_] | None:
     """What each token was drawn from; [T] of bytes, None where that was the whole vocabulary throughout."""
-    if not any(node.kept for node in tree.nodes):
+    if not any(node.kept for node in in_order):
         return None
     kept_T = np.empty(count, dtype=object)
-    nodes = (tree.nodes[i] for i in order)
-    kept_T[:] = list(chain.from_iterable(node.kept or (b"",) * len(node.tokens) for node in nodes))
+    kept_T[:] = list(chain.from_iterable(node.kept or (b"",) * len(node.tokens) for node in in_order))
     return kept_T
 
 

@@ -6,14 +6,12 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch.distributed as dist
 
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.config.validation import validate
-from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.training.run import run_training
 from nemo_ibtpo.training.sampling import Sampling
 from nemo_ibtpo.tree.tree import Tree
@@ -29,10 +27,8 @@ def main() -> None:
     grown, recipe, *words = sys.argv[1:]
     sample = Sampling.training_trees
 
-    def recording(
-        self: Sampling, problems: Sequence[Problem], step: int, further: Callable[[Sequence[Tree]], Sequence[Problem]]
-    ) -> tuple[list[Tree], dict[str, float]]:
-        trees, verdicts = sample(self, problems, step, further)
+    def recording(self: Sampling, step: int) -> tuple[list[Tree], dict[str, float]]:
+        trees, verdicts = sample(self, step)
         if dist.get_rank() == 0:
             with Path(grown).open("a") as file:
                 file.write(json.dumps([step, [[tree.prompt_id, digest(tree)] for tree in trees]]) + "\n")

@@ -25,6 +25,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_the_same_is_learned_without_the_pass(results: dict[str, Any]) -> None:
     assert results["same_weights"]
     assert results["metrics_differ"] == []
+    assert 0.2 < results["judged"] < 0.5
     assert results["mismatch"] == pytest.approx(results["expected_mismatch"], rel=1e-12)
 
 

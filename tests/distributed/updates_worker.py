@@ -24,7 +24,7 @@ from nemo_ibtpo.training import updates
 from nemo_ibtpo.training.mismatch import Mismatch
 from nemo_ibtpo.training.step_clock import StepClock
 
-CONFIG = compose("tiny", ["actor.device=cpu", "actor.max_tokens_per_microbatch=64"])
+CONFIG = compose("tiny", ["actor.device=cpu", "actor.max_tokens_per_microbatch=64", "sampler.carry_over=1"])
 
 
 def update(config: RunConfig, *, old: bool) -> tuple[dict[str, Tensor], dict[str, float], Mismatch]:
@@ -32,7 +32,9 @@ def update(config: RunConfig, *, old: bool) -> tuple[dict[str, Tensor], dict[str
     actor, clock = make_actor((1, 2, False, None), torch.float32, lr=1e-2), StepClock(RunConsole(1))
     rng, method = np.random.default_rng(3), make_method(config.method)
     trees = [random_tree(rng, rollouts=6, prompt_id=str(i)) for i in range(4)]
-    packed = updates.pack(trees, method.of_update(trees, config.ib_score), actor, config)
+    for node in (node for tree in trees for node in tree.nodes[1:]):
+        node.versions = (1 + node.index % 3,) * len(node.tokens)  # a third is of the policy that is trained
+    packed = updates.pack(trees, method.of_update(trees, config.ib_score), actor, config, step=4)
     assert packed is not None
     before = weights(actor)
     try:
@@ -60,6 +62,7 @@ def compare() -> dict[str, Any]:
     return {
         "same_weights": same(one, other),
         "metrics_differ": [name for name in expected if metrics[name] != expected[name]],
+        "judged": mismatch.judged / mismatch.tokens,
         "mismatch": mismatch.metrics(),
         "expected_mismatch": known.metrics(),
     }

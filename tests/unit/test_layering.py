@@ -67,6 +67,7 @@ JOINS = {
     "evaluation/run.py",
     "config/loader.py",  # a method, found by its import path, says what its keys are
     "config/validation.py",
+    "config/carry_over.py",  # what the trees in flight need
 }
 # Start what the user asks for, and may therefore import anything; heavy libraries only where they are used.
 COMMANDS = "commands"

@@ -58,6 +58,7 @@ def test_no_repeats_in_a_step_and_a_restart_changes_nothing(
         if further > 0:
             step += [problem.problem_id for problem in prompts.next(further, apart_from=step)]
         assert len(set(step)) == len(step)
+        assert [prompts.problem(problem_id).problem_id for problem_id in step] == step
     resumed = mixture(named, by_weight)
     resumed.load_state_dict(json.loads(json.dumps(prompts.state_dict())))
     assert drawn(prompts, *more) == drawn(resumed, *more)

@@ -416,6 +416,8 @@ def grow_trees(
         merge=True,
         max_sequences_per_tree=window,
         max_trees_in_flight=max_in_flight,
+        carry_over=0.0,
+        max_policy_lag=2,
     )
     return grow(
         [GrowthTask(str(i), (*PREFIX[: 20 + i], i)) for i in range(8)],

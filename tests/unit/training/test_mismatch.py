@@ -38,6 +38,7 @@ def test_metrics_by_hand() -> None:
             "mismatch/importance_ratio_mean": 8.75 / 7,
             "mismatch/importance_ratio_max": 3.0,
             "mismatch/importance_truncated": 1 / 7,
+            "mismatch/effective_sample_size": 8.25**2 / (7 * np.square([1, 0.5, 2.5, 2, 1, 1, 0.25]).sum()),
         },
         rel=1e-6,
     )
@@ -61,6 +62,26 @@ def test_a_piece_counts_the_tokens_of_its_own_loss() -> None:
     assert measure([replace(whole, in_loss=np.zeros_like(mask))], 2.5) == Mismatch()
 
 
+def test_tokens_of_older_policies_weigh_but_are_not_judged() -> None:
+    whole = batch(RATIOS)
+    lag = np.zeros(len(whole), dtype=np.int64)
+    lag[np.flatnonzero(whole.in_loss)[2:4]] = 1, 3  # ratios 3 and 2
+    found = measure([replace(whole, lag=lag)], cap=2.5)
+    assert found.metrics() == pytest.approx(
+        measure([whole], 2.5).metrics()
+        | {
+            "mismatch/token_mult_prob_error": (1 + 2 + 1 + 1 + 4) / 5,
+            "mismatch/gen_kl_error": sum(r - math.log(r) - 1 for r in (1.0, 0.5, 1.0, 1.0, 0.25)) / 5,
+        },
+        rel=1e-6,
+    )
+    assert measure([replace(whole, lag=lag * 0)], 2.5) == measure([whole], 2.5)
+    refuse_mismatch(found, 1.85)
+    older = measure([replace(whole, lag=lag + 1)], 2.5)
+    refuse_mismatch(older, 1.001)  # nobody knows how far the engine is from its own policy
+    assert "mismatch/token_mult_prob_error" not in older.metrics()
+
+
 def test_the_gate() -> None:
     mismatch = measure([batch(RATIOS)], 2.5)  # 2.0
     refuse_mismatch(mismatch, 2.01)
@@ -69,6 +90,6 @@ def test_the_gate() -> None:
         refuse_mismatch(mismatch, 1.5)
     broken = batch([math.nan, *RATIOS[1:]])
     with pytest.raises(UserError, match="error is nan"):
-        refuse_mismatch(total([Mismatch(1, 1.0), measure([broken], 2.5)]), 1.5)
+        refuse_mismatch(total([Mismatch(1, 1, 1.0), measure([broken], 2.5)]), 1.5)
     with pytest.raises(UserError, match="error is inf"):
-        refuse_mismatch(Mismatch(1, math.inf), 1.5)
+        refuse_mismatch(Mismatch(1, 1, math.inf), 1.5)

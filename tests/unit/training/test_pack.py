@@ -27,12 +27,13 @@ def test_groups_left_out_count_in_the_denominator_if_asked(denominator: str, exp
         name="clipped", normalization="token_mean", token_weight="trajectories", denominator=denominator
     )
     config = SimpleNamespace(
+        sampler=SimpleNamespace(carry_over=0.0),
         loss=loss,
         actor=SimpleNamespace(max_tokens_per_microbatch=100),
         rollout=SimpleNamespace(max_new_tokens=16),
     )
-    update = pack(trees, METHODS["grpo"].of_update(trees, IB), ONE_RANK, config)
+    update = pack(trees, METHODS["grpo"].of_update(trees, IB), ONE_RANK, config, 1)
     assert update is not None
     assert update.denominator == expected
     assert [len(batch) for batch in update.batches] == [9]  # the group left out is not packed
-    assert pack([equal], METHODS["grpo"].of_update([equal], IB), ONE_RANK, config) is None
+    assert pack([equal], METHODS["grpo"].of_update([equal], IB), ONE_RANK, config, 1) is None

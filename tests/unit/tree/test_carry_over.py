@@ -22,7 +22,7 @@ from strategies import IB
 
 from nemo_ibtpo.config.schema import SamplerConfig
 from nemo_ibtpo.tree.branching import make_strategy
-from nemo_ibtpo.tree.carry_over import Horizon, StepOfTrees, grow_until_closed, merge
+from nemo_ibtpo.tree.carry_over import Horizon, StepOfTrees, grow_until_closed, merge_steps
 from nemo_ibtpo.tree.growing_tree import GrowthTask
 from nemo_ibtpo.tree.steps import make_splitter
 from nemo_ibtpo.tree.tree import Tree
@@ -129,7 +129,7 @@ def train(
     for step in range(steps):
         closing = in_flight.begin(list(islice(prompts, in_flight.missing)), 100 + step, step * updates)
         ends.append(one_step(in_flight, closing, sampler, order=order + step, **options))
-        whole = merge(ends[-1])
+        whole = merge_steps(ends[-1])
         in_flight.end(whole.carried)
         trained.append(list(whole.closed.values()))
         if reload:

@@ -17,7 +17,7 @@ from packing_oracles import ancestor_mask, n_paths_of, nodes_of, pack_trees, tre
 from strategies import hand_tree, places, trajectories, trees
 
 from nemo_ibtpo.tree.packing import Credit, PackedBatch, concat, layout, pack_tree
-from nemo_ibtpo.tree.tree import Tree
+from nemo_ibtpo.tree.tree import ROOT, Tree
 
 forests = st.lists(trees(), min_size=1, max_size=3)
 
@@ -134,6 +134,18 @@ def test_credit_of_another_tree_is_refused() -> None:
     three = np.zeros(3)
     with pytest.raises(ValueError, match="credit for 3 steps does not fit a tree of 6"):
         pack_tree(hand_tree(), Credit(three, three, three, 0.0))
+
+
+def test_lag_of_each_token() -> None:
+    tree = Tree("p", (4, 5))
+    step = ((7, 8, 9), (-1.0, -2.0, -3.0))
+    tree.insert(ROOT, [step], "eos", 0, versions=(3, 3, 5))
+    tree.insert(ROOT, [((6,), (-1.0,))], "eos", 1, versions=(6,))
+    assert pack_tree(tree).lag is None
+    packed = pack_tree(tree, version=6)
+    assert packed.lag is not None and packed.lag.tolist() == [0, 0, 3, 3, 1, 0]
+    assert concat([packed, packed]).lag.tolist() == [0, 0, 3, 3, 1, 0] * 2  # type: ignore[union-attr]
+    assert packed.sampled.tolist() == [False] * 2 + [True] * 4
 
 
 def test_a_tree_without_trajectories_is_a_prompt() -> None:

@@ -155,6 +155,15 @@ def test_a_rank_packs_only_what_it_trains(forest: list[Tree], budget: int, num_r
                 np.testing.assert_array_equal(getattr(batch, name), getattr(expected, name), err_msg=name)
 
 
+def test_the_last_token_of_a_tree_has_its_ancestors() -> None:
+    """By hand: a chain of 4 tokens and one of 1 under a prompt of 1; a budget of 5 leaves the last token alone."""
+    tree = Tree("p", [1])
+    tree.insert(0, [((2, 3, 4, 5), (-0.1,) * 4)], "eos", round=0)
+    tree.insert(0, [((6,), (-0.1,))], "eos", round=0)
+    assert [(piece.start, piece.end, piece.tokens) for piece in cut(0, layout(tree), 5)] == [(0, 5, 5), (5, 6, 2)]
+    assert pieces_of(tree, 5)[1].tokens.tolist() == [1, 6]
+
+
 def test_equal_trees_are_balanced() -> None:
     tree = Tree("p", [1, 2, 3])
     tree.insert(0, [((4, 5), (-0.1, -0.1))], "eos", round=0)

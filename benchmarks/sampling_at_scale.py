@@ -49,6 +49,8 @@ SIGMA = 0.7  # of the logarithm of a response's length
 FLEETS = {"8b": "ibtpo-llama-3.1-8b-instruct-1n8g-tp2pp1", "70b": "ibtpo-llama-3.3-70b-instruct-8n8g-tp8pp4"}
 PROMPTS = (64, 256, 512)
 STEPS = (2, 3)  # of a run with carry-over: to get going, and measured
+EXCHANGE_PERIOD_S = 0.2  # engines hear no more often of trees that are complete
+START_DELAY = 64  # tokens, as in training
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def lengths(responses: Responses) -> Callable[[RolloutRequest], int]:
         rng = random.Random(request.seed)
         whole = min(responses.cap, rng.lognormvariate(mu, SIGMA))
         share = 1.0 if len(request.prefix) == prompt else rng.random()
-        return math.ceil(whole * share / responses.quantum)
+        return max(1, round(whole * share / responses.quantum))
 
     return length_of
 
@@ -186,7 +188,17 @@ def simulate(
         drawn = [next(tasks) for _ in range(in_flight.missing)]
         known |= {task.prompt_id: task for task in drawn}
         closing = in_flight.begin([task.prompt_id for task in drawn], seed=step, version=step)
-        in_flight.end(grow_until_closed(dict(enumerate(in_flight.trees)), known, closing, **parts).carried)
+        trees = dict(enumerate(in_flight.trees))
+        step_of_trees = grow_until_closed(
+            trees,
+            known,
+            closing,
+            exchange_period_s=EXCHANGE_PERIOD_S,
+            now=lambda: engines.now,
+            start_delay=START_DELAY // responses.quantum,
+            **parts,
+        )
+        in_flight.end(step_of_trees.carried)
         engines.synchronize()
     return _cost(engines, responses, before, STEPS[1], began)
 

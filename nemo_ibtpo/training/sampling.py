@@ -33,6 +33,7 @@ from nemo_ibtpo.tree.steps import Splitter, make_splitter
 from nemo_ibtpo.tree.tree import Tree
 from nemo_ibtpo.tree.trees_in_flight import TreesInFlight
 
+_START_DELAY = 64  # tokens, of long responses; more than engines draw until all have heard of the end of a tree
 _EXCHANGE_PERIOD_S = 0.05  # some decode steps of an engine; what it draws too much meanwhile is dropped
 
 
@@ -214,6 +215,7 @@ class Sampling:
             max_new_tokens=config.rollout.max_new_tokens,
             exchange=self._exchange,
             exchange_period_s=_EXCHANGE_PERIOD_S,
+            start_delay=min(_START_DELAY, config.rollout.max_new_tokens // 32),
             on_turn=lambda complete: phase.advance(complete - phase.done),
         )
         self._engine.sleep()

@@ -1,7 +1,7 @@
 """Growing more trees than a step trains, until the step closes; unfinished ones go on under the next weights.
 
 A step begins at tick 0 of its clock with as many trees as are to be in flight. All of them advance alike
-(:mod:`nemo_ibtpo.tree.growing_tree`). At the tick at which one is complete the next prompt is started in its place;
+(:mod:`nemo_ibtpo.tree.growing_tree`). When one is complete the next prompt is started in its place, some ticks later;
 at the tick at which the step's number of trees is complete, and with them those that may not get older
 (:mod:`nemo_ibtpo.tree.trees_in_flight`), the step closes. Every sequence has then sampled what it had sampled at
 that tick, whatever the machine's speed and the number of engines: what an engine drew beyond it is dropped and
@@ -96,6 +96,8 @@ def grow_until_closed(
     max_new_tokens: int,
     exchange: Exchange = alone,
     exchange_period_s: float = 0.0,
+    now: Callable[[], float] = time.monotonic,
+    start_delay: int = 0,
     on_turn: Callable[[int], None] | None = None,
     stall_timeout_s: float = 3600.0,
 ) -> StepOfTrees:
@@ -109,6 +111,10 @@ def grow_until_closed(
         exchange: what every owner knows, given what this one knows; a collective over the owners. It is called until
             the step closes, by all owners equally often.
         exchange_period_s: shortest time between two calls.
+        now: seconds; of another clock where time is simulated.
+        start_delay: ticks between the end of a tree and the start of the next one. Until the owners have heard of an
+            end, the engines draw on; without a delay each new tree would lag behind by that time, and the step close
+            later by the sum of all lags.
         on_turn: called with the number of this owner's complete trees.
 
     Raises:
@@ -145,11 +151,11 @@ def grow_until_closed(
         share.note(touched)
         if exchange is alone and not share.unsettled:  # it has nothing new to tell itself
             continue
-        if time.monotonic() - last_exchange < exchange_period_s:
+        if now() - last_exchange < exchange_period_s:
             continue
         work.take_reports(share.behind(math.inf if exchange is not alone else min(share.unsettled.values())))
-        settled = _settled(exchange(share.horizon()), closing)
-        last_exchange = time.monotonic()
+        settled = _settled(exchange(share.horizon()), closing, start_delay)
+        last_exchange = now()
         share.settle(settled)
         for index, tick in settled.starts.items():
             if index in trees and index not in share.started:
@@ -242,7 +248,7 @@ class _Settled:
     closed: tuple[int, set[int]] | None
 
 
-def _settled(horizons: Sequence[Horizon], closing: Closing) -> _Settled:
+def _settled(horizons: Sequence[Horizon], closing: Closing, start_delay: int) -> _Settled:
     complete = sorted(entry for horizon in horizons for entry in horizon.complete)
     earliest = min(horizon.earliest for horizon in horizons)
     started = sum(horizon.started for horizon in horizons)
@@ -250,9 +256,9 @@ def _settled(horizons: Sequence[Horizon], closing: Closing) -> _Settled:
     for index, (tick, _) in enumerate(complete, start=closing.in_flight):
         if tick >= earliest or index >= closing.total:
             break
-        starts[index] = tick  # the k-th tree to be complete makes room for the k-th that waits
+        starts[index] = tick + start_delay  # the k-th tree to be complete makes room for the k-th that waits
         if index >= started:  # its owner has not started it yet: anything may happen from the next tick on
-            earliest = min(earliest, tick + 1)
+            earliest = min(earliest, tick + start_delay + 1)
     if len(complete) < closing.trees or not closing.waited_for <= {index for _, index in complete}:
         return _Settled(starts, earliest, None)
     tick = max([complete[closing.trees - 1][0], *(tick for tick, index in complete if index in closing.waited_for)])

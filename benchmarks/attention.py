@@ -28,8 +28,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from workloads import SHAPES, Shape, grow_tree, paths
 
-from nemo_ibtpo.megatron.inputs import padded_length
 from nemo_ibtpo.megatron.tree_attention import attention_kernel
+from nemo_ibtpo.tree.context_parallel import padded_length
 from nemo_ibtpo.tree.packing import concat, pack_tree
 
 WAYS = ("tree", "dense", "flat", "flash")

@@ -29,8 +29,8 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 from workloads import SHAPES, Shape, grow_tree
 
-from nemo_ibtpo.megatron.inputs import padded_length
 from nemo_ibtpo.megatron.tree_attention import attention_kernel
+from nemo_ibtpo.tree.context_parallel import padded_length
 from nemo_ibtpo.tree.packing import pack_tree
 
 WAYS = ("packed", "depth_first")

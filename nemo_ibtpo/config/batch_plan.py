@@ -24,11 +24,12 @@ def batch_plan(config: RunConfig, world_size: int) -> str:
         per_round = sampler.branch_points * sampler.rollouts_per_branch
         growth += f" + {_count(sampler.rounds - 1, 'round')} of {per_round}"
     shared_by = actor.expert_model_parallel_size
+    context = f"{actor.context_parallel_size} context x " if actor.context_parallel_size > 1 else ""
     experts = f"; each layer's experts on {shared_by} of them" if shared_by > 1 else ""
     lines = {
         "model": f"{config.model.path} in {config.model.dtype}, written to {config.output_dir}",
         "ranks": (
-            f"{_count(world_size, 'rank')} = {actor.tensor_model_parallel_size} tensor x "
+            f"{_count(world_size, 'rank')} = {actor.tensor_model_parallel_size} tensor x {context}"
             f"{actor.pipeline_model_parallel_size} pipeline x {data_parallel} data parallel{experts}"
         ),
         "engines": (

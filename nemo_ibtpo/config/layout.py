@@ -11,6 +11,8 @@ from typing import Any
 from nemo_ibtpo.config.refusals import divisors, refuse_if
 from nemo_ibtpo.config.schema import RunConfig
 
+_GPU_BLOCK = 128  # tokens of a block of FlexAttention
+
 
 def trajectory_tokens(config: RunConfig) -> int:
     """Most tokens of one trajectory, prompt included."""
@@ -18,8 +20,9 @@ def trajectory_tokens(config: RunConfig) -> int:
 
 
 def model_parallel_ranks(config: RunConfig) -> int:
-    """Ranks that hold one copy of the model, experts apart: its tensor- and pipeline-parallel ranks."""
-    return config.actor.tensor_model_parallel_size * config.actor.pipeline_model_parallel_size
+    """Ranks that compute a micro-batch together: its tensor-, context- and pipeline-parallel ranks."""
+    actor = config.actor
+    return actor.tensor_model_parallel_size * actor.context_parallel_size * actor.pipeline_model_parallel_size
 
 
 def engine_ranks(config: RunConfig, world_size: int) -> tuple[int, ...]:
@@ -32,9 +35,10 @@ def engine_ranks(config: RunConfig, world_size: int) -> tuple[int, ...]:
 
 
 def fewest_ranks(config: RunConfig) -> int:
-    """The smallest world; others are multiples. Experts are shared by tensor- and data-parallel ranks of a stage."""
+    """The smallest world; others are multiples. Experts are shared by all ranks of a stage."""
     actor = config.actor
-    shared = math.lcm(actor.tensor_model_parallel_size, actor.expert_model_parallel_size)
+    stage = actor.tensor_model_parallel_size * actor.context_parallel_size
+    shared = math.lcm(stage, actor.expert_model_parallel_size)
     return shared * actor.pipeline_model_parallel_size
 
 
@@ -47,6 +51,12 @@ def check_world_size(config: RunConfig, world_size: int) -> None:
         "actor.sequence_parallel=true shards over tensor-parallel ranks, but "
         "actor.tensor_model_parallel_size=1; set it to false",
     )
+    context, budget = actor.context_parallel_size, actor.max_tokens_per_microbatch
+    refuse_if(
+        actor.device != "cpu" and context > 1 and budget < context * _GPU_BLOCK,
+        f"actor.max_tokens_per_microbatch={budget} leaves some of actor.context_parallel_size={context} ranks "
+        f"without a token: they share blocks of {_GPU_BLOCK}; use at least {context * _GPU_BLOCK}",
+    )
     chunks = actor.virtual_pipeline_model_parallel_size
     refuse_if(
         chunks is not None and (chunks < 2 or pipeline == 1),
@@ -55,11 +65,13 @@ def check_world_size(config: RunConfig, world_size: int) -> None:
     )
     expert = actor.expert_model_parallel_size
     ranks = fewest_ranks(config)
+    over_context = f" x actor.context_parallel_size={context}" if context > 1 else ""
     over_experts = f" with actor.expert_model_parallel_size={expert}" if expert > 1 else ""
     refuse_if(
         world_size % ranks != 0,
         f"{world_size} rank{'s' * (world_size != 1)} cannot hold copies of a model on {ranks} "
-        f"(actor.tensor_model_parallel_size={tensor} x actor.pipeline_model_parallel_size={pipeline}{over_experts}); "
+        f"(actor.tensor_model_parallel_size={tensor} x actor.pipeline_model_parallel_size={pipeline}"
+        f"{over_context}{over_experts}); "
         f"start {ranks}, {2 * ranks}, {3 * ranks}, ... (torchrun --nproc-per-node {ranks})",
     )
     _check_replicas(config, world_size)

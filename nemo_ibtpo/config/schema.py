@@ -41,16 +41,18 @@ class ActorConfig:
     virtual_pipeline_model_parallel_size: int | None
     """Chunks of layers on each stage, through which the interleaved schedule goes in turn to keep stages busier;
     null gives each stage one run of layers."""
+    context_parallel_size: PositiveInt
+    """Ranks that share the tokens of each micro-batch."""
     expert_model_parallel_size: PositiveInt
-    """Ranks that share each layer's experts, taken from the tensor- and data-parallel ranks of a stage; an expert
-    is never cut. 1 for a model without experts."""
+    """Ranks that share each layer's experts, taken from the tensor-, context- and data-parallel ranks of a stage; an
+    expert is never cut. 1 for a model without experts."""
     moe_aux_loss_coef: NonNegativeFloat | None
     """Weight of the experts' load-balancing loss over the unique tokens of an optimizer step; null takes
     router_aux_loss_coef of the model's config.json, 0 switches it off."""
     sequence_parallel: bool
     """Shard norms and residuals over the tensor-parallel ranks."""
     use_distributed_optimizer: bool
-    """Shard optimizer state over the data-parallel ranks."""
+    """Shard optimizer state over the data- and context-parallel ranks."""
     overlap_grad_reduce: bool
     """Reduce gradients over the data-parallel ranks while the backward pass of the last micro-batch goes on."""
     recompute: Literal["none", "selective", "full"]
@@ -58,7 +60,7 @@ class ActorConfig:
     offload: Literal["none", "optimizer", "all"]
     """What is in host memory while engines sample: nothing, optimizer state and gradient buffers, or weights too."""
     max_tokens_per_microbatch: PositiveInt
-    """Most packed tokens in one micro-batch."""
+    """Most packed tokens in one micro-batch, over all context-parallel ranks together."""
     fused_logprobs: bool
     """Compute log-probabilities straight from hidden states, a chunk of the vocabulary at a time, forward and
     backward. false keeps the float32 logits of a micro-batch for the backward pass, which then multiplies by the

@@ -36,7 +36,7 @@ from nemo_ibtpo.megatron import checkpoint
 from nemo_ibtpo.megatron.architecture import Architecture
 from nemo_ibtpo.megatron.compat import AUX_LOSS_COUNTS_TENSOR_PARALLEL_GROUP
 from nemo_ibtpo.megatron.host_copies import HostCopies
-from nemo_ibtpo.megatron.inputs import ModelInputs, padded_length
+from nemo_ibtpo.megatron.inputs import ModelInputs
 from nemo_ibtpo.megatron.logprobs import tree_logprobs
 from nemo_ibtpo.megatron.model import build_model, output_weight, transformer_config
 from nemo_ibtpo.megatron.offload import Offload
@@ -44,13 +44,14 @@ from nemo_ibtpo.megatron.optimization import build_optimizer
 from nemo_ibtpo.megatron.parallel import ParallelContext
 from nemo_ibtpo.megatron.tree_attention import attention_kernel
 from nemo_ibtpo.megatron.weights import WeightExporter, WeightShard, load_weights
+from nemo_ibtpo.tree.context_parallel import padded_length
 from nemo_ibtpo.tree.packing import FloatArray, PackedBatch
 
 REFERENCE = "reference"
 
 
 class MegatronActor:
-    """A Hugging Face model on this rank's share of a tensor x pipeline x data parallel layout.
+    """A Hugging Face model on this rank's share of a tensor x context x pipeline x data parallel layout.
 
     Args:
         architecture: the model.
@@ -167,37 +168,36 @@ class MegatronActor:
 
         Returns:
             For each micro-batch [T] float32, 0 for tokens outside the loss; the same on all ranks of a
-            tensor x pipeline parallel group.
+            tensor x context x pipeline parallel group.
         """
 
-        def spread(hidden_Th: Tensor, weight_Vh: Tensor, inputs: ModelInputs) -> Tensor:
-            logprobs_T = hidden_Th.new_zeros(len(inputs.tokens), dtype=torch.float32)
-            logprobs_T[inputs.in_loss] = self._logprobs(hidden_Th, weight_Vh, inputs)[0].float()
+        def spread(hidden_Lh: Tensor, weight_Vh: Tensor, inputs: ModelInputs) -> Tensor:
+            logprobs_T = hidden_Lh.new_zeros(inputs.num_tokens, dtype=torch.float32)
+            logprobs_T[inputs.in_loss] = self._logprobs(hidden_Lh, weight_Vh, inputs)[0].float()
             return logprobs_T
 
         with self._context.scope():
             self._offload.bring_weights()
             results = self._run(batches, spread, forward_only=True)
-            rows = [self._from_last_stage(results, i, (self._padded_length(b),)) for i, b in enumerate(batches)]
-            return [row.cpu().numpy()[: len(batch)] for row, batch in zip(rows, batches, strict=True)]
+            return [self._from_last_stage(results, i, (len(b),)).cpu().numpy() for i, b in enumerate(batches)]
 
     @torch.no_grad()
     def logits(self, batches: Sequence[PackedBatch]) -> list[FloatArray]:
         """Logits [T, vocab_size] float32 of each micro-batch, on every rank; to verify weights, not to train."""
         group = parallel_state.get_tensor_model_parallel_group()
 
-        def gather(hidden_Th: Tensor, weight_Vh: Tensor, inputs: ModelInputs) -> Tensor:
-            logits_TV = hidden_Th @ weight_Vh.t()
-            shards = [torch.empty_like(logits_TV) for _ in range(group.size())]
-            dist.all_gather(shards, logits_TV, group=group)
-            return torch.cat(shards, dim=1)[:, : self._architecture.vocab_size].float().contiguous()
+        def gather(hidden_Lh: Tensor, weight_Vh: Tensor, inputs: ModelInputs) -> Tensor:
+            logits_LV = hidden_Lh @ weight_Vh.t()
+            shards = [torch.empty_like(logits_LV) for _ in range(group.size())]
+            dist.all_gather(shards, logits_LV, group=group)
+            own_LV = torch.cat(shards, dim=1)[:, : self._architecture.vocab_size]
+            return inputs.gather_rows(own_LV.float().contiguous())
 
         with self._context.scope():
             self._offload.bring_weights()
             results = self._run(batches, gather, forward_only=True)
             vocab = self._architecture.vocab_size
-            rows = [self._from_last_stage(results, i, (self._padded_length(b), vocab)) for i, b in enumerate(batches)]
-            return [row.cpu().numpy()[: len(batch)] for row, batch in zip(rows, batches, strict=True)]
+            return [self._from_last_stage(results, i, (len(b), vocab)).cpu().numpy() for i, b in enumerate(batches)]
 
     def reference_logprobs(self, batches: Sequence[PackedBatch]) -> list[FloatArray]:
         """:meth:`logprobs` under the frozen reference policy."""
@@ -237,9 +237,9 @@ class MegatronActor:
         """
 
         def to_loss(
-            hidden_Th: Tensor, weight_Vh: Tensor, inputs: ModelInputs
+            hidden_Lh: Tensor, weight_Vh: Tensor, inputs: ModelInputs
         ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-            logprobs_N, entropies_N = self._logprobs(hidden_Th, weight_Vh, inputs)
+            logprobs_N, entropies_N = self._logprobs(hidden_Lh, weight_Vh, inputs)
             value, sums = loss(inputs.for_loss(logprobs_N, entropies_N, denominator))
             if len(inputs.in_loss) == 0:
                 # A micro-batch without a token in the loss still takes part in the backward pass.
@@ -352,24 +352,27 @@ class MegatronActor:
         """Set the coefficient of the experts' load-balancing loss for one optimizer step.
 
         Under ``calculate_per_token_loss`` Megatron multiplies the loss of a micro-batch by the tokens that a rank
-        routes (0.16) or that its tensor-parallel group routes (0.19), and counts on a later division, which we do not
-        make. Divided here by those of the step, the loss is the mean over micro-batches, weighted by their tokens.
+        routes (0.16) or that its tensor- and context-parallel group routes (0.19), and counts on a later division,
+        which we do not make. Divided here by those of the step, the loss is the mean over micro-batches, weighted by
+        their tokens.
         """
         experts = self._architecture.experts
         if experts is None:
             return
         coefficient = self._actor.moe_aux_loss_coef
         coefficient = experts.aux_loss_coef if coefficient is None else coefficient
-        routed = float(sum(map(self._padded_length, batches)))
+        ranks = self._actor.context_parallel_size
+        routed = float(sum(padded_length(len(batch), self._length_multiple, ranks) for batch in batches))
         if not AUX_LOSS_COUNTS_TENSOR_PARALLEL_GROUP:
-            routed /= self._actor.tensor_model_parallel_size
+            routed /= self._actor.tensor_model_parallel_size * ranks
         tokens = torch.tensor(routed, device=self._context.device)
         dist.all_reduce(tokens, group=parallel_state.get_data_parallel_group())
         self._config.moe_aux_loss_coeff = coefficient / float(tokens)
 
     def _run(self, batches: Sequence[PackedBatch], post_process: Any, *, forward_only: bool) -> list[Any]:
         """Run Megatron's schedule; what the post-processor returned on the last stage, nothing elsewhere."""
-        inputs = (ModelInputs(batch, self._length_multiple, self._context.device) for batch in batches)
+        context = parallel_state.get_context_parallel_group()
+        inputs = (ModelInputs(batch, self._length_multiple, self._context.device, context) for batch in batches)
         results: list[Any] = get_forward_backward_func()(
             forward_step_func=partial(self._forward_step, post_process=post_process),
             # Each chunk of the model goes through all micro-batches; they share what was prepared.
@@ -395,17 +398,17 @@ class MegatronActor:
             packed_seq_params=inputs.sequence,
         )
 
-        def from_hidden(hidden_1Th: Tensor, non_loss_data: bool = False) -> Any:
-            return post_process(hidden_1Th[0], output_weight(chunk.module), inputs)
+        def from_hidden(hidden_1Lh: Tensor, non_loss_data: bool = False) -> Any:
+            return post_process(hidden_1Lh[0], output_weight(chunk.module), inputs)
 
         return output, from_hidden
 
-    def _logprobs(self, hidden_Th: Tensor, weight_Vh: Tensor, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
-        return tree_logprobs(
-            hidden_Th,
+    def _logprobs(self, hidden_Lh: Tensor, weight_Vh: Tensor, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
+        logprobs_M, entropies_M = tree_logprobs(
+            hidden_Lh,
             weight_Vh,
-            inputs.tokens[inputs.in_loss],
-            inputs.predecessor[inputs.in_loss],
+            inputs.targets,
+            inputs.rows,
             vocab_size=self._architecture.vocab_size,
             temperature=self._temperature,
             chunk_tokens=self._actor.logprob_chunk_tokens,
@@ -413,9 +416,7 @@ class MegatronActor:
             kept=inputs.kept,
             group=parallel_state.get_tensor_model_parallel_group(),
         )
-
-    def _padded_length(self, batch: PackedBatch) -> int:
-        return padded_length(len(batch), self._length_multiple)
+        return inputs.gather_in_loss(logprobs_M), inputs.gather_in_loss(entropies_M)
 
     def _from_last_stage(self, results: Sequence[Tensor], index: int, shape: tuple[int, ...]) -> Tensor:
         """The float32 result of micro-batch ``index`` on every stage; ``results`` is empty except on the last."""

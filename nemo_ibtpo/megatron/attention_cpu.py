@@ -4,6 +4,8 @@ Stored depth-first, packed trees are a sequence of *runs*: a run goes from a tok
 stored before it down to a leaf, so there is one run per leaf. All tokens of a run have the same ancestors outside of
 it; they attend to those and, causally, to the run itself. Hence the work is that of the tokens' own paths, not of all
 pairs in the sequence, no run computes what another one did, and one causal mask serves all runs.
+
+Where only some tokens of the sequence attend, a run ends as well where the next of them is not the next token stored.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ class Runs:
     """What each run of a packed sequence attends to.
 
     Attributes:
-        lengths: queries of each run; they add up to T.
+        lengths: queries of each run; they add up to L.
         key_lengths: keys of each run, its ancestors and its own tokens: the length of the path to its leaf.
         keys: storage indices of the keys, run after run, in the order of the path.
         causal: [L, L] float32 additive mask of the longest path, of which each run's mask is a part.
@@ -35,23 +37,28 @@ class Runs:
     causal: Tensor
 
 
-def prepare(subtree_end_T: Tensor) -> Runs:
+def prepare(subtree_end_T: Tensor, queries_L: Tensor | None = None) -> Runs:
     """Cut a packed sequence into runs.
 
     Args:
         subtree_end_T: exclusive end of each token's subtree.
+        queries_L: increasing storage indices of the tokens that attend; None for all T.
     """
-    length = len(subtree_end_T)
-    index = torch.arange(length)
-    begins = torch.ones(length, dtype=torch.bool)
-    begins[1:] = subtree_end_T[:-1] <= index[1:]  # the token before is no ancestor
-    bounds = list(pairwise([*begins.nonzero().flatten().tolist(), length]))
-    keys = [
-        torch.cat(((subtree_end_T[:start] > start).nonzero().flatten(), index[start:end])) for start, end in bounds
-    ]
+    index = torch.arange(len(subtree_end_T))
+    queries = index if queries_L is None else queries_L
+    before = queries[:-1]
+    begins = torch.ones(len(queries), dtype=torch.bool)
+    # The token before is another one, or no ancestor.
+    begins[1:] = (queries[1:] > before + 1) | (subtree_end_T[before] <= queries[1:])
+    bounds = list(pairwise([*begins.nonzero().flatten().tolist(), len(queries)]))
+    keys = []
+    for first, end in bounds:
+        start = int(queries[first])
+        ancestors = (subtree_end_T[:start] > start).nonzero().flatten()
+        keys.append(torch.cat((ancestors, index[start : start + end - first])))
     longest = max(map(len, keys))
     return Runs(
-        lengths=[end - start for start, end in bounds],
+        lengths=[end - first for first, end in bounds],
         key_lengths=[len(k) for k in keys],
         keys=torch.cat(keys),
         causal=torch.full((longest, longest), -torch.inf).triu_(1),
@@ -62,13 +69,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, prepared: Runs, scale: flo
     """Attend along the paths.
 
     Args:
-        query: [1, heads, T, head_dim].
+        query: [1, heads, L, head_dim] of the tokens that attend.
         key, value: [1, groups, T, head_dim]; each group serves heads / groups query heads.
         prepared: what :func:`prepare` made of the sequence.
         scale: of the scores; None is 1 / sqrt(head_dim).
 
     Returns:
-        [1, heads, T, head_dim].
+        [1, heads, L, head_dim].
     """
     # Gathered once for all runs: a gather for each would cost a gradient as long as the sequence for each.
     keys, values = (x.index_select(2, prepared.keys).split(prepared.key_lengths, dim=2) for x in (key, value))

@@ -28,31 +28,40 @@ BLOCK = 128
 LENGTH_MULTIPLE = BLOCK  # whole blocks only: one compiled kernel serves all lengths
 
 
-def prepare(subtree_end_T: Tensor) -> BlockMask:
+def prepare(subtree_end_T: Tensor, queries_L: Tensor | None = None) -> BlockMask:
     """The block mask of a packed sequence.
 
     Args:
         subtree_end_T: exclusive end of each token's subtree; T is a multiple of 128.
+        queries_L: storage indices of the tokens that attend, whole blocks of 128; None for all T in their order.
     """
     end_T = subtree_end_T.to(torch.int32)
     ends = end_T.view(-1, BLOCK)
-    block = torch.arange(len(ends), device=ends.device)
-    first_query = block[:, None] * BLOCK
-    before = block[None, :] < block[:, None]  # the key block (column) lies before the query block (row)
+    first_key = torch.arange(len(ends), device=ends.device)[None, :] * BLOCK
+    first_query = first_key.T if queries_L is None else queries_L[::BLOCK, None]
+    before = first_key < first_query  # the key block (column) lies before the query block (row)
     some = before & (ends.amax(dim=1)[None, :] > first_query)
     every = before & (ends.amin(dim=1)[None, :] >= first_query + BLOCK)
-    diagonal = block[None, :] == block[:, None]
+    diagonal = first_key == first_query
 
     def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query < end_T[key])
 
+    if queries_L is None:
+        rule = allowed
+    else:
+        index_L = queries_L.to(torch.int32)
+
+        def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return allowed(batch, head, index_L[query], key)
+
     return BlockMask.from_kv_blocks(
-        *_listed(some & ~every | diagonal), *_listed(every), BLOCK_SIZE=BLOCK, mask_mod=allowed
+        *_listed(some & ~every | diagonal), *_listed(every), BLOCK_SIZE=BLOCK, mask_mod=rule
     )
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Per row the number of True columns, [1, 1, n], and their indices in front of the others, [1, 1, n, n]."""
+    """Per row the number of True columns, [1, 1, m], and their indices in front of the others, [1, 1, m, n]."""
     count = blocks.sum(dim=1, dtype=torch.int32)
     indices = blocks.to(torch.uint8).argsort(dim=1, descending=True, stable=True).to(torch.int32)
     return count[None, None], indices[None, None]
@@ -86,14 +95,14 @@ def attend(
     """Attend along the paths.
 
     Args:
-        query: [1, heads, T, head_dim]; T is a multiple of 128.
-        key, value: [1, groups, T, head_dim]; each group serves heads / groups query heads.
+        query: [1, heads, L, head_dim] of the tokens that attend; L is a multiple of 128.
+        key, value: [1, groups, T, head_dim]; each group serves heads / groups query heads; T is a multiple of 128.
         prepared: what :func:`prepare` made of the sequence.
         scale: of the scores; None is 1 / sqrt(head_dim).
         backend: of ``torch.compile``; tests look at what it is given.
 
     Returns:
-        [1, heads, T, head_dim].
+        [1, heads, L, head_dim].
     """
     # The backward pass works on one block of keys of one key/value head at a time. Every token of a tree attends to
     # the prompt's block; with grouped heads that block alone would go over all tokens once for each query head, while

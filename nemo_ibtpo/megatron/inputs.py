@@ -6,43 +6,70 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
 from nemo_ibtpo.losses import LossInputs
 from nemo_ibtpo.megatron.kept_tokens import kept_tokens
-from nemo_ibtpo.megatron.tree_attention import TreeSequence
+from nemo_ibtpo.megatron.tree_attention import ContextShare, TreeSequence
+from nemo_ibtpo.tree.context_parallel import deal
 from nemo_ibtpo.tree.packing import FloatArray, IntArray, PackedBatch
 
 
-def padded_length(length: int, multiple: int) -> int:
-    """``length`` rounded up to a multiple."""
-    return -(-length // multiple) * multiple
-
-
 class ModelInputs:
-    """A micro-batch as tensors on the device, padded with tokens that are trees of their own.
+    """This rank's share of a micro-batch as tensors on the device, padded with tokens that are trees of their own.
+
+    The share is the whole micro-batch unless the sequence is dealt over context-parallel ranks. Whose log-probs are
+    computed here then follows from where the *predecessors* lie: a hidden state predicts every token that follows it,
+    and at a branch these may lie on several ranks. The loss always sees the whole micro-batch.
+
+    Args:
+        batch: the whole micro-batch, the same on all context-parallel ranks.
+        multiple: what L must be a multiple of.
+        context: the context-parallel group.
 
     Attributes:
-        tokens, depth: [T_padded].
-        predecessor: [T].
-        in_loss: [N] storage indices of the tokens whose loss is computed.
-        kept: what these tokens were drawn from; None if it was the whole vocabulary.
+        num_tokens: T, without padding.
+        tokens, depth: [L] of this rank's tokens.
+        in_loss: [N] storage indices of the tokens whose loss is computed, on whatever rank.
+        targets: [M] those of them whose predecessors are here.
+        rows: [M] place of the predecessor of each among this rank's tokens.
+        kept: what the targets were drawn from; None if it was the whole vocabulary.
         sequence: the tree's shape, for the attention.
     """
 
-    def __init__(self, batch: PackedBatch, multiple: int, device: torch.device) -> None:
-        padding = padded_length(len(batch), multiple) - len(batch)
-        alone = np.arange(len(batch), len(batch) + padding) + 1
-        self._batch, self._device = batch, device
-        self.tokens = self._to_device(np.pad(batch.tokens, (0, padding)))
-        self.depth = self._to_device(np.pad(batch.depth, (0, padding)))
-        self.predecessor = self._to_device(batch.predecessor)
+    def __init__(self, batch: PackedBatch, multiple: int, device: torch.device, context: dist.ProcessGroup) -> None:
+        dealt = deal(batch.depth, multiple, context.size())
+        own = dealt[context.rank()]
+        padding = dealt.size - len(batch)
+        alone = np.arange(len(batch), dealt.size) + 1
+        self._batch, self._device, self.num_tokens = batch, device, len(batch)
+        self.tokens = self._to_device(np.pad(batch.tokens, (0, padding))[own])
+        self.depth = self._to_device(np.pad(batch.depth, (0, padding))[own])
+        self._share: ContextShare | None = None
+        if context.size() > 1:
+            self._share = ContextShare(self._to_device(own), self._to_device(np.argsort(dealt.ravel())), context)
         self.sequence = TreeSequence(
-            qkv_format="sbhd", subtree_end=self._to_device(np.concatenate((batch.subtree_end, alone)))
+            qkv_format="sbhd",
+            subtree_end=self._to_device(np.concatenate((batch.subtree_end, alone))),
+            share=self._share,
         )
+        here, rows = predicted_here(batch, own)
+        self._here, self.rows = self._to_device(here), self._to_device(rows)
         self.in_loss = self._to_device(np.flatnonzero(batch.in_loss))
-        self.kept = None if batch.kept is None else kept_tokens(batch.kept[batch.in_loss].tolist(), device)
+        self.targets = self._to_device(batch.tokens[batch.in_loss][here])
+        self.kept = None if batch.kept is None else kept_tokens(batch.kept[batch.in_loss][here].tolist(), device)
+
+    def gather_in_loss(self, values_M: Tensor) -> Tensor:
+        """[N] from what each rank has made of its targets; each rank gets the gradients of its own."""
+        return values_M if self._share is None else self._share.merge(values_M, self._here, len(self.in_loss))
+
+    def gather_rows(self, rows_L: Tensor) -> Tensor:
+        """[T, ...] in the order of the sequence, without padding, from the rows of each rank's tokens."""
+        if self._share is not None:
+            rows_L = self._share.merge(rows_L, self._share.queries, len(self.sequence.subtree_end))
+        return rows_L[: self.num_tokens]
 
     def for_loss(self, logprobs_N: Tensor, entropies_N: Tensor, denominator: float) -> LossInputs:
         """What the loss sees, from what the model made of the tokens in the loss.
@@ -71,3 +98,17 @@ class ModelInputs:
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self._device)
+
+
+def predicted_here(batch: PackedBatch, own_L: IntArray) -> tuple[IntArray, IntArray]:
+    """The tokens in the loss whose predecessors a rank holds.
+
+    Args:
+        own_L: increasing storage indices of the rank's tokens.
+
+    Returns:
+        Their places among the tokens in the loss, and those of their predecessors in ``own_L``; [M] each.
+    """
+    predecessor_N = batch.predecessor[batch.in_loss]
+    here = np.flatnonzero(np.isin(predecessor_N, own_L))
+    return here, np.searchsorted(own_L, predecessor_N[here])

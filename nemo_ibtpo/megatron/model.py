@@ -82,6 +82,7 @@ def transformer_config(
         tensor_model_parallel_size=actor.tensor_model_parallel_size,
         pipeline_model_parallel_size=actor.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=actor.virtual_pipeline_model_parallel_size,
+        context_parallel_size=actor.context_parallel_size,
         # An interleaved pipeline is a ring. With two stages a batched exchange would carry two messages between the
         # same two ranks, which they would match in different order; one at a time they cannot be mistaken.
         overlap_p2p_comm=interleaved,

@@ -73,6 +73,7 @@ def initialize(actor: ActorConfig, seed: int) -> ParallelContext:
             tensor_model_parallel_size=actor.tensor_model_parallel_size,
             pipeline_model_parallel_size=actor.pipeline_model_parallel_size,
             virtual_pipeline_model_parallel_size=actor.virtual_pipeline_model_parallel_size,
+            context_parallel_size=actor.context_parallel_size,
             expert_model_parallel_size=actor.expert_model_parallel_size,
             expert_tensor_parallel_size=1,
         )

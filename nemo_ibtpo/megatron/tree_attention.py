@@ -4,6 +4,11 @@
 Megatron's ``packed_seq_params``, which recomputation passes on untouched. ``TreeAttention`` is the
 ``core_attention`` of every layer: token i attends to token j iff ``j <= i < subtree_end[j]``.
 
+With context parallelism each rank has a share of the sequence's tokens. Keys and values of all ranks are gathered and
+put in the order of the sequence, and a rank's queries attend to them by the same rule, with i and j storage indices
+in the whole sequence. The backward pass sums the gradients of keys and values over the ranks and leaves each rank
+those of its own tokens. With grouped heads keys and values are small beside queries.
+
 The device chooses the kernel: FlexAttention on a GPU (:mod:`.attention_cuda`), scaled dot-product attention on a
 CPU (:mod:`.attention_cpu`). Both are modules with the same two functions.
 """
@@ -15,7 +20,12 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel.mappings import (
+    gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+)
 from torch import Tensor
 
 from nemo_ibtpo.megatron import attention_cpu, attention_cuda
@@ -30,16 +40,41 @@ class AttentionKernel(Protocol):
 
     LENGTH_MULTIPLE: int
 
-    def prepare(self, subtree_end_T: Tensor) -> Any:
-        """What ``attend`` needs to know of the sequence, made once per micro-batch."""
+    def prepare(self, subtree_end_T: Tensor, queries_L: Tensor | None = None) -> Any:
+        """What ``attend`` needs to know of the sequence and the L tokens that attend, made once per micro-batch."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, prepared: Any, scale: float | None) -> Tensor:
-        """[1, heads, T, head_dim] from [1, heads, T, head_dim] and twice [1, groups, T, head_dim]."""
+        """[1, heads, L, head_dim] from [1, heads, L, head_dim] and twice [1, groups, T, head_dim]."""
 
 
 def attention_kernel(device: torch.device) -> AttentionKernel:
     """The kernel that runs on the device."""
     return attention_cuda if device.type == "cuda" else attention_cpu
+
+
+@dataclass(frozen=True)
+class ContextShare:
+    """What a context-parallel rank holds of a packed sequence.
+
+    Attributes:
+        queries: [L] storage indices of its tokens.
+        slots: [T] where each token of the sequence lies among the tokens of all ranks, one rank after the other.
+        group: the ranks that share the sequence, L tokens on each.
+    """
+
+    queries: Tensor
+    slots: Tensor
+    group: dist.ProcessGroup
+
+    def gather(self, own_L: Tensor) -> Tensor:
+        """[T, ...] in the order of the sequence from this rank's [L, ...]; gradients are summed over the ranks."""
+        everyones = gather_from_sequence_parallel_region(own_L, tensor_parallel_output_grad=True, group=self.group)
+        return everyones.index_select(0, self.slots)
+
+    def merge(self, own: Tensor, places: Tensor, length: int) -> Tensor:
+        """[length, ...] from the rows of all ranks, each at its place; a rank gets the gradients of its own rows."""
+        spread = own.new_zeros(length, *own.shape[1:]).index_copy(0, places, own)
+        return reduce_from_tensor_model_parallel_region(spread, group=self.group)
 
 
 @dataclass
@@ -49,14 +84,17 @@ class TreeSequence(PackedSeqParams):
     Attributes:
         subtree_end: [T] exclusive end of each token's subtree. A padding token is a tree of its own: it attends
             to itself and nothing attends to it.
+        share: which of the tokens are on this rank; None if all are.
     """
 
     subtree_end: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    share: ContextShare | None = None
 
     @cached_property
     def prepared(self) -> Any:
         """What the kernel needs to know of this sequence; all layers share it."""
-        return attention_kernel(self.subtree_end.device).prepare(self.subtree_end)
+        queries = None if self.share is None else self.share.queries
+        return attention_kernel(self.subtree_end.device).prepare(self.subtree_end, queries)
 
 
 class TreeAttention(torch.nn.Module):
@@ -64,8 +102,6 @@ class TreeAttention(torch.nn.Module):
 
     def __init__(self, config: Any, softmax_scale: float | None = None, **_: Any) -> None:
         super().__init__()
-        if config.context_parallel_size != 1:
-            raise ValueError("tree attention does not run with context_parallel_size > 1")
         self.softmax_scale = softmax_scale
 
     def forward(
@@ -81,13 +117,16 @@ class TreeAttention(torch.nn.Module):
         """Attend.
 
         Args:
-            query: [T, 1, heads, head_dim].
-            key, value: [T, 1, groups, head_dim]; each group serves heads / groups query heads.
+            query: [L, 1, heads, head_dim] of this rank's tokens, which are all T unless the sequence is shared.
+            key, value: [L, 1, groups, head_dim]; each group serves heads / groups query heads.
             attention_mask: unused; the mask follows from ``packed_seq_params``.
 
         Returns:
-            [T, 1, heads * head_dim].
+            [L, 1, heads * head_dim].
         """
+        if packed_seq_params.share is not None:
+            both = torch.cat((key, value), dim=1)  # one message for the two
+            key, value = packed_seq_params.share.gather(both).split(1, dim=1)
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         kernel = attention_kernel(query.device)
         out = kernel.attend(q, k, v, packed_seq_params.prepared, self.softmax_scale)

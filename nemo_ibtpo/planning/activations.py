@@ -33,7 +33,8 @@ def layer_bytes(shape: ModelShape, layout: Layout, actor: ActorConfig, recompute
     attention = 2 * q * size + rotated_keys  # rotated queries; the output in the order of the next projection
     if recompute != "selective":
         attention += q * size + _FP32 * shape.heads / t  # output, log-sum-exp
-        attention += 2 * (kv if on_cpu else q) * size  # keys and values as the kernel reads them
+        # Keys and values as the kernel reads them: those of all context-parallel ranks.
+        attention += 2 * (kv if on_cpu else q) * size * layout.context
     if shape.qk_norm:
         if half and on_cpu:
             attention += 2 * _FP32 * (q + kv)
@@ -59,7 +60,7 @@ def kept_bytes(shape: ModelShape, layout: Layout, actor: ActorConfig, stage: int
     """What autograd keeps of all micro-batches in flight on a stage.
 
     Args:
-        tokens: of a micro-batch.
+        tokens: of a micro-batch on a context-parallel rank.
         passes: micro-batches of a rank in an optimizer step.
     """
     h = shape.hidden / layout.sequence * layout.itemsize

@@ -79,7 +79,7 @@ def plan_memory(
     Args:
         passes: micro-batches of a rank in an optimizer step.
     """
-    tokens = config.actor.max_tokens_per_microbatch
+    tokens = -(-config.actor.max_tokens_per_microbatch // layout.context)
     engine = engine_memory(config, shape, assumptions)
     stages = range(layout.pipeline)
     names = ("sampling", "log-probs", "train", "update", "refit")
@@ -96,7 +96,7 @@ def plan_memory(
         "current policy during the reference pass": weights if config.loss.kl_coef else 0.0,
     }
     if config.rollout.engine == "vllm":
-        ranks = min(layout.tensor * layout.pipeline * layout.data, int(assumptions.gpus_per_node))
+        ranks = min(layout.tensor * layout.pipeline * layout.replicas, int(assumptions.gpus_per_node))
         host["share of the node's copy for engines"] = shape.parameters * layout.itemsize / ranks
     fixed = {"CUDA, NCCL, libraries": assumptions.context_gib * GIB} if config.actor.device != "cpu" else {}
     return MemoryPlan(tuple(PhaseMemory(phase.name, {**phase.parts, **fixed}) for phase in phases), engine, host)

@@ -15,6 +15,7 @@ import functools
 import math
 from dataclasses import dataclass
 
+from nemo_ibtpo.config.layout import model_parallel_ranks
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.planning.model_shape import ModelShape
 
@@ -28,14 +29,15 @@ class Layout:
     """How a model lies over ranks.
 
     Attributes:
-        tensor, pipeline, expert, data: sizes of the groups of ranks.
+        tensor, context, pipeline, expert, data: sizes of the groups of ranks.
         chunks: chunks of layers on a stage.
         sequence: tensor-parallel ranks that share norms and residuals, 1 without sequence parallelism.
-        shards_optimizer: whether optimizer state is spread over data-parallel ranks.
+        shards_optimizer: whether optimizer state is spread over data- and context-parallel ranks.
         itemsize: bytes of a weight.
     """
 
     tensor: int
+    context: int
     pipeline: int
     chunks: int
     expert: int
@@ -45,9 +47,14 @@ class Layout:
     itemsize: int
 
     @property
-    def expert_data(self) -> int:
+    def replicas(self) -> int:
+        """Ranks that hold the same weights, experts apart, and sum their gradients."""
+        return self.context * self.data
+
+    @property
+    def expert_replicas(self) -> int:
         """Ranks of a stage that hold the same experts."""
-        return self.tensor * self.data // self.expert
+        return self.tensor * self.replicas // self.expert
 
     def layers(self, shape: ModelShape) -> int:
         """Layers of one chunk."""
@@ -66,7 +73,8 @@ def layout_of(config: RunConfig, world_size: int) -> Layout:
         pipeline=actor.pipeline_model_parallel_size,
         chunks=actor.virtual_pipeline_model_parallel_size or 1,
         expert=actor.expert_model_parallel_size,
-        data=world_size // (actor.tensor_model_parallel_size * actor.pipeline_model_parallel_size),
+        context=actor.context_parallel_size,
+        data=world_size // model_parallel_ranks(config),
         sequence=actor.tensor_model_parallel_size if actor.sequence_parallel else 1,
         shards_optimizer=actor.use_distributed_optimizer,
         itemsize=2 if config.model.dtype == "bf16" else 4,
@@ -134,14 +142,17 @@ def chunk_parameters(shape: ModelShape, layout: Layout, stage: int, chunk: int) 
 def static_bytes(shape: ModelShape, layout: Layout, stage: int) -> StaticBytes:
     """Weights, gradients and optimizer state of a rank on a pipeline stage.
 
-    With the distributed optimizer the state is the mean over data-parallel ranks: shards are cut regardless of where
-    a parameter ends, and padding falls into the last.
+    With the distributed optimizer the state is the mean over the ranks that share it: shards are cut regardless of
+    where a parameter ends, and padding falls into the last.
     """
     weights = gradients = optimizer = 0.0
     state = 2 * _FP32 + (_FP32 if layout.itemsize < _FP32 else 0)
     for chunk in range(layout.chunks):
         own = chunk_parameters(shape, layout, stage, chunk)
-        for sizes, shared, ranks in ((own.dense, own.shared, layout.data), (own.experts, 0, layout.expert_data)):
+        for sizes, shared, ranks in (
+            (own.dense, own.shared, layout.replicas),
+            (own.experts, 0, layout.expert_replicas),
+        ):
             count = sum(sizes) + shared
             buffer = count
             if layout.shards_optimizer:

@@ -26,7 +26,7 @@ def refit_traffic(
     node = int(assumptions.gpus_per_node)
     sizes: dict[Part, int] = {}
     holders: list[set[Part]] = []
-    stage_ranks = layout.tensor * layout.data
+    stage_ranks = layout.tensor * layout.replicas
     for rank in range(world_size):
         stage, within = divmod(rank, stage_ranks)
         held = _held(shape, layout, stage, within % layout.tensor, within % layout.expert)

@@ -2,7 +2,8 @@
 
 - Log-probs and training: multiplications (2 for each weight and token forward, twice that backward, a forward pass
   more with full recomputation) and attention along the path, at ``mfu`` of the peak, stretched by the pipeline's
-  bubble. An update reduces gradients and gathers weights over data-parallel ranks, not overlapped.
+  bubble. An update reduces gradients and gathers weights over data- and context-parallel ranks, not
+  overlapped.
 - Rollout: a decoding step reads the weights and the cache, or multiplies, whichever takes longer. An engine decodes
   as many sequences at once as the configuration, the trees in flight and the cache allow; the longest response of a
   step is decoded to its end with few others beside it. Prompts are computed once a tree.
@@ -100,7 +101,7 @@ def _forward_flops(shape: ModelShape, work: Work) -> float:
 def _update(buffers: float, optimizer: float, layout: Layout, world_size: int, assumptions: Assumptions) -> float:
     between_nodes = world_size > assumptions.gpus_per_node
     link = (assumptions.network_gb_s if between_nodes else assumptions.nvlink_gb_s) * 1e9
-    reduced = buffers * (layout.data - 1) / layout.data
+    reduced = buffers * (layout.replicas - 1) / layout.replicas
     return reduced / link + 3 * optimizer / (assumptions.hbm_tb_s * 1e12 * assumptions.hbm_efficiency)
 
 

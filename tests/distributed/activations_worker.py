@@ -115,7 +115,7 @@ def check(family: str, recompute: Any, context: Any, *, fused: bool = True) -> d
         step()
     hf_config = model.config.to_dict() | {"num_experts": getattr(model.config, "num_experts", None)}
     hf_config["architectures"] = [type(model).__name__]
-    shape, layout = shape_of(hf_config), Layout(1, 1, 1, 1, 1, 1, True, 4)
+    shape, layout = shape_of(hf_config), Layout(1, 1, 1, 1, 1, 1, 1, True, 4)
     predicted = activations.kept_bytes(shape, layout, config, 0, TOKENS, 1)
     predicted += activations.training_bytes(shape, layout, config, 0, TOKENS)
     return {"peak": alive.peak, "predicted_peak": predicted}

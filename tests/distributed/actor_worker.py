@@ -28,6 +28,7 @@ from nemo_ibtpo.tree.packing import PackedBatch, pack_tree
 from nemo_ibtpo.tree.tree import ROOT, Tree
 
 EXPERT_LAYOUT: Layout = (2, 2, True, None, 2)
+CONTEXT_LAYOUT: Layout = (1, 2, False, None, 2, 2)
 
 
 def make_actor(
@@ -102,11 +103,14 @@ def learning_rate() -> dict[str, Any]:
 
 def clipping(family: str, layout: Layout) -> dict[str, Any]:
     free = make_actor(layout, torch.float32, family=family, sharded=False)
-    norm = free.train_step(make_batches(), likelihood, 100)["grad_norm"]
+    metrics = free.train_step(make_batches(), likelihood, 100)
+    norm = metrics["grad_norm"]
     actor = make_actor(layout, torch.float32, family=family, sharded=False, clip_grad=norm / 10, lr=1e-30)
     actor.train_step(make_batches(), likelihood, 100)
     clipped = sum(float(g.double().pow(2).sum()) for _, g in actor.named_gradients()) ** 0.5
-    return {"norm": norm, "clipped": clipped}
+    # Every data-parallel rank trained the same micro-batches.
+    tokens = free.data_parallel_size * sum(int(batch.in_loss.sum()) for batch in make_batches())
+    return {"norm": norm, "clipped": clipped, "reported": metrics["tokens"], "tokens": tokens}
 
 
 def aux_loss(layout: Layout) -> dict[str, Any]:
@@ -114,7 +118,7 @@ def aux_loss(layout: Layout) -> dict[str, Any]:
     actor = make_actor(layout, torch.float32, family="qwen3_moe", aux_loss=None, sharded=False, lr=1e-30)
     rng = np.random.default_rng(3)
     chains = []
-    for length in (8, 12, 20, 6) * 2:  # not one length, and multiples of the tensor-parallel size
+    for length in (8, 12, 20, 6) * 2:  # not one length, and multiples of the ranks that share them
         tree = Tree("p", rng.integers(0, VOCAB, 2).tolist())
         tree.insert(ROOT, [(rng.integers(0, VOCAB, length - 2).tolist(), [-1.0] * (length - 2))], "eos", round=0)
         chains.append(packed(tree))
@@ -216,8 +220,10 @@ def main() -> None:
         "clipping": lambda: clipping("qwen3", (2, 2, False, None)),
         "clipping experts": lambda: clipping("qwen3_moe", EXPERT_LAYOUT),
         "clipping experts ep1": lambda: clipping("qwen3_moe", (2, 1, True, None)),
+        "clipping context": lambda: clipping("qwen3_moe", CONTEXT_LAYOUT),
         "aux_loss": lambda: aux_loss((1, 1, False, None, 2)),
         "aux_loss tp2-pp2": lambda: aux_loss(EXPERT_LAYOUT),
+        "aux_loss cp2": lambda: aux_loss((1, 1, False, None, 2, 2)),
         "bf16": bf16,
         "nan_loss": lambda: non_finite("loss"),
         "nan_gradient": lambda: non_finite("gradient"),

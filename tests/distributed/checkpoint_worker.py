@@ -25,6 +25,7 @@ from nemo_ibtpo.megatron.architecture import architecture_from_config
 SAVED: Layout = (2, 2, True, None)
 OTHERS: list[Layout] = [(1, 1, False, None), (2, 1, False, None), (1, 2, False, 2), (2, 2, False, 2)]
 SAVED_EXPERTS: Layout = (1, 1, False, None, 2)
+SAVED_CONTEXT: Layout = (1, 2, False, None, 1, 2)
 OTHER_EXPERTS: list[Layout] = [(1, 1, False, None, 4), (2, 2, True, None, 2)]
 
 
@@ -122,6 +123,8 @@ def main() -> None:
     for layout in OTHER_EXPERTS:
         key = f"experts-tp{layout[0]}-pp{layout[1]}-ep{layout[4]}"
         results[key] = under(layout, root / "experts", root / key, family="qwen3_moe")
+    results["context"] = goes_on(root / "context", SAVED_CONTEXT)
+    results["context-tp1-pp1-cp1"] = under((1, 1, False, None), root / "context", root / "context-cp1")
     if dist.get_rank() == 0:
         output.write_text(json.dumps(results))
     dist.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import sys
@@ -9,26 +10,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from layouts import enter
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from packing_oracles import unpack_paths
 from torch import Tensor
 from toy_models import VOCAB, checkpoint_names, hf_weights, random_model, random_tree
 
 from nemo_ibtpo.config.schema import ActorConfig, IBScoreConfig, LossConfig, OptimizerConfig
 from nemo_ibtpo.losses import ClippedLoss, LossInputs, LossOutput, with_importance
+from nemo_ibtpo.megatron import inputs, tree_attention
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import architecture_from_config
+from nemo_ibtpo.megatron.inputs import predicted_here
 from nemo_ibtpo.methods import Method, StepAdvantages
 from nemo_ibtpo.methods.credit import credit_nodes
 from nemo_ibtpo.methods.grpo import GRPO
 from nemo_ibtpo.methods.ibro import IBRO
 from nemo_ibtpo.methods.ibtpo import IBTPO
 from nemo_ibtpo.tree.microbatches import assemble, schedule
-from nemo_ibtpo.tree.packing import PackedBatch, layout, pack_tree
+from nemo_ibtpo.tree.packing import IntArray, PackedBatch, layout, pack_tree
 from nemo_ibtpo.tree.tree import ROOT, Tree
 
 TEMPERATURE = 0.7
@@ -53,6 +58,7 @@ DEFAULT: dict[str, Any] = {
     "pp": 1,
     "vpp": None,
     "sp": False,
+    "cp": 1,
     "ep": 1,
     "overlap": False,
     "recompute": "none",
@@ -217,6 +223,35 @@ def spoil(batch: PackedBatch, mistake: str | None) -> PackedBatch:
     return batch
 
 
+def predicted_by_the_token_stored_before(batch: PackedBatch, own_L: IntArray) -> tuple[IntArray, IntArray]:
+    """Each rank takes its own tokens and predicts them from what it holds one place before: shifted labels."""
+    here = np.flatnonzero(np.isin(np.flatnonzero(batch.in_loss), own_L[1:]))
+    return here, np.searchsorted(own_L, np.flatnonzero(batch.in_loss)[here]) - 1
+
+
+def predicted_where_the_token_lies(batch: PackedBatch, own_L: IntArray) -> tuple[IntArray, IntArray]:
+    """Each rank takes its own tokens, and leaves out those whose predecessor another rank holds."""
+    here, rows = predicted_here(batch, own_L)
+    own = np.isin(np.flatnonzero(batch.in_loss)[here], own_L)
+    return here[own], rows[own]
+
+
+def context_mistake(mistake: str | None) -> contextlib.AbstractContextManager[Any]:
+    """Within it, context-parallel ranks do something wrong."""
+    owners = {
+        "labels shifted by one on a rank": predicted_by_the_token_stored_before,
+        "wrong owner of a predecessor": predicted_where_the_token_lies,
+    }
+    if mistake in owners:
+        return mock.patch.object(inputs, "predicted_here", owners[mistake])
+    if mistake == "gradients of keys not summed":
+        alone = functools.partial(gather_from_sequence_parallel_region, tensor_parallel_output_grad=False)
+        return mock.patch.object(
+            tree_attention, "gather_from_sequence_parallel_region", lambda x, group, **_: alone(x, group=group)
+        )
+    return contextlib.nullcontext()
+
+
 def flat(batch: PackedBatch, tree: Tree, case: dict[str, Any]) -> list[PackedBatch]:
     """The same credit on trees that share nothing: one chain per trajectory."""
     (advantages,) = METHODS[case["method"]].of_update([tree], IB_SCORE)
@@ -256,6 +291,7 @@ def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) ->
         tensor_model_parallel_size=case["tp"],
         pipeline_model_parallel_size=case["pp"],
         virtual_pipeline_model_parallel_size=case["vpp"],
+        context_parallel_size=case["cp"],
         expert_model_parallel_size=case["ep"],
         moe_aux_loss_coef=0.0,
         sequence_parallel=case["sp"],
@@ -296,14 +332,15 @@ def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) ->
     mine = [assemble(pieces, dict(enumerate(batches))) for pieces in plan.ranks[actor.data_parallel_rank]]
     own_loss = with_importance(METHODS[case["method"]].with_term(ClippedLoss(loss_config(case))), case["tis_cap"])
 
-    def loss(inputs: LossInputs) -> LossOutput:
+    def loss(tokens: LossInputs) -> LossOutput:
         if case["mistake"] == "mean of micro-batch means":
-            over = float(inputs.weight.sum()) * len(mine) * actor.data_parallel_size or 1.0
-            inputs = replace(inputs, denominator=over)
-        return own_loss(inputs)
+            over = float(tokens.weight.sum()) * len(mine) * actor.data_parallel_size or 1.0
+            tokens = replace(tokens, denominator=over)
+        return own_loss(tokens)
 
     actor.prepare_for_training()
-    actor.train_step(mine, loss, denominator)
+    with context_mistake(case["mistake"]):
+        actor.train_step(mine, loss, denominator)
     if distributed_optimizer:
         # Adam's first step moves each weight by lr * g / (|g| + eps): compare the weights instead.
         before = hf_weights(model)
@@ -329,7 +366,7 @@ def main() -> None:
 
     cases = [(name, DEFAULT | case, False) for name, case in CASES.items()]
     cases += [(name, DEFAULT | case, True) for name, case in DISTRIBUTED_OPTIMIZER_CASES.items()]
-    cases.sort(key=lambda entry: (entry[1]["tp"], entry[1]["pp"], entry[1]["vpp"] or 0, entry[1]["ep"]))
+    cases.sort(key=lambda entry: tuple(entry[1][key] or 0 for key in ("tp", "pp", "vpp", "cp", "ep")))
     results = {name: gradient_error(case, sharded) for name, case, sharded in cases}
     if dist.get_rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(results))

@@ -15,7 +15,7 @@ from torch.distributed import distributed_c10d
 from nemo_ibtpo.config.schema import ActorConfig
 from nemo_ibtpo.megatron.parallel import ParallelContext, initialize
 
-_entered: tuple[tuple[int, int, int | None, int], ParallelContext] | None = None
+_entered: tuple[tuple[int, int, int | None, int, int], ParallelContext] | None = None
 
 
 def enter(actor: ActorConfig) -> ParallelContext:
@@ -25,6 +25,7 @@ def enter(actor: ActorConfig) -> ParallelContext:
         actor.tensor_model_parallel_size,
         actor.pipeline_model_parallel_size,
         actor.virtual_pipeline_model_parallel_size,
+        actor.context_parallel_size,
         actor.expert_model_parallel_size,
     )
     if _entered is None or _entered[0] != layout:

@@ -65,6 +65,7 @@ def check(family: str, layout: Layout, dtype: torch.dtype, sharded: bool) -> lis
     shape = shape_of(hf_config)
     predicted = parameters.Layout(
         tensor=tensor,
+        context=1,
         pipeline=pipeline,
         chunks=chunks or 1,
         expert=expert[0] if expert else 1,

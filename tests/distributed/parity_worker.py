@@ -20,8 +20,12 @@ from nemo_ibtpo.megatron.architecture import architecture_from_config
 from nemo_ibtpo.rollout.transport.host_writer import HostWriter
 from nemo_ibtpo.tree.packing import pack_tree
 
-# Tensor- and pipeline-parallel size, sequence parallelism, chunks on a stage[, expert-parallel size].
-Layout = tuple[int, int, bool, int | None] | tuple[int, int, bool, int | None, int]
+# Tensor- and pipeline-parallel size, sequence parallelism, chunks on a stage[, expert-, context-parallel size].
+Layout = (
+    tuple[int, int, bool, int | None]
+    | tuple[int, int, bool, int | None, int]
+    | tuple[int, int, bool, int | None, int, int]
+)
 LAYOUTS: list[Layout] = [
     (1, 1, False, None),
     (2, 1, False, None),
@@ -31,6 +35,10 @@ LAYOUTS: list[Layout] = [
     (2, 2, True, None),
     (1, 2, False, 2),
     (2, 2, True, 2),
+    (1, 1, False, None, 1, 2),
+    (1, 1, False, None, 1, 4),
+    (2, 1, True, None, 1, 2),
+    (1, 2, False, 2, 1, 2),
 ]
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
 EXPERT_LAYOUTS: list[Layout] = [
@@ -42,16 +50,20 @@ EXPERT_LAYOUTS: list[Layout] = [
     (1, 2, False, None, 2),
     (2, 2, True, None, 2),
     (1, 2, False, 2, 2),
+    (2, 1, True, None, 2, 2),
 ]
 EXPERT_FAMILIES = ["qwen3_moe", "qwen3_moe_unscaled"]
 
 
-def actor_config(tensor: int, pipeline: int, sequence: bool, chunks: int | None, experts: int = 1) -> ActorConfig:
+def actor_config(
+    tensor: int, pipeline: int, sequence: bool, chunks: int | None, experts: int = 1, context: int = 1
+) -> ActorConfig:
     return ActorConfig(
         device="cpu",
         tensor_model_parallel_size=tensor,
         pipeline_model_parallel_size=pipeline,
         virtual_pipeline_model_parallel_size=chunks,
+        context_parallel_size=context,
         expert_model_parallel_size=experts,
         moe_aux_loss_coef=0.0,
         sequence_parallel=sequence,
@@ -139,6 +151,7 @@ def main() -> None:
         dist.all_gather_object(everyone, mine)
         key = f"{family}-tp{layout[0]}-pp{layout[1]}-sp{int(layout[2])}-vpp{layout[3] or 1}"
         key += f"-ep{layout[4]}" if len(layout) > 4 else ""
+        key += f"-cp{layout[5]}" if len(layout) > 5 else ""
         results[key] = {name: max(rank[name] for rank in everyone) for name in mine}
     if dist.get_rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(results))

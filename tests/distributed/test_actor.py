@@ -54,13 +54,14 @@ def test_learning_rate_warms_up_from_the_first_step_and_decays(results: dict[str
     assert results["learning_rate"]["lr"] == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("case", ["clipping", "clipping experts", "clipping experts ep1"])
-def test_gradient_norm_is_global_and_clipped(results: dict[str, dict[str, Any]], case: str) -> None:
+@pytest.mark.parametrize("case", ["clipping", "clipping experts", "clipping experts ep1", "clipping context"])
+def test_gradient_norm_and_sums_are_global(results: dict[str, dict[str, Any]], case: str) -> None:
     clipping = results[case]
     assert clipping["clipped"] == pytest.approx(clipping["norm"] / 10, rel=1e-4)
+    assert clipping["reported"] == clipping["tokens"]
 
 
-@pytest.mark.parametrize("case", ["aux_loss", "aux_loss tp2-pp2"])
+@pytest.mark.parametrize("case", ["aux_loss", "aux_loss tp2-pp2", "aux_loss cp2"])
 def test_load_balancing_loss_is_the_mean_over_tokens(results: dict[str, dict[str, Any]], case: str) -> None:
     assert results[case]["largest"] > 0
     assert results[case]["error"] < 1e-5

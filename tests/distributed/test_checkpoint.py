@@ -22,14 +22,19 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return run_ranks(4, "checkpoint_worker.py", output)
 
 
-@pytest.mark.parametrize("kind", ["fp32", "bf16", "unsharded", "unsharded_bf16", "untied", "first", "experts"])
+@pytest.mark.parametrize(
+    "kind", ["fp32", "bf16", "unsharded", "unsharded_bf16", "untied", "first", "experts", "context"]
+)
 def test_goes_on_bit_for_bit(results: dict[str, Any], kind: str) -> None:
     assert results[kind] is True
 
 
 @pytest.mark.parametrize(
     "layout",
-    ["tp1-pp1-vpp1", "tp2-pp1-vpp1", "tp1-pp2-vpp2", "tp2-pp2-vpp2", "experts-tp1-pp1-ep4", "experts-tp2-pp2-ep2"],
+    [
+        *("tp1-pp1-vpp1", "tp2-pp1-vpp1", "tp1-pp2-vpp2", "tp2-pp2-vpp2"),
+        *("experts-tp1-pp1-ep4", "experts-tp2-pp2-ep2", "context-tp1-pp1-cp1"),
+    ],
 )
 def test_every_layout_takes_it_over(results: dict[str, Any], layout: str) -> None:
     # Warm-up over 3 steps to 0.01 and a line to 0 at step 20: the rate of the fourth step.

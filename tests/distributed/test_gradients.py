@@ -43,11 +43,31 @@ EXPERT_LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2-pp2-sp-ep2": {"tp": 2, "pp": 2, "sp": True, "ep": 2},
     "pp2-vpp2-dp2-ep2": {"pp": 2, "vpp": 2, "ep": 2},
 }
+# The sequence of a micro-batch is dealt over ranks, which stand beside those of the other kinds.
+CONTEXT_CASES: dict[str, dict[str, Any]] = {
+    "cp2-dp2": {"cp": 2},
+    "cp4": {"cp": 4},
+    "cp4 budget 40": {"cp": 4, "max_tokens": 40},
+    "cp4 duplicated": {"cp": 4, "form": "duplicated"},
+    "cp4 llama recompute selective": {"cp": 4, "family": "llama", "recompute": "selective"},
+    "cp2-tp2": {"cp": 2, "tp": 2, "old": "training pass", "tis_cap": 0.05},
+    "cp2-tp2-sp": {"cp": 2, "tp": 2, "sp": True, "method": "ibro"},
+    "cp2-tp2-sp recompute full": {"cp": 2, "tp": 2, "sp": True, "recompute": "full", "max_tokens": 97},
+    "cp2-pp2": {"cp": 2, "pp": 2, "method": "grpo", "normalization": "sequence_mean", "max_tokens": 64},
+    "cp2-pp2-vpp2": {"cp": 2, "pp": 2, "vpp": 2, "overlap": True, "max_tokens": 97},
+    "cp2-dp2-ep2": {"cp": 2, "ep": 2, "family": "qwen3_moe"},
+    "cp2-tp2-sp-ep4": {"cp": 2, "tp": 2, "sp": True, "ep": 4, "family": "qwen3_moe", "max_tokens": 97},
+}
 MISTAKES = [
     "rotary by storage index",
     "labels shifted by one",
     "weight 1 per unique token",
     "mean of micro-batch means",
+]
+CONTEXT_MISTAKES = [
+    "labels shifted by one on a rank",
+    "wrong owner of a predecessor",
+    "gradients of keys not summed",
 ]
 CASES: dict[str, dict[str, Any]] = {
     **{f"layout {name}": layout for name, layout in LAYOUTS.items()},
@@ -96,12 +116,16 @@ CASES: dict[str, dict[str, Any]] = {
     "experts budget 40": {"family": "qwen3_moe", **EXPERT_LAYOUTS["pp2-dp2-ep2"], "max_tokens": 40},
     "experts recompute full": {"family": "qwen3_moe", "ep": 2, "recompute": "full"},
     "experts recompute selective": {"family": "qwen3_moe", "ep": 2, "recompute": "selective"},
+    **{f"context {name}": case for name, case in CONTEXT_CASES.items()},
+    **{f"mistake {name}": {"cp": 4, "max_tokens": 97, "mistake": name} for name in CONTEXT_MISTAKES},
     **{f"mistake {name}": {"pp": 2, "max_tokens": 64, "mistake": name} for name in MISTAKES},
 }
 DISTRIBUTED_OPTIMIZER_CASES: dict[str, dict[str, Any]] = {
     "distributed optimizer dp4": {},
     "distributed optimizer reduced meanwhile pp2": {"pp": 2, "max_tokens": 97, "overlap": True},
     "distributed optimizer reduced meanwhile experts": {"family": "qwen3_moe", "pp": 2, "ep": 2, "overlap": True},
+    "distributed optimizer cp2-pp2": {"cp": 2, "pp": 2},
+    "distributed optimizer cp2-tp2-sp-ep2": {"cp": 2, "tp": 2, "sp": True, "ep": 2, "family": "qwen3_moe"},
     "distributed optimizer tp2-sp-dp2": LAYOUTS["tp2-sp-dp2"],
     "distributed optimizer pp2-dp2": LAYOUTS["pp2-dp2"],
     "distributed optimizer pp2-vpp2-dp2": LAYOUTS["pp2-vpp2-dp2"],
@@ -123,7 +147,7 @@ def test_gradient_is_exact(errors: dict[str, float], case: str) -> None:
     assert errors[case] < 1e-5
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("mistake", [*MISTAKES, *CONTEXT_MISTAKES])
 def test_a_mistake_is_seen(errors: dict[str, float], mistake: str) -> None:
     assert errors[f"mistake {mistake}"] > 1e-2
 

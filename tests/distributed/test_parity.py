@@ -26,6 +26,10 @@ LAYOUTS = [
     "tp2-pp2-sp1-vpp1",
     "tp1-pp2-sp0-vpp2",
     "tp2-pp2-sp1-vpp2",
+    "tp1-pp1-sp0-vpp1-ep1-cp2",
+    "tp1-pp1-sp0-vpp1-ep1-cp4",
+    "tp2-pp1-sp1-vpp1-ep1-cp2",
+    "tp1-pp2-sp0-vpp2-ep1-cp2",
 ]
 
 EXPERT_LAYOUTS = [
@@ -37,6 +41,7 @@ EXPERT_LAYOUTS = [
     "tp1-pp2-sp0-vpp1-ep2",
     "tp2-pp2-sp1-vpp1-ep2",
     "tp1-pp2-sp0-vpp2-ep2",
+    "tp2-pp1-sp1-vpp1-ep2-cp2",
 ]
 CASES = [
     *(f"{family}-{layout}" for family in ("llama", "mistral", "qwen2", "qwen3") for layout in LAYOUTS),

@@ -1,5 +1,6 @@
 """The plan says what will happen in numbers that follow from the configuration; they are worked out by hand here."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,13 @@ def test_plan(config: RunConfig) -> None:
         "  saved    after every 10 steps and the last step, when stopped; the newest 2 and the 1 of the highest "
         "accuracy are kept; resume: auto",
     ]
+
+
+def test_plan_with_shared_sequences(config: RunConfig) -> None:
+    shared = replace(config, actor=replace(config.actor, context_parallel_size=2))
+    plan = batch_plan(shared, 8)
+    assert "8 ranks = 2 tensor x 2 context x 2 pipeline x 1 data parallel" in plan
+    assert "each on 8 trees over 1 data-parallel rank;" in plan
 
 
 def test_plan_without_branches(tmp_path: Path) -> None:

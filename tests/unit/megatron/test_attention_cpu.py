@@ -18,27 +18,28 @@ from torch import Tensor
 
 from nemo_ibtpo.megatron.attention_cpu import attend, prepare
 from nemo_ibtpo.tree.microbatches import assemble, cut
-from nemo_ibtpo.tree.packing import PackedBatch, layout, pack_tree
+from nemo_ibtpo.tree.packing import IntArray, PackedBatch, layout, pack_tree
 from nemo_ibtpo.tree.tree import Tree
 
 HEADS, GROUPS, HEAD_DIM, SCALE = 4, 2, 8, 0.4
 
 
-def dense(query: Tensor, key: Tensor, value: Tensor, packed: PackedBatch) -> Tensor:
+def dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """Softmax over all pairs that the mask allows, written out."""
     k, v = (x.repeat_interleave(HEADS // GROUPS, dim=1) for x in (key, value))
-    scores = (query @ k.mT * SCALE).masked_fill(~torch.from_numpy(ancestor_mask(packed)), -torch.inf)
-    return scores.softmax(dim=-1) @ v
+    return (query @ k.mT * SCALE).masked_fill(~mask, -torch.inf).softmax(dim=-1) @ v
 
 
-def assert_equals_dense(packed: PackedBatch) -> None:
+def assert_equals_dense(packed: PackedBatch, queries: IntArray | None = None) -> None:
     generator = torch.Generator().manual_seed(len(packed))
+    rows = np.arange(len(packed)) if queries is None else queries
     inputs = [
-        torch.randn(1, heads, len(packed), HEAD_DIM, dtype=torch.float64, generator=generator).requires_grad_()
-        for heads in (HEADS, GROUPS, GROUPS)
+        torch.randn(1, heads, length, HEAD_DIM, dtype=torch.float64, generator=generator).requires_grad_()
+        for heads, length in ((HEADS, len(rows)), (GROUPS, len(packed)), (GROUPS, len(packed)))
     ]
-    runs = prepare(torch.from_numpy(packed.subtree_end))
-    ours, expected = attend(*inputs, runs, SCALE), dense(*inputs, packed)
+    runs = prepare(torch.from_numpy(packed.subtree_end), None if queries is None else torch.from_numpy(queries))
+    ours = attend(*inputs, runs, SCALE)
+    expected = dense(*inputs, torch.from_numpy(ancestor_mask(packed)[rows]))
     torch.testing.assert_close(ours, expected)
     weights = torch.randn(ours.shape, dtype=torch.float64, generator=generator)
     for mine, theirs in zip(
@@ -52,6 +53,13 @@ def assert_equals_dense(packed: PackedBatch) -> None:
 @given(st.lists(trees(), min_size=1, max_size=3))
 def test_trees_attend_along_their_paths(forest: list[Tree]) -> None:
     assert_equals_dense(pack_trees(forest))
+
+
+@given(st.lists(trees(), min_size=1, max_size=3), st.data())
+def test_some_of_the_tokens_attend_along_their_paths(forest: list[Tree], data: st.DataObject) -> None:
+    packed = pack_trees(forest)
+    chosen = data.draw(st.sets(st.integers(0, len(packed) - 1), min_size=1))
+    assert_equals_dense(packed, np.array(sorted(chosen)))
 
 
 @given(trees(), st.integers(3, 20))

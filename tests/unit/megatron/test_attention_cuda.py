@@ -42,6 +42,11 @@ def naive_mask(subtree_end_T: Tensor) -> Tensor:
     return (index <= index[:, None]) & (index[:, None] < subtree_end_T)
 
 
+def queries_of(blocks: list[int]) -> Tensor:
+    """Storage indices of the tokens in these blocks."""
+    return (torch.tensor(blocks)[:, None] * BLOCK + torch.arange(BLOCK)).flatten()
+
+
 def dense(count: Tensor, indices: Tensor) -> Tensor:
     """Rows of listed columns as a bool matrix."""
     out = torch.zeros(indices.shape[-2:], dtype=torch.bool)
@@ -53,13 +58,17 @@ def dense(count: Tensor, indices: Tensor) -> Tensor:
 forests = st.lists(trees(), min_size=1, max_size=3)
 
 
-@given(forests, st.integers(1, 40))
+@given(forests, st.integers(1, 40), st.data())
 @settings(max_examples=60)
-def test_blocks_are_those_of_the_ancestor_relation(forest: list[Tree], factor: int) -> None:
+def test_blocks_are_those_of_the_ancestor_relation(forest: list[Tree], factor: int, data: st.DataObject) -> None:
     subtree_end = stretched(forest, factor)
-    mask = prepare(subtree_end)
     n = len(subtree_end) // BLOCK
-    pairs = naive_mask(subtree_end).view(n, BLOCK, n, BLOCK).transpose(1, 2)
+    rows, queries = list(range(n)), None
+    if data.draw(st.booleans()):
+        rows = sorted(data.draw(st.sets(st.integers(0, n - 1), min_size=1)))
+        queries = queries_of(rows)
+    mask = prepare(subtree_end, queries)
+    pairs = naive_mask(subtree_end).view(n, BLOCK, n, BLOCK).transpose(1, 2)[rows]
     some, every = pairs.any(-1).any(-1), pairs.all(-1).all(-1)
     assert torch.equal(dense(mask.kv_num_blocks, mask.kv_indices), some & ~every)
     assert torch.equal(dense(mask.full_kv_num_blocks, mask.full_kv_indices), every)
@@ -86,6 +95,10 @@ def test_forward_equals_the_kernel_of_the_cpu(tree: Tree, factor: int) -> None:
     ours = flex_attention(q, k, v, block_mask=prepare(subtree_end), scale=0.3, enable_gqa=True)
     expected = attention_cpu.attend(q, k, v, attention_cpu.prepare(subtree_end), 0.3)
     torch.testing.assert_close(ours, expected)
+    queries = queries_of(list(range(len(subtree_end) // BLOCK))[::2])  # a share of the tokens attends
+    share = q[:, :, queries]
+    ours = flex_attention(share, k, v, block_mask=prepare(subtree_end, queries), scale=0.3, enable_gqa=True)
+    torch.testing.assert_close(ours, expected[:, :, queries])
 
 
 def test_lengths_and_trees_share_one_compilation() -> None:

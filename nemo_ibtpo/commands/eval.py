@@ -126,9 +126,9 @@ def _plan(config: EvalConfig) -> str:
 
 
 def _evaluate(configs: Sequence[EvalConfig]) -> None:
+    from nemo_ibtpo.evaluation.evaluation import run_evaluation  # imports torch
     from nemo_ibtpo.evaluation.ranks import joined_ranks
-    from nemo_ibtpo.evaluation.report import table
-    from nemo_ibtpo.evaluation.run import run_evaluation  # imports torch
+    from nemo_ibtpo.evaluation.summary import table
     from nemo_ibtpo.reporting.progress import RunConsole
 
     with joined_ranks() as rank:
@@ -145,7 +145,7 @@ def _evaluate(configs: Sequence[EvalConfig]) -> None:
 def _compare(paths: Sequence[str], stem: Path | None) -> None:
     if len(paths) != 2:
         raise UserError(f"eval compare takes two evaluations, not {len(paths)}")
-    from nemo_ibtpo.evaluation.report import compare_results, comparison_table, read_results, write_comparison
+    from nemo_ibtpo.evaluation.summary import compare_results, comparison_table, read_results, write_comparison
     from nemo_ibtpo.reporting.progress import RunConsole
 
     first, second = (read_results(Path(path)) for path in paths)

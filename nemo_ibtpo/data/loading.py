@@ -10,9 +10,9 @@ from typing import Any
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import DatasetConfig
 from nemo_ibtpo.data.answers import gold_answers, text_of
+from nemo_ibtpo.data.load_report import LoadReport
 from nemo_ibtpo.data.problems import Problem, make_problem_id
 from nemo_ibtpo.data.prompts import PromptSettings, PromptTemplate, Question, as_question, chat_messages
-from nemo_ibtpo.data.report import LoadReport
 from nemo_ibtpo.data.rows import BadRow, Row, UnusableRowError
 from nemo_ibtpo.data.sources import read_rows
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from nemo_ibtpo.config.mixtures import Part
+from nemo_ibtpo.data.load_report import LoadReport
 from nemo_ibtpo.data.loading import leave_out, load_problems
 from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.data.prompts import PromptSettings
-from nemo_ibtpo.data.report import LoadReport
 
 Keep = Callable[[list[Problem], LoadReport], list[Problem]]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.data.load_report import LoadReport
 from nemo_ibtpo.data.problems import Problem
-from nemo_ibtpo.data.report import LoadReport
 from nemo_ibtpo.rewards.pool import VerifierPool
 
 

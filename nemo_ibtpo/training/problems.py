@@ -10,9 +10,9 @@ from nemo_ibtpo.collectives import from_rank_0, gather_from_all
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.mixtures import training_parts, validation_parts
 from nemo_ibtpo.config.schema import DataConfig
+from nemo_ibtpo.data.load_report import LoadReport
 from nemo_ibtpo.data.parts import load_parts
 from nemo_ibtpo.data.problems import Problem, problems_digest
-from nemo_ibtpo.data.report import LoadReport
 from nemo_ibtpo.reporting.progress import RunConsole
 from nemo_ibtpo.rewards.gold import keep_verifiable
 from nemo_ibtpo.rewards.pool import VerifierPool

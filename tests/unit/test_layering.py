@@ -64,7 +64,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 # These join what they need.
 JOINS = {
-    "evaluation/run.py",
+    "evaluation/evaluation.py",
     "config/loader.py",  # a method, found by its import path, says what its keys are
     "config/validation.py",
     "config/carry_over.py",  # what the trees in flight need

@@ -14,9 +14,9 @@ from byte_tokenizer import byte_tokenizer
 from data_configs import data_config, dataset_config
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.data.load_report import LoadReport
 from nemo_ibtpo.data.loading import leave_out, load_problems
 from nemo_ibtpo.data.problems import Problem
-from nemo_ibtpo.data.report import LoadReport
 
 TOKENIZER = byte_tokenizer()
 

@@ -18,9 +18,9 @@ from byte_tokenizer import byte_tokenizer
 from nemo_ibtpo.config.loader import compose_evaluation
 from nemo_ibtpo.config.paths import conf_dir
 from nemo_ibtpo.config.schema import BenchmarkConfig
+from nemo_ibtpo.data.load_report import LoadReport
 from nemo_ibtpo.data.loading import load_problems
 from nemo_ibtpo.data.problems import Problem
-from nemo_ibtpo.data.report import LoadReport
 from nemo_ibtpo.evaluation.benchmarks import row_preparation
 
 TOKENIZER = byte_tokenizer()

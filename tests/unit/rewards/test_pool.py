@@ -21,8 +21,8 @@ from reasoning_gym.factory import create_dataset
 from reward_settings import reward_config
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.data.load_report import LoadReport
 from nemo_ibtpo.data.problems import Problem
-from nemo_ibtpo.data.report import LoadReport
 from nemo_ibtpo.rewards.gold import keep_verifiable
 from nemo_ibtpo.rewards.pool import VerifierPool
 

@@ -24,9 +24,9 @@ from nemo_ibtpo.evaluation.digest import model_digest
 from nemo_ibtpo.evaluation.evaluator import evaluate
 from nemo_ibtpo.evaluation.journal import JournaledSource, open_journal
 from nemo_ibtpo.evaluation.ranks import device_of_rank, engines_of
-from nemo_ibtpo.evaluation.report import SAMPLES, write_summary
 from nemo_ibtpo.evaluation.result import EvaluationResult, merge
 from nemo_ibtpo.evaluation.settings import describe_difference, evaluation_settings
+from nemo_ibtpo.evaluation.summary import SAMPLES, write_summary
 from nemo_ibtpo.reporting.progress import RunConsole
 from nemo_ibtpo.rewards.gold import keep_verifiable
 from nemo_ibtpo.rewards.pool import VerifierPool

@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.evaluation.report import (
+from nemo_ibtpo.evaluation.result import EvaluationResult, Sample
+from nemo_ibtpo.evaluation.summary import (
     compare_results,
     comparison_table,
     figures,
@@ -21,7 +22,6 @@ from nemo_ibtpo.evaluation.report import (
     write_comparison,
     write_summary,
 )
-from nemo_ibtpo.evaluation.result import EvaluationResult, Sample
 
 SETTINGS: dict[str, Any] = {
     "benchmark": "sums",

@@ -1,10 +1,13 @@
-"""``nemo-ibtpo eval model.path=... benchmark=... output_dir=...`` and ``nemo-ibtpo eval compare A B``."""
+"""``nemo-ibtpo eval model.path=... benchmark=... output_dir=...`` and ``nemo-ibtpo eval compare A B``.
+
+A pattern in ``model.path``, such as ``runs/demo/hf_step_*``, evaluates several checkpoints and draws their curve.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,8 +35,9 @@ def add_parser(commands: Subparsers, argv: Sequence[str]) -> None:
         help="evaluate a model on benchmarks, or compare two evaluations",
         usage="nemo-ibtpo eval model.path=<directory> benchmark=<name>[,...] output_dir=<directory> [key=value ...] "
         "[--dry-run]\n       nemo-ibtpo eval compare <first> <second> [--write STEM]",
-        description="Evaluate a Hugging Face model directory or a Megatron checkpoint on benchmarks; started again, "
-        "it goes on where it was. Or compare two evaluations, paired over problems.",
+        description="Evaluate a Hugging Face model directory or a Megatron checkpoint on benchmarks, or several "
+        "checkpoints of a run with model.path='runs/demo/hf_step_*'; started again, it goes on where it was. "
+        "Or compare two evaluations, paired over problems.",
         epilog=help_text.eval_epilog() if asks_help(argv) else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -51,14 +55,30 @@ def run(arguments: argparse.Namespace) -> int | None:
         return None
     if arguments.write is not None:
         raise UserError("--write goes with eval compare; an evaluation writes to its output_dir")
-    configs = _compose(arguments.overrides)
-    if arguments.dry_run or not _is_checkpoint(configs[0]):
-        _check_and_print(configs)
+    models = _models(arguments.overrides)
+    for configs in models.values():
+        if arguments.dry_run or not _is_checkpoint(configs[0]):
+            _check_and_print(configs)
     if arguments.dry_run:
         print("dry run: nothing was started, no data was read")
         return None
-    _evaluate(configs)
+    _evaluate(models)
     return None
+
+
+def _models(overrides: Sequence[str]) -> dict[int | None, list[EvalConfig]]:
+    """What is evaluated: a model, or, by their steps, the checkpoints that a pattern in ``model.path`` names."""
+    configs = _compose(overrides)
+    pattern, output_dir = configs[0].model.path, configs[0].output_dir
+    if "*" not in pattern:
+        return {None: configs}
+    from nemo_ibtpo.evaluation.checkpoints import checkpoints_of  # imports matplotlib
+
+    others = [override for override in overrides if not override.startswith(("model.path=", "output_dir="))]
+    return {
+        step: _compose([*others, f"model.path='{path}'", f"output_dir='{Path(output_dir) / f'step_{step}'}'"])
+        for step, path in checkpoints_of(pattern).items()
+    }
 
 
 def _check_and_print(configs: Sequence[EvalConfig]) -> None:
@@ -125,7 +145,8 @@ def _plan(config: EvalConfig) -> str:
     return "\n".join([f"evaluation on '{benchmark.name}'", *(f"  {key:<8} {text}" for key, text in lines.items())])
 
 
-def _evaluate(configs: Sequence[EvalConfig]) -> None:
+def _evaluate(models: Mapping[int | None, Sequence[EvalConfig]]) -> None:
+    from nemo_ibtpo.evaluation.checkpoints import write_curve
     from nemo_ibtpo.evaluation.evaluation import run_evaluation  # imports torch
     from nemo_ibtpo.evaluation.ranks import joined_ranks
     from nemo_ibtpo.evaluation.summary import table
@@ -133,13 +154,21 @@ def _evaluate(configs: Sequence[EvalConfig]) -> None:
 
     with joined_ranks() as rank:
         console = RunConsole(rank)
-        if _is_checkpoint(configs[0]):
-            configs = _as_hugging_face(configs)
-            _check_and_print(configs)
-        results = [run_evaluation(config, console) for config in configs]
-        if rank == 0:
-            console.show(table(results))
-            console.say(f"samples and summaries are in {configs[0].output_dir}")
+        results = {}
+        for step, configs in models.items():
+            if _is_checkpoint(configs[0]):
+                configs = _as_hugging_face(configs)
+                _check_and_print(configs)
+            own = [run_evaluation(config, console) for config in configs]
+            directory = Path(configs[0].output_dir)
+            if rank == 0:
+                console.show(table(own))
+                console.say(f"samples and summaries are in {directory}")
+            if step is not None:
+                results[step] = own
+        if results and rank == 0:
+            console.show(write_curve(results, directory.parent).for_terminal())
+            console.say(f"the curve is in {directory.parent}")
 
 
 def _compare(paths: Sequence[str], stem: Path | None) -> None:

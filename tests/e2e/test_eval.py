@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -140,6 +141,29 @@ def test_mistakes(
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_the_checkpoints_of_a_run_make_a_curve(
+    model: Path, problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (2, 10):
+        shutil.copytree(model, tmp_path / f"hf_step_{step}")
+    curve = words(tmp_path / "hf_step_*", problems, tmp_path / "out", "benchmark.samples_per_problem=1")
+    assert cli.main(curve) == 0
+    assert "jsonl avg@1" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "curve.json").read_text())
+    assert list(found) == ["2", "10"]
+    for step, own in found.items():
+        summary = json.loads((tmp_path / "out" / f"step_{step}" / "jsonl" / "summary.json").read_text())
+        assert own["jsonl"]["value"] == summary["figures"][0]["value"]
+    assert (tmp_path / "out" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    for pattern, message in (
+        ("nothing_*", "no directory has such a name"),
+        ("hf*p*", "hf_step_last does not end with"),
+    ):
+        (tmp_path / "hf_step_last").mkdir(exist_ok=True)
+        assert cli.main(words(tmp_path / pattern, problems, tmp_path / "out")) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_megatron_checkpoint_answers_as_the_model_it_was_made_of(

@@ -321,6 +321,9 @@ class RewardConfig:
     parts: dict[str, Any]
     """Several functions in the place of one: name to ``{function, weight, options}``; ``function: verifier`` is the
     data set's verifier. The reward is their weighted mean, each is a metric ``reward/<name>``."""
+    answer_after: Annotated[str, Field(min_length=1)] | None
+    """Verifiers look at what follows the last such text of a response, ``</think>`` for models that reason first; a
+    response without it has no answer. Functions see the whole response. null looks at everything."""
     batch_size: PositiveInt
     """Responses that one call of a worker judges; more than 1 serves functions that take lists, or wait (async)."""
     max_error_share: Annotated[float, Field(ge=0, le=1)]

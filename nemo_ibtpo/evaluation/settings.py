@@ -49,8 +49,13 @@ def evaluation_settings(config: EvalConfig, problems: Sequence[Problem], model_d
 
 
 def _reward(reward: RewardConfig) -> Any:
-    """The functions that judge, None if the verifiers alone do."""
-    judging = {"function": reward.function, "options": reward.options, "parts": reward.parts}
+    """The functions that judge and what they leave out, None if the verifiers alone look at everything."""
+    judging = {
+        "function": reward.function,
+        "options": reward.options,
+        "parts": reward.parts,
+        "answer_after": reward.answer_after,
+    }
     return {name: value for name, value in judging.items() if value} or None
 
 

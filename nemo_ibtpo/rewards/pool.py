@@ -174,6 +174,10 @@ class VerifierPool:
         return problem
 
     def _answer(self, problem: Problem, text: str) -> str | None:
+        if (marker := self._config.answer_after) is not None:
+            _, found, text = text.rpartition(marker)
+            if not found:  # the reasoning was cut off: what it says on the way is no answer
+                return None
         return text.strip() or None if problem.verifier in WHOLE_RESPONSE else extract_boxed(text)
 
     def _start_workers(self) -> None:

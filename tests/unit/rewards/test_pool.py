@@ -84,6 +84,22 @@ def test_every_response_gets_its_own_reward_and_is_counted_once(pool: VerifierPo
     assert counted(pool, before) == {"verified": 100, "unparsable": 40}
 
 
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>perhaps \\boxed{1}</think>It is \\boxed{42}.", "42"),
+        ("<think>a</think> \\boxed{1} <think>b</think> \\boxed{2}", "2"),  # the last one counts
+        ("<think>perhaps \\boxed{42}</think>I do not know.", None),
+        ("<think>surely \\boxed{42}", None),  # cut off while it reasons
+    ],
+)
+def test_what_a_model_thinks_is_no_answer(text: str, answer: str | None) -> None:
+    pool = VerifierPool(TOKENIZER, reward_config(num_workers=1, timeout_s=TIMEOUT_S, answer_after="</think>"))
+    pool.set_problems([MATH])
+    assert pool.answer("math", tuple(TOKENIZER(text).input_ids)) == answer
+    pool.close()
+
+
 def test_a_worker_killed_from_outside_is_replaced(pool: VerifierPool) -> None:
     for worker in pool._workers:
         psutil.Process(worker._process.pid).kill()

@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "rewards": {"data"},
     "rollout": {"tree"},
     "megatron": {"tree", "losses"},
-    "evaluation": {"tree", "data"},
+    "evaluation": {"tree", "data", "reporting"},
     "reporting": set(),
     "checkpoints": set(),
     "conversion": {"megatron", "checkpoints", "reporting", "tree"},

@@ -56,7 +56,7 @@ def test_arms_that_sample_alike_share_their_trees(tmp_path: Path, words: list[st
     ]
     assert study.num_prompts == 3 and study.common.seed == 7
     assert len({study.digest(arm) for arm in (*study.arms, "reference")}) == 5
-    again = read(tmp_path, [*words, "num_prompts=3", "seed=7"], arms=ARMS | {"new": ["method=treerl"]})
+    again = read(tmp_path, [*words, "num_prompts=3", "seed=7"], arms=ARMS | {"new": ["method=ibro"]})
     assert again.identity() == study.identity(), "an arm more does not undo what was measured of the others"
     assert again.digest("ib") == study.digest("ib")
 

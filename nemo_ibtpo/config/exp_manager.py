@@ -4,7 +4,7 @@ The block names the run's directory, ``<exp_dir>/<name>/<version>``, and decides
 not be written beside it. A key of NeMo's that asks for something a run here does not do is refused; one that asks for
 nothing (a feature switched off, parameters of such a feature) is accepted, so that a block can be taken over.
 
-Invariant (held by ``tests/with_nemo/test_with_exp_manager.py``): the keys known here are those of NeMo's own schema.
+Invariant (tested by ``tests/with_nemo/test_with_exp_manager.py``): the keys known here are those of NeMo's schema.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Hydra composes: ``conf/`` holds every default, a recipe is the primary config wh
 ``config``, and the command line's overrides come last. What comes out is built into the frozen dataclasses of
 ``schema`` (``building``).
 
-Invariants (held by ``tests/unit/config/test_config_loader.py``): a key that the schema does not know, a key without
+Invariants (tested by ``tests/unit/config/test_config_loader.py``): a key that the schema does not know, a key without
 a value and a value of another type are refused with one line that names the key, where it was written and the
 closest known name; what ``to_yaml`` writes is a recipe that composes to the same configuration.
 """

@@ -1,6 +1,6 @@
 """The directory of an experiment: one version for all ranks, and what NeMo keeps in it.
 
-Invariants (held by ``tests/unit/nemo/test_experiment.py`` and ``tests/with_nemo``):
+Invariants (tested by ``tests/unit/nemo/test_experiment.py`` and ``tests/with_nemo``):
 
 - All ranks get the same version, which rank 0 chooses; rank 0 has set up the directory before another rank goes on.
 - An earlier start's logs are moved to ``run_<n>``. What the run itself goes on with (metrics, status) stays.

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from layouts import enter
+from loss_settings import loss_config
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from packing_oracles import unpack_paths
 from torch import Tensor
@@ -75,18 +76,14 @@ DEFAULT: dict[str, Any] = {
 }
 
 
-def loss_config(case: dict[str, Any]) -> LossConfig:
-    return LossConfig(
-        name="clipped",
-        clip_eps_low=0.2,
-        clip_eps_high=0.28,
+def loss_of(case: dict[str, Any]) -> LossConfig:
+    return loss_config(
+        "clipped",
         kl_coef=0.05,
         entropy_coef=ENTROPY_BONUS if case["method"] == "ibro" else 0.0,
         normalization=case["normalization"],
         token_weight=case["token_weight"],
-        denominator="kept",
         tis_cap=case["tis_cap"],
-        max_token_mult_prob_error=0.0,
     )
 
 
@@ -146,7 +143,7 @@ def reference_gradients(
     def model_rows(tokens: Sequence[int]) -> Tensor:
         return torch.log_softmax(model(torch.tensor(tokens)[None]).logits[0] / TEMPERATURE, dim=-1)[:-1]
 
-    config = loss_config(case)
+    config = loss_of(case)
     policies = [other_policies(tree, model_rows, old) for tree in trees]
     total, denominator = torch.zeros((), dtype=torch.float64), 0.0
     for tree, policy in zip(trees, policies, strict=True):
@@ -330,7 +327,7 @@ def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) ->
         attention_weight=actor.attention_weight,
     )
     mine = [assemble(pieces, dict(enumerate(batches))) for pieces in plan.ranks[actor.data_parallel_rank]]
-    own_loss = with_importance(METHODS[case["method"]].with_term(ClippedLoss(loss_config(case))), case["tis_cap"])
+    own_loss = with_importance(METHODS[case["method"]].with_term(ClippedLoss(loss_of(case))), case["tis_cap"])
 
     def loss(tokens: LossInputs) -> LossOutput:
         if case["mistake"] == "mean of micro-batch means":

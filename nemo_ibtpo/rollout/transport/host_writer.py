@@ -80,7 +80,7 @@ class HostWriter:
         written: what has been moved.
 
     Raises:
-        RuntimeError: a part of a weight is held by no rank; it is named.
+        RuntimeError: no rank has a part of a weight; it is named.
     """
 
     def __init__(

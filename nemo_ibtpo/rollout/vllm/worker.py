@@ -52,7 +52,7 @@ _STREAM_TOKENS = 8  # how far a request is becomes known after its first token, 
 
 
 class Worker:
-    """vLLM's engine and what is asked of it."""
+    """vLLM's engine, and the requests that it serves."""
 
     def __init__(self, connection: Connection, start: Start) -> None:
         import vllm

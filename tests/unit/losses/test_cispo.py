@@ -6,22 +6,11 @@ import math
 
 import pytest
 import torch
+from loss_settings import loss_config
 
-from nemo_ibtpo.config.schema import LossConfig
 from nemo_ibtpo.losses import CISPOLoss, ClippedLoss, LossInputs, make_loss
 
-CONFIG = LossConfig(
-    name="cispo",
-    clip_eps_low=0.2,
-    clip_eps_high=0.5,
-    kl_coef=0.0,
-    entropy_coef=0.0,
-    normalization="token_mean",
-    token_weight="trajectories",
-    denominator="kept",
-    tis_cap=0.0,
-    max_token_mult_prob_error=0.0,
-)
+CONFIG = loss_config("cispo", clip_eps_high=0.5)
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ import torch
 from advantages_of import grpo, ibtpo
 from hypothesis import given
 from hypothesis import strategies as st
+from loss_settings import loss_config
 from packing_oracles import n_paths_of, nodes_of, pack_trees, tree_slices, unpack_paths
 from strategies import IB, hand_tree, mixed_trees
 
-from nemo_ibtpo.config.schema import LossConfig
 from nemo_ibtpo.losses import ClippedLoss, LossInputs, mean_metrics, with_importance
 from nemo_ibtpo.methods import StepAdvantages
 from nemo_ibtpo.methods.credit import credit_nodes
@@ -27,18 +27,7 @@ from nemo_ibtpo.methods.ibro import IBRO
 from nemo_ibtpo.tree.packing import PackedBatch
 from nemo_ibtpo.tree.tree import Tree
 
-CONFIG = LossConfig(
-    name="clipped",
-    clip_eps_low=0.2,
-    clip_eps_high=0.28,
-    kl_coef=0.05,
-    entropy_coef=0.0,
-    normalization="token_mean",
-    token_weight="trajectories",
-    denominator="kept",
-    tis_cap=0.0,
-    max_token_mult_prob_error=0.0,
-)
+CONFIG = loss_config("clipped", kl_coef=0.05)
 ADVANTAGES = {"ibtpo": lambda tree: ibtpo(tree, 0.1, IB), "grpo": grpo}
 
 

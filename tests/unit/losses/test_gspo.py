@@ -9,26 +9,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from loss_settings import loss_config
 from strategies import add, hand_tree, step, trees
 
-from nemo_ibtpo.config.schema import LossConfig
 from nemo_ibtpo.losses import GSPOLoss, LossInputs, make_loss
 from nemo_ibtpo.tree.microbatches import assemble, cut
 from nemo_ibtpo.tree.packing import layout, pack_tree
 from nemo_ibtpo.tree.tree import ROOT, Tree
 
-CONFIG = LossConfig(
-    name="gspo",
-    clip_eps_low=0.1,
-    clip_eps_high=0.2,
-    kl_coef=0.0,
-    entropy_coef=0.0,
-    normalization="sequence_mean",
-    token_weight="trajectories",
-    denominator="kept",
-    tis_cap=0.0,
-    max_token_mult_prob_error=0.0,
-)
+CONFIG = loss_config("gspo", clip_eps_low=0.1, clip_eps_high=0.2, normalization="sequence_mean")
 
 
 def test_three_runs_by_hand() -> None:

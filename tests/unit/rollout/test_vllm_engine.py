@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from growth_toys import SAMPLER
 from local_weights import LocalWeights, one_rank
 from strategies import IB
 from toy_models import VOCAB, hf_weights, random_model
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.config.schema import RolloutConfig, SamplerConfig, TransformersEngineConfig, VLLMEngineConfig
+from nemo_ibtpo.config.schema import RolloutConfig, TransformersEngineConfig, VLLMEngineConfig
 from nemo_ibtpo.rollout.embedded.sampling import sampling_logprobs
 from nemo_ibtpo.rollout.engine import SamplingParams
 from nemo_ibtpo.rollout.transport.host_writer import HostWriter
@@ -404,21 +405,7 @@ def grow_trees(
     on_progress: Callable | None = None,
     window: int | None = None,
 ) -> list[Tree]:
-    sampler = SamplerConfig(
-        name="ib",
-        initial_rollouts=4,
-        rounds=9,
-        branch_points=1,
-        rollouts_per_branch=1,
-        min_new_tokens=1,
-        segment_tokens=None,
-        branch_root=True,
-        merge=True,
-        max_sequences_per_tree=window,
-        max_trees_in_flight=max_in_flight,
-        carry_over=0.0,
-        max_policy_lag=2,
-    )
+    sampler = replace(SAMPLER, max_sequences_per_tree=window, max_trees_in_flight=max_in_flight)
     return grow(
         [GrowthTask(str(i), (*PREFIX[: 20 + i], i)) for i in range(8)],
         source=engine,

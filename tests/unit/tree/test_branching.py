@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from growth_toys import SAMPLER
 from strategies import IB, add, hand_tree, step
 
 from nemo_ibtpo.config.errors import UserError
@@ -19,16 +20,7 @@ from nemo_ibtpo.tree.tree import ROOT, Tree
 
 
 def sampler(name: str = "ib", **changes: int | None) -> SamplerConfig:
-    sizes = {"initial_rollouts": 4, "rounds": 9, "branch_points": 1, "rollouts_per_branch": 1}
-    rest = {"segment_tokens": None, "branch_root": True, "min_new_tokens": 1}
-    limits = {
-        "merge": True,
-        "max_sequences_per_tree": None,
-        "max_trees_in_flight": 8,
-        "carry_over": 0.0,
-        "max_policy_lag": 2,
-    }
-    return SamplerConfig(name=name, **{**sizes, **rest, **limits, **changes})
+    return replace(SAMPLER, name=name, **changes)
 
 
 def choose(tree: Tree, config: SamplerConfig, round: int = 1, seed: int = 0, max_new_tokens: int = 100):

@@ -57,9 +57,7 @@ def training_by_source(trees: Sequence[Tree], sources: Mapping[str, str]) -> dic
     rates: dict[str, list[float]] = {}
     for tree in trees:
         if (name := sources.get(tree.prompt_id)) is not None:
-            leaves = list(tree.leaves())
-            total = sum((leaf.reward or 0.0) * leaf.draws for leaf in leaves)
-            rates.setdefault(name, []).append(total / sum(leaf.draws for leaf in leaves))
+            rates.setdefault(name, []).append(float(tree.rewards().mean()))
     return {f"train/source_{name}_prompts": float(len(own)) for name, own in sorted(rates.items())} | {
         f"train/source_{name}_avg_rate": float(np.mean(own)) for name, own in sorted(rates.items())
     }

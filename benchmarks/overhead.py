@@ -1,26 +1,32 @@
 """What the trees themselves cost: bookkeeping of one step as a share of the step.
 
 512 trees of 12 trajectories with 2,000 response tokens each are grown by the real IB strategy from random tokens, and
-everything that one process then does in Python for a step is timed: scoring the candidates of every round, the step's
-metrics, advantages and credit, the schedule of micro-batches, and the packing of its own share of them. In a run
-scoring is spread over the ranks and hidden behind sampling; here one process does all of it.
+everything that one process then does in Python for a step is timed: scoring the candidates of every round, the
+exchange of trees with other ranks, the step's metrics, advantages and credit, the schedule of micro-batches, and the
+packing of its own share of them. In a run scoring is spread over the ranks and hidden behind sampling, and a rank
+writes only the trees that its own engine has sampled; here one process does all of it.
 
 The step it is compared with is estimated from NeMo RL's published 92.8 s for a GRPO step of an 8B model on 16 H100
 with 2,048 trajectories of 1,019 tokens, in proportion to the tokens, of which only the unique ones are counted.
 
     python benchmarks/overhead.py
+    python benchmarks/overhead.py --response-tokens 16000 --step-tokens 40  # long responses; 512 prompts take 10 GiB
 
-The last line is JSON: ``overhead_share``, the seconds of each part, and the estimate.
+The last line is JSON: ``overhead_share``, the seconds of each part, the estimate, the bytes in which ranks exchange the
+trees, as arrays and as the lists that JSON holds, and the memory that trees take in a process.
 """
 
 from __future__ import annotations
 
 import argparse
+import pickle
+import resource
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,7 +41,6 @@ from nemo_ibtpo.tree.microbatches import pack_microbatches, schedule
 from nemo_ibtpo.tree.packing import layout
 from nemo_ibtpo.tree.tree import Tree
 
-SHAPE = replace(SHAPES["paper"], path_tokens=2000)
 DATA_PARALLEL_RANKS = 16
 # Published: NeMo RL, GRPO, 8B model, 16 H100.
 PUBLISHED_STEP_S, PUBLISHED_TOKENS = 92.8, 2048 * 1019
@@ -68,8 +73,14 @@ class Timed:
             return self.strategy.next_round(tree, round, rng)
 
 
-def bookkeeping(trees: list[Tree], max_tokens: int, stopwatch: Stopwatch) -> None:
-    """What ``IBTPOTrainer`` does with the trees of a step."""
+def bookkeeping(trees: list[Tree], max_tokens: int, stopwatch: Stopwatch) -> int:
+    """What ``train`` does with the trees of a step; the bytes in which ranks exchange them."""
+    with stopwatch.part("exchange"):
+        exchanged = 0
+        for tree in trees:
+            written = pickle.dumps(tree)
+            exchanged += len(written)
+            pickle.loads(written)
     with stopwatch.part("metrics"):
         sampling_metrics(trees, IB_SCORE)
     with stopwatch.part("advantages"):
@@ -86,20 +97,31 @@ def bookkeeping(trees: list[Tree], max_tokens: int, stopwatch: Stopwatch) -> Non
         )
     with stopwatch.part("packing"):  # of one rank
         pack_microbatches(plan.ranks[0], trees, credits)
+    return exchanged
+
+
+def resident_bytes() -> int:
+    """Memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=512)
+    parser.add_argument("--response-tokens", type=int, default=2000, help="of a trajectory, on average")
+    parser.add_argument("--step-tokens", type=int, default=50, help="of a reasoning step, on average")
     parser.add_argument("--tiny", action="store_true", help="seconds on any machine; its figures mean nothing")
     options = parser.parse_args()
     prompts = 4 if options.tiny else options.prompts
 
     stopwatch, rng = Stopwatch(), np.random.default_rng(0)
-    strategy = Timed(SHAPE.strategy("ib"), stopwatch)
-    trees = [grow_tree(SHAPE, strategy, rng, prompt_id=str(i), vocab_size=150_000) for i in range(prompts)]
-    max_tokens = defaults("actor")["max_tokens_per_microbatch"]
-    bookkeeping(trees, max_tokens, stopwatch)
+    shape = replace(SHAPES["paper"], path_tokens=options.response_tokens, step_tokens=options.step_tokens)
+    strategy, before = Timed(shape.strategy("ib"), stopwatch), resident_bytes()
+    trees = [grow_tree(shape, strategy, rng, prompt_id=str(i), vocab_size=150_000) for i in range(prompts)]
+    memory = resident_bytes() - before
+    max_tokens = max(defaults("actor")["max_tokens_per_microbatch"], 2 * options.response_tokens)
+    exchanged = bookkeeping(trees, max_tokens, stopwatch)
+    lists = len(pickle.dumps([tree.to_dict() for tree in trees[:4]])) * prompts // len(trees[:4])
 
     unique = sum(tree.unique_tokens for tree in trees)
     trajectories = sum(tree.num_trajectories for tree in trees)
@@ -107,6 +129,8 @@ def main() -> None:
     print(f"{prompts} trees, {trajectories} trajectories, {steps} steps, {unique} unique tokens")
     estimate = PUBLISHED_STEP_S * unique / PUBLISHED_TOKENS
     print(f"step: {PUBLISHED_STEP_S} s * {unique} / {PUBLISHED_TOKENS} tokens = {estimate:.1f} s")
+    print(f"trees take {memory / 2**20:,.0f} MiB of memory; exchanged in {exchanged / 2**20:,.0f} MiB", end=" ")
+    print(f"({exchanged / unique:.1f} bytes a token), {lists / 2**20:,.0f} MiB as lists")
     for name, seconds in stopwatch.seconds.items():
         print(f"  {name:18} {seconds:7.3f} s  {seconds / estimate:7.3%}")
     overhead = sum(stopwatch.seconds.values())
@@ -117,6 +141,9 @@ def main() -> None:
         step_s_estimated=estimate,
         **{f"{name.replace(' ', '_')}_s": seconds for name, seconds in stopwatch.seconds.items()},
         unique_tokens=unique,
+        exchanged_bytes=exchanged,
+        exchanged_bytes_as_lists=lists,
+        memory_of_trees_bytes=memory,
         device=describe(torch.device("cpu")),
     )
 

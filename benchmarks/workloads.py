@@ -120,5 +120,5 @@ def _steps(length: int, step_tokens: int, rng: np.random.Generator, vocab_size: 
     cuts = rng.choice(length, size=min(length // step_tokens, length - 1), replace=False)
     bounds = [0, *sorted(set(cuts.tolist()) - {0}), length]
     tokens = rng.integers(vocab_size, size=length).tolist()
-    logprobs = (-rng.exponential(0.3, size=length)).tolist()
+    logprobs = (-rng.exponential(0.3, size=length)).astype(np.float32).tolist()  # engines return float32
     return [(tokens[a:b], logprobs[a:b]) for a, b in pairwise(bounds)]

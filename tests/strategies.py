@@ -13,7 +13,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from nemo_ibtpo.config.schema import IBScoreConfig
-from nemo_ibtpo.tree.tree import ROOT, Tree
+from nemo_ibtpo.tree.node import ROOT
+from nemo_ibtpo.tree.tree import Tree
 
 IB = IBScoreConfig(beta=5.0, step_probability="geometric_mean", value_estimator="leaf_mean", selection="paper")
 IB_CHILDREN_MEAN = IBScoreConfig(

@@ -18,7 +18,8 @@ from transformers import (
 )
 from transformers.core_model_loading import revert_weight_conversion
 
-from nemo_ibtpo.tree.tree import ROOT, Tree
+from nemo_ibtpo.tree.node import ROOT
+from nemo_ibtpo.tree.tree import Tree
 
 VOCAB = 61  # does not divide by 2 or 4, so that the padding of the vocabulary takes part
 

@@ -22,8 +22,9 @@ from nemo_ibtpo.megatron import parallel
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import Architecture, load_architecture
 from nemo_ibtpo.megatron.weights import rules
+from nemo_ibtpo.tree.node import ROOT
 from nemo_ibtpo.tree.packing import pack_tree
-from nemo_ibtpo.tree.tree import ROOT, Tree
+from nemo_ibtpo.tree.tree import Tree
 
 _SAMPLE_TOKENS = 64
 _SEED = 0

@@ -23,7 +23,7 @@ from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.evaluation.metrics import majority_reward, pass_at_k
 from nemo_ibtpo.evaluation.statistics import Interval, bootstrap_interval
 from nemo_ibtpo.files import write_atomically
-from nemo_ibtpo.tree.tree import FinishReason
+from nemo_ibtpo.tree.node import FinishReason
 
 _FORMAT = "nemo_ibtpo.evaluation/2"
 

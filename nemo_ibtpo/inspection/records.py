@@ -24,7 +24,8 @@ from nemo_ibtpo.config.schema import IBScoreConfig
 from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.methods import StepAdvantages
 from nemo_ibtpo.tree.ib_score import eta2, ib_scores
-from nemo_ibtpo.tree.tree import ROOT, FinishReason, Tree
+from nemo_ibtpo.tree.node import ROOT, FinishReason
+from nemo_ibtpo.tree.tree import Tree
 
 Decode = Callable[[list[int]], str]
 _TAIL = 4  # tokens before a step that its text may depend on: a space after them, the rest of a character

@@ -21,7 +21,8 @@ from nemo_ibtpo.config.schema import IBScoreConfig
 from nemo_ibtpo.methods.advantages import StepAdvantages
 from nemo_ibtpo.methods.base import Method
 from nemo_ibtpo.tree.ib_score import eta1, eta2
-from nemo_ibtpo.tree.tree import ROOT, Tree
+from nemo_ibtpo.tree.node import ROOT
+from nemo_ibtpo.tree.tree import Tree
 
 
 class IBTPO(Method):

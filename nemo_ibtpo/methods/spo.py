@@ -17,7 +17,8 @@ from nemo_ibtpo.config.schema import IBScoreConfig, LossConfig, SamplerConfig
 from nemo_ibtpo.methods.advantages import StepAdvantages
 from nemo_ibtpo.methods.base import Method
 from nemo_ibtpo.methods.constraints import refuse_chains
-from nemo_ibtpo.tree.tree import ROOT, Tree
+from nemo_ibtpo.tree.node import ROOT
+from nemo_ibtpo.tree.tree import Tree
 
 
 class SPO(Method):

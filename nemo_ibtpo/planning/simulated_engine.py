@@ -19,8 +19,8 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nemo_ibtpo.planning.engine_model import EngineModel
+from nemo_ibtpo.tree.node import FinishReason
 from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest, Unfinished
-from nemo_ibtpo.tree.tree import FinishReason
 
 LengthOf = Callable[[RolloutRequest], int]
 """Tokens, in quanta, that a request samples until its response ends; at most ``max_new_tokens``."""

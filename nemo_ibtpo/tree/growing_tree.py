@@ -26,9 +26,10 @@ from itertools import pairwise
 import numpy as np
 
 from nemo_ibtpo.tree.branching import BranchingStrategy
+from nemo_ibtpo.tree.node import ROOT, FinishReason
 from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest, Unfinished
 from nemo_ibtpo.tree.steps import Splitter
-from nemo_ibtpo.tree.tree import ROOT, FinishReason, Tree
+from nemo_ibtpo.tree.tree import Tree
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 from nemo_ibtpo.config.schema import IBScoreConfig
-from nemo_ibtpo.tree.tree import ROOT, FloatArray, IntArray, Node, Tree
+from nemo_ibtpo.tree.node import ROOT, Node
+from nemo_ibtpo.tree.tree import FloatArray, IntArray, Tree
 
 
 def eta1(tree: Tree, config: IBScoreConfig) -> FloatArray:

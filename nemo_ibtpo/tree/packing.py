@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_ibtpo.tree.tree import ROOT, Node, Tree
+from nemo_ibtpo.tree.node import ROOT, Node
 from nemo_ibtpo.tree.tree import FloatArray as Float64Array
+from nemo_ibtpo.tree.tree import Tree
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]

@@ -10,7 +10,7 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from nemo_ibtpo.tree.tree import FinishReason
+from nemo_ibtpo.tree.node import FinishReason
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,9 @@ from nemo_ibtpo.megatron.parallel import initialize, shutdown
 from nemo_ibtpo.planning import activations
 from nemo_ibtpo.planning.model_shape import shape_of
 from nemo_ibtpo.planning.parameters import Layout
+from nemo_ibtpo.tree.node import ROOT
 from nemo_ibtpo.tree.packing import PackedBatch, concat, pack_tree
-from nemo_ibtpo.tree.tree import ROOT, Tree
+from nemo_ibtpo.tree.tree import Tree
 
 TOKENS, CHAINS, VOCAB, LAYERS = 1024, 4, 384, 3
 SIZES: dict[str, Any] = {

@@ -24,8 +24,9 @@ from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.losses import LossInputs, LossOutput
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import architecture_from_config
+from nemo_ibtpo.tree.node import ROOT
 from nemo_ibtpo.tree.packing import PackedBatch, pack_tree
-from nemo_ibtpo.tree.tree import ROOT, Tree
+from nemo_ibtpo.tree.tree import Tree
 
 EXPERT_LAYOUT: Layout = (2, 2, True, None, 2)
 CONTEXT_LAYOUT: Layout = (1, 2, False, None, 2, 2)

@@ -34,8 +34,9 @@ from nemo_ibtpo.methods.grpo import GRPO
 from nemo_ibtpo.methods.ibro import IBRO
 from nemo_ibtpo.methods.ibtpo import IBTPO
 from nemo_ibtpo.tree.microbatches import assemble, schedule
+from nemo_ibtpo.tree.node import ROOT
 from nemo_ibtpo.tree.packing import IntArray, PackedBatch, layout, pack_tree
-from nemo_ibtpo.tree.tree import ROOT, Tree
+from nemo_ibtpo.tree.tree import Tree
 
 TEMPERATURE = 0.7
 IBRO_COEF, ENTROPY_BONUS = 0.2, 0.05

@@ -34,8 +34,8 @@ from nemo_ibtpo.rollout.embedded.stopping import StopRules
 from nemo_ibtpo.rollout.embedded.weight_update import copy_weights
 from nemo_ibtpo.rollout.engine import EngineStats, SamplingParams
 from nemo_ibtpo.rollout.requests import check_request, check_sampling
+from nemo_ibtpo.tree.node import FinishReason
 from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest, Unfinished
-from nemo_ibtpo.tree.tree import FinishReason
 
 # Tokens of one prefill pass, padding included: bounds its activations and masks.
 _PREFILL_TOKENS = 8192

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from nemo_ibtpo.tree.node import FinishReason
 from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest, Unfinished
-from nemo_ibtpo.tree.tree import FinishReason
 
 
 class RunningBatch:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nemo_ibtpo.rollout.embedded.running_batch import RunningBatch
 from nemo_ibtpo.rollout.engine import SamplingParams
-from nemo_ibtpo.tree.tree import FinishReason
+from nemo_ibtpo.tree.node import FinishReason
 
 _INCOMPLETE = "\ufffd"
 

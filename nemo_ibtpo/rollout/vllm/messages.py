@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from nemo_ibtpo.rollout.engine import SamplingParams
 from nemo_ibtpo.rollout.transport.memory import MemoryLayout
-from nemo_ibtpo.tree.tree import FinishReason
+from nemo_ibtpo.tree.node import FinishReason
 
 # --- to the process ------------------------------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ from nemo_ibtpo.rollout.vllm.messages import (
     Submit,
     ToProcess,
 )
-from nemo_ibtpo.tree.tree import FinishReason
+from nemo_ibtpo.tree.node import FinishReason
 
 _ALIVE_PERIOD_S = 1.0
 _REPORT_PERIOD_S = 0.02

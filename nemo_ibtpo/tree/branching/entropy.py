@@ -28,7 +28,8 @@ import numpy as np
 from nemo_ibtpo.config.schema import SamplerConfig
 from nemo_ibtpo.tree.branching.protocol import NOTHING_IN_FLIGHT, BranchPoint, depths, share
 from nemo_ibtpo.tree.ib_score import draws_at
-from nemo_ibtpo.tree.tree import ROOT, Tree
+from nemo_ibtpo.tree.node import ROOT
+from nemo_ibtpo.tree.tree import Tree
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from nemo_ibtpo.tree.branching.protocol import NOTHING_IN_FLIGHT, BranchPoint
-from nemo_ibtpo.tree.tree import ROOT, Tree
+from nemo_ibtpo.tree.node import ROOT
+from nemo_ibtpo.tree.tree import Tree
 
 
 @dataclass(frozen=True, slots=True)

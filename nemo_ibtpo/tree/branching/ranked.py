@@ -20,7 +20,8 @@ import numpy as np
 
 from nemo_ibtpo.config.schema import SamplerConfig
 from nemo_ibtpo.tree.branching.protocol import NOTHING_IN_FLIGHT, BranchPoint, open_steps, share
-from nemo_ibtpo.tree.tree import ROOT, Tree
+from nemo_ibtpo.tree.node import ROOT
+from nemo_ibtpo.tree.tree import Tree
 
 
 class Ranking(Protocol):

@@ -7,7 +7,8 @@ from strategies import IB, add, hand_tree, step
 
 from nemo_ibtpo.experiments.training_study.tree_shapes import mean_shape
 from nemo_ibtpo.inspection.records import NodeRecord, TreeRecord
-from nemo_ibtpo.tree.tree import ROOT, Tree
+from nemo_ibtpo.tree.node import ROOT
+from nemo_ibtpo.tree.tree import Tree
 
 
 def record(tree: Tree) -> TreeRecord:

@@ -14,8 +14,9 @@ from strategies import add, hand_tree, step, trees
 
 from nemo_ibtpo.losses import GSPOLoss, LossInputs, make_loss
 from nemo_ibtpo.tree.microbatches import assemble, cut
+from nemo_ibtpo.tree.node import ROOT
 from nemo_ibtpo.tree.packing import layout, pack_tree
-from nemo_ibtpo.tree.tree import ROOT, Tree
+from nemo_ibtpo.tree.tree import Tree
 
 CONFIG = loss_config("gspo", clip_eps_low=0.1, clip_eps_high=0.2, normalization="sequence_mean")
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from strategies import IB, IB_CHILDREN_MEAN, add, hand_tree, mixed_trees, step, trajectories
 
 from nemo_ibtpo.methods import StepAdvantages, TrajectoryAdvantages
-from nemo_ibtpo.tree.tree import ROOT, Tree
+from nemo_ibtpo.tree.node import ROOT
+from nemo_ibtpo.tree.tree import Tree
 
 
 def test_ibtpo_by_hand() -> None:

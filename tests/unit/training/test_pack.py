@@ -9,7 +9,8 @@ from advantages_of import METHODS
 from strategies import IB, add, hand_tree, step
 
 from nemo_ibtpo.training.updates import pack
-from nemo_ibtpo.tree.tree import ROOT, Tree
+from nemo_ibtpo.tree.node import ROOT
+from nemo_ibtpo.tree.tree import Tree
 
 # Where an update is packed: one data-parallel rank.
 ONE_RANK = SimpleNamespace(data_parallel_size=1, data_parallel_rank=0, microbatch_multiple=1, attention_weight=0.0)

@@ -10,7 +10,8 @@ from strategies import add, step
 from nemo_ibtpo.data.loader import PromptLoader
 from nemo_ibtpo.data.problems import Problem
 from nemo_ibtpo.training.refill import further_problems, to_train
-from nemo_ibtpo.tree.tree import ROOT, Tree
+from nemo_ibtpo.tree.node import ROOT
+from nemo_ibtpo.tree.tree import Tree
 
 
 def problem(name: str) -> Problem:

@@ -12,7 +12,8 @@ from strategies import IB, add, hand_tree, step
 
 from nemo_ibtpo.methods import StepAdvantages, TrajectoryAdvantages, per_node
 from nemo_ibtpo.training.metrics import advantage_metrics, engine_metrics, sampling_metrics
-from nemo_ibtpo.tree.tree import ROOT, Tree
+from nemo_ibtpo.tree.node import ROOT
+from nemo_ibtpo.tree.tree import Tree
 
 
 def grown_tree() -> Tree:

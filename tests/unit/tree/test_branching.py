@@ -16,7 +16,8 @@ from strategies import IB, add, hand_tree, step
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import SamplerConfig
 from nemo_ibtpo.tree.branching import make_strategy
-from nemo_ibtpo.tree.tree import ROOT, Tree
+from nemo_ibtpo.tree.node import ROOT
+from nemo_ibtpo.tree.tree import Tree
 
 
 def sampler(name: str = "ib", **changes: int | None) -> SamplerConfig:

@@ -27,9 +27,9 @@ from growth_toys import (
 from nemo_ibtpo.tree import growth
 from nemo_ibtpo.tree.branching import BranchPoint
 from nemo_ibtpo.tree.growth import GrowthProgress
+from nemo_ibtpo.tree.node import ROOT
 from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest
 from nemo_ibtpo.tree.steps import StepSplitter
-from nemo_ibtpo.tree.tree import ROOT
 
 
 class Wide(Characters):

@@ -26,7 +26,8 @@ from nemo_ibtpo.tree.ib_score import (
     tree_statistics,
     values_per_draw,
 )
-from nemo_ibtpo.tree.tree import ROOT, Tree
+from nemo_ibtpo.tree.node import ROOT
+from nemo_ibtpo.tree.tree import Tree
 
 nan = math.nan
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from packing_oracles import ancestor_mask, n_paths_of, nodes_of, pack_trees, tree_slices, unpack_paths
 from strategies import hand_tree, places, trajectories, trees
 
+from nemo_ibtpo.tree.node import ROOT
 from nemo_ibtpo.tree.packing import Credit, PackedBatch, concat, layout, pack_tree
-from nemo_ibtpo.tree.tree import ROOT, Tree
+from nemo_ibtpo.tree.tree import Tree
 
 forests = st.lists(trees(), min_size=1, max_size=3)
 

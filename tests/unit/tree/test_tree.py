@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import add, hand_tree, places, step, trajectories, trees
 
-from nemo_ibtpo.tree.tree import ROOT, Tree
+from nemo_ibtpo.tree.node import ROOT
+from nemo_ibtpo.tree.tree import Tree
 
 
 def test_insertion_merges_equal_steps_and_counts_free_draws() -> None:
@@ -164,6 +166,31 @@ def test_bad_splits_raise_one_line_and_change_nothing() -> None:
             tree.split([(3, 1), end])
     assert tree.split([(ROOT, 2), (4, 1)]) == [ROOT, 4]
     assert tree.to_dict() == before
+
+
+@given(trees())
+def test_ranks_exchange_trees_in_arrays(tree: Tree) -> None:
+    again = pickle.loads(pickle.dumps(tree))
+    assert again.to_dict() == tree.to_dict()
+    again.insert(ROOT, [step([5], 0.5)], "eos", round=9)  # it can grow
+
+
+def test_arrays_keep_versions_kept_sets_and_unknown_rewards() -> None:
+    tree = Tree("p", (1,), merge=False)
+    kept = [np.arange(n, dtype=np.int32).tobytes() for n in (3, 1, 2)]
+    for _ in range(2):  # without merging, equal steps stay apart
+        tree.insert(ROOT, [step([5, 6], 0.3), step([7], 0.5)], "stop", round=1, versions=[3, 4, 4], kept=kept)
+    again = pickle.loads(pickle.dumps(tree))
+    assert again.to_dict() == tree.to_dict()
+    again.insert(ROOT, [step([5, 6], 0.3)], "length", round=2)
+    assert len(again.nodes) == 6
+
+
+def test_arrays_are_small() -> None:
+    tree, rng = Tree("p", (1,)), np.random.default_rng(0)
+    logprobs = np.log(rng.random(5000)).astype(np.float32).tolist()  # as engines return them
+    tree.insert(ROOT, [(rng.integers(150_000, size=5000).tolist(), logprobs)], "eos", round=0)
+    assert len(pickle.dumps(tree)) < 9 * 5000
 
 
 @given(trees())

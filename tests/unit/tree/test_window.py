@@ -19,9 +19,10 @@ from strategies import IB
 
 from nemo_ibtpo.tree.branching import make_strategy
 from nemo_ibtpo.tree.growing_tree import GrowingTree, GrowthTask
+from nemo_ibtpo.tree.node import ROOT
 from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest
 from nemo_ibtpo.tree.steps import FixedWidthSplitter, StepSplitter
-from nemo_ibtpo.tree.tree import ROOT, Tree
+from nemo_ibtpo.tree.tree import Tree
 
 
 @pytest.mark.parametrize("name", ["ib", "random"])

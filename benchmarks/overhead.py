@@ -12,7 +12,7 @@ with 2,048 trajectories of 1,019 tokens, in proportion to the tokens, of which o
     python benchmarks/overhead.py
     python benchmarks/overhead.py --response-tokens 16000 --step-tokens 40  # long responses; 512 prompts take 10 GiB
 
-The last line is JSON: ``overhead_share``, the seconds of each part, the estimate, the bytes in which ranks exchange the
+The last line is JSON: ``overhead_share``, the seconds of each part, the estimate, the bytes in which ranks exchange
 trees, as arrays and as the lists that JSON holds, and the memory that trees take in a process.
 """
 

@@ -24,7 +24,9 @@ _PER_TOKEN = ("tokens", "logprobs", "versions")
 
 def nodes_to_arrays(nodes: Sequence[Node]) -> dict[str, NDArray[Any]]:
     """Arrays that hold the nodes [N] and their tokens [T], node after node."""
-    arrays = {name: np.array([getattr(node, name) for node in nodes], dtype=np.int32) for name in _NUMBERS}
+    arrays: dict[str, NDArray[Any]] = {
+        name: np.array([getattr(node, name) for node in nodes], dtype=np.int32) for name in _NUMBERS
+    }
     arrays["finish_reason"] = np.array([_REASONS.index(node.finish_reason) for node in nodes], dtype=np.int8)
     arrays["reward"] = np.array([np.nan if node.reward is None else node.reward for node in nodes])
     for name in _PER_TOKEN:

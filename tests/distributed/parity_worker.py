@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 from pathlib import Path
@@ -26,33 +25,6 @@ Layout = (
     | tuple[int, int, bool, int | None, int]
     | tuple[int, int, bool, int | None, int, int]
 )
-LAYOUTS: list[Layout] = [
-    (1, 1, False, None),
-    (2, 1, False, None),
-    (2, 1, True, None),
-    (1, 2, False, None),
-    (2, 2, False, None),
-    (2, 2, True, None),
-    (1, 2, False, 2),
-    (2, 2, True, 2),
-    (1, 1, False, None, 1, 2),
-    (1, 1, False, None, 1, 4),
-    (2, 1, True, None, 1, 2),
-    (1, 2, False, 2, 1, 2),
-]
-FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
-EXPERT_LAYOUTS: list[Layout] = [
-    (1, 1, False, None, 1),
-    (1, 1, False, None, 2),
-    (1, 1, False, None, 4),
-    (2, 1, True, None, 1),
-    (2, 1, True, None, 2),
-    (1, 2, False, None, 2),
-    (2, 2, True, None, 2),
-    (1, 2, False, 2, 2),
-    (2, 1, True, None, 2, 2),
-]
-EXPERT_FAMILIES = ["qwen3_moe", "qwen3_moe_unscaled"]
 
 
 def actor_config(
@@ -142,17 +114,15 @@ def check(family: str, layout: Layout) -> dict[str, float]:
 
 
 def main() -> None:
+    from test_parity import CASES
+
     results = {}
-    enter(actor_config(*LAYOUTS[0]))
-    cases = [*itertools.product(LAYOUTS, FAMILIES), *itertools.product(EXPERT_LAYOUTS, EXPERT_FAMILIES)]
-    for layout, family in sorted(cases, key=lambda case: str(case[0])):
+    enter(actor_config(1, 1, False, None))  # starts torch.distributed
+    for name, (family, layout) in sorted(CASES.items(), key=lambda case: str(case[1][1])):
         mine = check(family, layout)
         everyone: list[dict[str, float]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(everyone, mine)
-        key = f"{family}-tp{layout[0]}-pp{layout[1]}-sp{int(layout[2])}-vpp{layout[3] or 1}"
-        key += f"-ep{layout[4]}" if len(layout) > 4 else ""
-        key += f"-cp{layout[5]}" if len(layout) > 5 else ""
-        results[key] = {name: max(rank[name] for rank in everyone) for name in mine}
+        results[name] = {kind: max(rank[kind] for rank in everyone) for kind in mine}
     if dist.get_rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(results))
     dist.destroy_process_group()

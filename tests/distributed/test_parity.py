@@ -13,40 +13,53 @@ Transformer Engine's grouped experts.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from distributed.launch import run_ranks
 
-LAYOUTS = [
-    "tp1-pp1-sp0-vpp1",
-    "tp2-pp1-sp0-vpp1",
-    "tp2-pp1-sp1-vpp1",
-    "tp1-pp2-sp0-vpp1",
-    "tp2-pp2-sp0-vpp1",
-    "tp2-pp2-sp1-vpp1",
-    "tp1-pp2-sp0-vpp2",
-    "tp2-pp2-sp1-vpp2",
-    "tp1-pp1-sp0-vpp1-ep1-cp2",
-    "tp1-pp1-sp0-vpp1-ep1-cp4",
-    "tp2-pp1-sp1-vpp1-ep1-cp2",
-    "tp1-pp2-sp0-vpp2-ep1-cp2",
+# Tensor- and pipeline-parallel size, sequence parallelism, chunks on a stage[, expert-, context-parallel size].
+LAYOUTS: list[Any] = [
+    (1, 1, False, None),
+    (2, 1, False, None),
+    (2, 1, True, None),
+    (1, 2, False, None),
+    (2, 2, False, None),
+    (2, 2, True, None),
+    (1, 2, False, 2),
+    (2, 2, True, 2),
+    (1, 1, False, None, 1, 2),
+    (1, 1, False, None, 1, 4),
+    (2, 1, True, None, 1, 2),
+    (1, 2, False, 2, 1, 2),
 ]
+EXPERT_LAYOUTS: list[Any] = [
+    (1, 1, False, None, 1),
+    (1, 1, False, None, 2),
+    (1, 1, False, None, 4),
+    (2, 1, True, None, 1),
+    (2, 1, True, None, 2),
+    (1, 2, False, None, 2),
+    (2, 2, True, None, 2),
+    (1, 2, False, 2, 2),
+    (2, 1, True, None, 2, 2),
+]
+# Families take turns, two on a layout: one with a head of its own and one whose head is the embedding.
+FAMILIES = [("llama", "qwen3"), ("mistral", "qwen2"), ("llama", "qwen2"), ("mistral", "qwen3")]
+EXPERT_FAMILIES = [("qwen3_moe",), ("qwen3_moe_unscaled",)]
 
-EXPERT_LAYOUTS = [
-    "tp1-pp1-sp0-vpp1-ep1",
-    "tp1-pp1-sp0-vpp1-ep2",
-    "tp1-pp1-sp0-vpp1-ep4",
-    "tp2-pp1-sp1-vpp1-ep1",
-    "tp2-pp1-sp1-vpp1-ep2",
-    "tp1-pp2-sp0-vpp1-ep2",
-    "tp2-pp2-sp1-vpp1-ep2",
-    "tp1-pp2-sp0-vpp2-ep2",
-    "tp2-pp1-sp1-vpp1-ep2-cp2",
-]
-CASES = [
-    *(f"{family}-{layout}" for family in ("llama", "mistral", "qwen2", "qwen3") for layout in LAYOUTS),
-    *(f"{family}-{layout}" for family in ("qwen3_moe", "qwen3_moe_unscaled") for layout in EXPERT_LAYOUTS),
-]
+
+def _name(family: str, layout: Any) -> str:
+    name = f"{family}-tp{layout[0]}-pp{layout[1]}-sp{int(layout[2])}-vpp{layout[3] or 1}"
+    return name + "".join(f"-{kind}{size}" for kind, size in zip(("ep", "cp"), layout[4:], strict=False))
+
+
+CASES = {
+    _name(family, layout): (family, layout)
+    for layouts, families in ((LAYOUTS, FAMILIES), (EXPERT_LAYOUTS, EXPERT_FAMILIES))
+    for number, layout in enumerate(layouts)
+    for family in families[number % len(families)]
+}
 
 
 @pytest.fixture(scope="module")

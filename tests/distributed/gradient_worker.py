@@ -19,9 +19,11 @@ from layouts import enter
 from loss_settings import loss_config
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from packing_oracles import unpack_paths
+from parity_worker import actor_config
 from torch import Tensor
 from toy_models import VOCAB, checkpoint_names, hf_weights, random_model, random_tree
 
+from nemo_ibtpo.collectives import all_ranks
 from nemo_ibtpo.config.schema import ActorConfig, IBScoreConfig, LossConfig, OptimizerConfig
 from nemo_ibtpo.losses import ClippedLoss, LossInputs, LossOutput, with_importance
 from nemo_ibtpo.megatron import inputs, tree_attention
@@ -75,6 +77,10 @@ DEFAULT: dict[str, Any] = {
     "kept": False,  # tokens were drawn from sets, over which the policy is renormalised
     "mistake": None,
 }
+
+
+# Gradients by name; per tree and node, log-probs of an old and of a reference policy.
+Reference = tuple[dict[str, Tensor], list[list[tuple[Tensor, Tensor]]]]
 
 
 def loss_of(case: dict[str, Any]) -> LossConfig:
@@ -132,10 +138,9 @@ def renormalised(rows: Tensor, kept: Sequence[bytes]) -> Tensor:
     return rows.masked_fill(outside, -1e30).log_softmax(dim=-1)
 
 
-@functools.cache
 def reference_gradients(
     family: str, method: str, normalization: str, token_weight: str, old: str, tis_cap: float, kept: bool
-) -> tuple[dict[str, Tensor], list[Any]]:
+) -> Reference:
     """Every trajectory as a sequence of its own through transformers in float64, summed as the formulas say."""
     case = {"method": method, "normalization": normalization, "token_weight": token_weight, "tis_cap": tis_cap}
     trees = make_trees(kept)
@@ -278,12 +283,25 @@ def flat(batch: PackedBatch, tree: Tree, case: dict[str, Any]) -> list[PackedBat
     return chains
 
 
-def gradient_error(case: dict[str, Any], distributed_optimizer: bool = False) -> float:
+def reference_of(case: dict[str, Any]) -> tuple[Any, ...]:
+    """What the reference of a case depends on."""
+    keys = ("family", "method", "normalization", "token_weight", "old", "tis_cap", "kept")
+    return tuple(case[key] for key in keys)
+
+
+def all_references(cases: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], Reference]:
+    """The references of all cases on every rank; each rank computes some of them."""
+    ranks, needed = all_ranks(), list(dict.fromkeys(map(reference_of, cases)))
+    mine = [reference_gradients(*reference) for reference in ranks.mine(needed)]
+    return dict(zip(needed, ranks.gather(mine, len(needed)), strict=True))
+
+
+def gradient_error(
+    case: dict[str, Any], distributed_optimizer: bool = False, reference: Reference | None = None
+) -> float:
     """Largest relative error over all parameters of this case's gradients against the reference."""
     trees = make_trees(case["kept"])
-    expected, policies = reference_gradients(
-        *(case[key] for key in ("family", "method", "normalization", "token_weight", "old", "tis_cap", "kept"))
-    )
+    expected, policies = reference or reference_gradients(*reference_of(case))
     actor_config = ActorConfig(
         device=case["device"],
         tensor_model_parallel_size=case["tp"],
@@ -365,7 +383,9 @@ def main() -> None:
     cases = [(name, DEFAULT | case, False) for name, case in CASES.items()]
     cases += [(name, DEFAULT | case, True) for name, case in DISTRIBUTED_OPTIMIZER_CASES.items()]
     cases.sort(key=lambda entry: tuple(entry[1][key] or 0 for key in ("tp", "pp", "vpp", "cp", "ep")))
-    results = {name: gradient_error(case, sharded) for name, case, sharded in cases}
+    enter(actor_config(1, 1, False, None))  # starts torch.distributed
+    references = all_references([case for _, case, _ in cases])
+    results = {name: gradient_error(case, sharded, references[reference_of(case)]) for name, case, sharded in cases}
     if dist.get_rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(results))
     dist.destroy_process_group()

@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 from nemo_ibtpo.config.refusals import divisors, refuse_if
+from nemo_ibtpo.config.rope import positions
 from nemo_ibtpo.config.schema import RunConfig
 
 _GPU_BLOCK = 128  # tokens of a block of FlexAttention
@@ -124,11 +125,16 @@ def check_model(config: RunConfig, hf_config: dict[str, Any]) -> None:
         f"actor.virtual_pipeline_model_parallel_size={chunks} does not divide the {layers // pipeline} layers of a "
         "pipeline stage; use a divisor above 1, or null",
     )
-    longest, positions = trajectory_tokens(config), hf_config["max_position_embeddings"]
+    check_positions("data.max_prompt_tokens", trajectory_tokens(config), hf_config)
+
+
+def check_positions(prompt_key: str, longest: int, hf_config: dict[str, Any]) -> None:
+    """The longest sequence of a run, prompt included, against the model's reach."""
+    reach = positions(hf_config)
     refuse_if(
-        longest > positions,
-        f"data.max_prompt_tokens + rollout.max_new_tokens = {longest} tokens, but the model has {positions} "
-        "positions (max_position_embeddings of config.json)",
+        longest > reach,
+        f"{prompt_key} + rollout.max_new_tokens = {longest} tokens, but the model has {reach} positions "
+        "(max_position_embeddings of config.json); lower them, or scale positions there (docs/conversion.md)",
     )
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-ROPE_TYPES = ("default", "linear", "llama3")
+from nemo_ibtpo.config.rope import unsupported_rope
+
 # Buffers that early checkpoints of Llama keep among the weights; they follow from config.json.
 IGNORED_WEIGHTS = (".rotary_emb.inv_freq",)
 
@@ -22,9 +23,8 @@ def unsupported(config: Mapping[str, Any]) -> str | None:
         return f"hidden_act '{activation}' is not supported, only 'silu'"
     if others := sorted({str(kind) for kind in config.get("layer_types") or []} - {"full_attention"}):
         return f"layers with {others[0]} are not supported (layer_types); only full_attention is"
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if (kind := rope.get("rope_type", rope.get("type", "default"))) not in ROPE_TYPES:
-        return f"rope_type '{kind}' is not supported; supported are {', '.join(ROPE_TYPES)}"
+    if (reason := unsupported_rope(config)) is not None:
+        return reason
     step = config.get("decoder_sparse_step", 1)
     if config.get("mlp_only_layers") or step != 1:
         return (

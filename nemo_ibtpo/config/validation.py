@@ -16,7 +16,7 @@ from typing import Literal
 
 from nemo_ibtpo.config.carry_over import check_carry_over
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.config.layout import check_model, check_world_size, trajectory_tokens
+from nemo_ibtpo.config.layout import check_model, check_positions, check_world_size, trajectory_tokens
 from nemo_ibtpo.config.mixtures import training_parts, validation_parts
 from nemo_ibtpo.config.model_directory import read_model_directory
 from nemo_ibtpo.config.refusals import divisors, refuse_if
@@ -112,12 +112,7 @@ def _check_evaluation(config: EvalConfig) -> None:
         f"model.path={directory} is a Megatron checkpoint, which a dry run does not convert; give a Hugging "
         "Face model (nemo-ibtpo convert megatron-to-hf), or start without --dry-run",
     )
-    positions = read_model_directory(config.model.path)["max_position_embeddings"]
-    refuse_if(
-        longest > positions,
-        f"benchmark.max_prompt_tokens + rollout.max_new_tokens = {longest} tokens, but the model has {positions} "
-        "positions (max_position_embeddings of config.json)",
-    )
+    check_positions("benchmark.max_prompt_tokens", longest, read_model_directory(config.model.path))
     check_output_dir(config.output_dir)
 
 

@@ -44,8 +44,8 @@ def verify_logits(hf_model: Path, checkpoint: Path, dtype: torch.dtype) -> str:
         UserError: they are further apart than rounding explains.
     """
     disable_progress_bar()
-    architecture = load_architecture(hf_model)
-    length = min(_SAMPLE_TOKENS, architecture.max_position_embeddings)
+    length = min(_SAMPLE_TOKENS, load_architecture(hf_model).max_position_embeddings)
+    architecture = load_architecture(hf_model, length)
     tokens = np.random.default_rng(_SEED).integers(0, architecture.vocab_size, length)
     expected = _hf_logits(hf_model, tokens, dtype)
     found = _megatron_logits(architecture, checkpoint, tokens, dtype)

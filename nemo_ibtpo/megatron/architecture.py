@@ -7,6 +7,7 @@ configuration asks for is refused by name; nothing is approximated.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.rope import at_length
 from nemo_ibtpo.config.supported import unsupported
 
 # Whether q, k and v have biases, and whether queries and keys are normalised.
@@ -59,6 +61,7 @@ class Architecture:
         qk_norm: whether queries and keys are normalised per head.
         tied_embeddings: whether the output layer is the embedding.
         inv_freq: rotary inverse frequencies [head_dim / 2], float32, scaling applied.
+        rotary_scale: what the rotated queries and keys are multiplied by, each (transformers' attention factor).
         experts: None for a dense model.
     """
 
@@ -75,6 +78,7 @@ class Architecture:
     qk_norm: bool
     tied_embeddings: bool
     inv_freq: torch.Tensor
+    rotary_scale: float
     experts: Experts | None
 
     @property
@@ -100,18 +104,23 @@ class Architecture:
         return 4.0 * self.num_layers * self.num_attention_heads * self.head_dim
 
 
-def load_architecture(model_path: str | Path) -> Architecture:
-    """Read ``config.json`` of a Hugging Face model directory."""
+def load_architecture(model_path: str | Path, max_model_len: int | None = None) -> Architecture:
+    """Read ``config.json`` of a Hugging Face model directory; see :func:`architecture_from_config`."""
     try:
         config = AutoConfig.from_pretrained(str(model_path), local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{model_path}: cannot read a Hugging Face config there: {reason}") from error
-    return architecture_from_config(config)
+    return architecture_from_config(config, max_model_len)
 
 
-def architecture_from_config(config: PretrainedConfig) -> Architecture:
+def architecture_from_config(config: PretrainedConfig, max_model_len: int | None = None) -> Architecture:
     """Translate a Hugging Face configuration.
+
+    Args:
+        config: the configuration.
+        max_model_len: tokens of the longest sequence, which ``dynamic`` and ``longrope`` rotations depend on; None
+            where none is longer than those the model was trained on, or nothing is computed.
 
     Raises:
         UserError: the configuration asks for something the actor does not build; it is named.
@@ -125,6 +134,7 @@ def architecture_from_config(config: PretrainedConfig) -> Architecture:
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", family == "mistral"):
         raise UserError(f"{family}: sliding-window attention is not supported; set sliding_window to null")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    inv_freq, rotary_scale = _rotary(config, head_dim, max_model_len or 1)
     return Architecture(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
@@ -138,7 +148,8 @@ def architecture_from_config(config: PretrainedConfig) -> Architecture:
         qkv_bias=qkv_bias,
         qk_norm=qk_norm,
         tied_embeddings=bool(config.tie_word_embeddings),
-        inv_freq=_inverse_frequencies(config, head_dim),
+        inv_freq=inv_freq,
+        rotary_scale=rotary_scale,
         experts=_experts(config) if family == "qwen3_moe" else None,
     )
 
@@ -153,11 +164,13 @@ def _experts(config: PretrainedConfig) -> Experts:
     )
 
 
-def _inverse_frequencies(config: PretrainedConfig, head_dim: int) -> torch.Tensor:
+def _rotary(config: PretrainedConfig, head_dim: int, max_model_len: int) -> tuple[torch.Tensor, float]:
+    """Inverse frequencies [head_dim / 2] and the factor of cosines and sines."""
+    config = copy.deepcopy(config)
+    config.update(at_length(config.to_dict(), max_model_len))
     rope = config.rope_parameters
-    rope_type = rope.get("rope_type", "default")
-    if rope_type == "default":
+    if rope["rope_type"] == "default":
         exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-        return 1.0 / rope["rope_theta"] ** exponents
-    inv_freq, _ = ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu"))
-    return inv_freq.float()
+        return 1.0 / rope["rope_theta"] ** exponents, 1.0
+    inv_freq, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))
+    return inv_freq.float(), scale

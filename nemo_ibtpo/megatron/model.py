@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -74,6 +75,7 @@ def transformer_config(
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
         add_bias_linear=False,
+        softmax_scale=_softmax_scale(architecture),
         add_qkv_bias=architecture.qkv_bias,
         qk_layernorm=architecture.qk_norm,
         hidden_dropout=0.0,
@@ -108,6 +110,16 @@ def transformer_config(
         deallocate_pipeline_outputs=on_gpu,
         **recompute[actor.recompute],
     )
+
+
+def _softmax_scale(architecture: Architecture) -> float | None:
+    """What scores are multiplied by; None is Megatron's 1 / sqrt(head_dim).
+
+    The scale of rotated queries and that of rotated keys meet in their products, where they are applied at once.
+    """
+    if architecture.rotary_scale == 1.0:
+        return None
+    return architecture.rotary_scale**2 / math.sqrt(architecture.head_dim)
 
 
 def _experts_config(experts: Experts | None, *, grouped: bool) -> dict[str, Any]:

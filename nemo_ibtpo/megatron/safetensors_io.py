@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.rope import rope_parameters
 from nemo_ibtpo.config.supported import IGNORED_WEIGHTS
 
 _INDEX = "model.safetensors.index.json"
@@ -171,8 +172,8 @@ def complete_config(file: Path, dtype: torch.dtype) -> None:
     """Say in a config.json what type the weights have, and spell it as transformers 4 and 5 do, rotary angles too."""
     config = json.loads(file.read_text())
     config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
-    rope = dict(config.get("rope_parameters") or {})
+    rope = rope_parameters(config)
     if "rope_theta" in rope:
         config["rope_theta"] = rope.pop("rope_theta")
-        config["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else rope
+        config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     file.write_text(json.dumps(config, indent=2) + "\n")

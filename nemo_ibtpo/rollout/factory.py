@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.rope import at_length
 from nemo_ibtpo.config.schema import RolloutConfig
 from nemo_ibtpo.rollout.elsewhere import EngineElsewhere
 from nemo_ibtpo.rollout.embedded.engine import TransformersEngine
@@ -60,7 +61,7 @@ def make_engine(
             return_kept=for_training,
         )
     return TransformersEngine(
-        load_model(model_path, dtype=dtype, device=device),
+        load_model(model_path, dtype=dtype, device=device, max_model_len=max_model_len),
         tokenizer,
         sampling=sampling,
         max_batch_size=config.max_batch_size,
@@ -99,8 +100,12 @@ def find_eos_token_ids(model_path: str | Path, tokenizer: PreTrainedTokenizerBas
     return tuple(sorted(eos))
 
 
-def load_model(model_path: str | Path, *, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
+def load_model(
+    model_path: str | Path, *, dtype: torch.dtype, device: torch.device | str, max_model_len: int
+) -> PreTrainedModel:
     """A Hugging Face causal language model, every weight of it found in safetensors files.
+
+    It rotates every sequence as one of ``max_model_len`` tokens (:mod:`nemo_ibtpo.config.rope`).
 
     Raises:
         UserError: the directory is missing or damaged, or a weight is absent, superfluous or of another shape.
@@ -108,8 +113,11 @@ def load_model(model_path: str | Path, *, dtype: torch.dtype, device: torch.devi
     if not (Path(model_path) / "config.json").is_file():
         raise UserError(f"{model_path} is not a directory with a Hugging Face model: it holds no config.json")
     try:
+        config = AutoConfig.from_pretrained(model_path, local_files_only=True)
+        config.update(at_length(config.to_dict(), max_model_len))
         model, report = AutoModelForCausalLM.from_pretrained(
             model_path,
+            config=config,
             dtype=dtype,
             use_safetensors=True,  # never a pickle
             local_files_only=True,

@@ -99,7 +99,7 @@ def build(
 def _build_actor(config: RunConfig, context: ParallelContext) -> MegatronActor:
     model_path, trainer = Path(config.model.path), config.trainer
     return MegatronActor(
-        load_architecture(model_path),
+        load_architecture(model_path, trajectory_tokens(config)),
         SafetensorsDirectory(model_path),
         actor=config.actor,
         optimizer=config.optimizer,

@@ -108,7 +108,12 @@ def _missing(study: GradientStudy, group: TreeGroup, problems: Sequence[Problem]
 
 def _gradients(study: GradientStudy) -> TreeGradients:
     config = study.common
-    model = load_model(config.model.path, dtype=TORCH_DTYPES[config.model.dtype], device=device_of(config)).eval()
+    model = load_model(
+        config.model.path,
+        dtype=TORCH_DTYPES[config.model.dtype],
+        device=device_of(config),
+        max_model_len=trajectory_tokens(config),
+    ).eval()
     return TreeGradients(
         model,
         temperature=config.rollout.temperature,

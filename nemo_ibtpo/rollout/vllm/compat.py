@@ -7,10 +7,14 @@ before it is called, since owners of an engine do not.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoConfig
+
+from nemo_ibtpo.config.rope import at_length, rope_parameters
 
 # Its attention on a CPU takes heads of these sizes, and shares prefixes in blocks of no fewer tokens.
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -24,6 +28,22 @@ CPU_SETTINGS = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # OMP_NUM_THREADS rules; engines beside each other would share cores
     "TORCHDYNAMO_DISABLE": "1",  # it compiles a helper of its sampler, which takes longer than a small run
 }
+
+
+def rotary_overrides(model_path: Path, max_model_len: int) -> dict[str, Any]:
+    """What vLLM is to read instead of ``config.json`` so that it rotates as the actor does (``config.rope``).
+
+    By itself it does not scale ``dynamic`` positions, refuses lengths that ``yarn`` reaches where
+    ``max_position_embeddings`` is that of training, and works out the attention factor of ``longrope`` from
+    ``max_position_embeddings``, whatever the configuration says.
+    """
+    values = AutoConfig.from_pretrained(str(model_path), local_files_only=True).to_dict()
+    overrides = at_length(values, max_model_len)
+    rope = rope_parameters(values | overrides)
+    if rope["rope_type"] == "longrope":
+        scale = rope["attention_factor"]
+        overrides["rope_parameters"] = rope | {"short_mscale": scale, "long_mscale": scale}
+    return overrides
 
 
 class LayerwiseLoader:

@@ -31,6 +31,7 @@ from nemo_ibtpo.rollout.engine import EngineStats, SamplingParams
 from nemo_ibtpo.rollout.requests import check_request, check_sampling
 from nemo_ibtpo.rollout.transport.memory import HostMemory, layouts_differ
 from nemo_ibtpo.rollout.vllm.checks import check_servable, read_shapes, visible_devices
+from nemo_ibtpo.rollout.vllm.compat import rotary_overrides
 from nemo_ibtpo.rollout.vllm.messages import (
     Abort,
     AttachMemory,
@@ -128,6 +129,7 @@ class VLLMEngine:
             device="cuda" if device.type == "cuda" else "cpu",
             tensor_parallel_size=config.tensor_parallel_size,
             max_model_len=max_model_len,
+            hf_overrides=rotary_overrides(model_path, max_model_len),
             max_batch_size=config.max_batch_size,
             kv_cache_gib=config.vllm.kv_cache_gib,
             gpu_memory_utilization=config.vllm.gpu_memory_utilization,

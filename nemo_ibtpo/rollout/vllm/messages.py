@@ -26,6 +26,7 @@ class Start:
         device: ``cpu`` or ``cuda``.
         tensor_parallel_size: devices that share the model.
         max_model_len: most tokens of a sequence, its prefix included.
+        hf_overrides: values that replace those of the model's config.json.
         max_batch_size: most sequences decoded at once.
         kv_cache_gib: memory for keys and values on a CPU.
         gpu_memory_utilization: share of a GPU's memory.
@@ -41,6 +42,7 @@ class Start:
     device: Literal["cpu", "cuda"]
     tensor_parallel_size: int
     max_model_len: int
+    hf_overrides: Mapping[str, Any]
     max_batch_size: int
     kv_cache_gib: float
     gpu_memory_utilization: float

@@ -219,6 +219,7 @@ def _engine_arguments(start: Start) -> dict[str, Any]:
         "dtype": start.dtype,
         "tensor_parallel_size": start.tensor_parallel_size,
         "max_model_len": start.max_model_len,
+        "hf_overrides": dict(start.hf_overrides),
         "max_num_seqs": start.max_batch_size,
         "enable_prefix_caching": True,
         "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled from

@@ -77,8 +77,25 @@ def test_sharded_weights(tmp_path: Path) -> None:
         ),
         ({"attention_bias": True}, "attention_bias=true is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported, only 'silu'"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type 'yarn' is not supported"),
-        ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_type 'dynamic' is not supported"),
+        (
+            {"rope_scaling": {"type": "su", "factor": 2.0}},
+            "rope_type 'su' is not supported; supported are default",
+        ),
+        ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_type 'dynamic' needs factor"),
+        ({"rope_scaling": {"type": "yarn", "factor": 0.5}}, "factor=0.5: it must be a number of at least 1"),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
+            "short_factor must be a list of 4 numbers",
+        ),
+        (
+            {
+                "rope_scaling": {"type": "yarn", "factor": 4.0},
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+            },
+            "rope_type is yarn in the spelling of transformers 4 (rope_scaling, rope_theta), default in that of",
+        ),
+        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "for each kind of layer (full_attention)"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported, only 1"),
         ({"layer_types": ["full_attention", "sliding_attention"] * 2}, "layers with sliding_attention are not supp"),
         ({"vocab_size": 11}, "has token ids up to 11, but the model embeds only 11"),
     ],

@@ -101,14 +101,14 @@ def test_end_of_sequence_ids(model_dir: Path, tokenizer: PreTrainedTokenizerFast
 
 def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere is not a directory with a Hugging Face model"):
-        load_model(tmp_path / "nowhere", dtype=torch.float32, device="cpu")
+        load_model(tmp_path / "nowhere", dtype=torch.float32, device="cpu", max_model_len=64)
 
 
 def test_damaged_weights_are_refused(model_dir: Path) -> None:
     weights = model_dir / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match="holds no readable model") as error:
-        load_model(model_dir, dtype=torch.float32, device="cpu")
+        load_model(model_dir, dtype=torch.float32, device="cpu", max_model_len=64)
     assert "\n" not in str(error.value)
 
 
@@ -117,7 +117,7 @@ def test_pickled_weights_are_refused(model_dir: Path) -> None:
     (model_dir / "model.safetensors").unlink()
     torch.save(tensors, model_dir / "pytorch_model.bin")
     with pytest.raises(UserError, match="safetensors"):
-        load_model(model_dir, dtype=torch.float32, device="cpu")
+        load_model(model_dir, dtype=torch.float32, device="cpu", max_model_len=64)
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected", "mismatched"])
@@ -133,5 +133,5 @@ def test_weights_that_do_not_fit_are_named(model_dir: Path, change: str) -> None
         tensors[name] = torch.ones(3, 3)
     save_file(tensors, model_dir / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=name) as error:
-        load_model(model_dir, dtype=torch.float32, device="cpu")
+        load_model(model_dir, dtype=torch.float32, device="cpu", max_model_len=64)
     assert "\n" not in str(error.value)

@@ -31,6 +31,7 @@ from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import RolloutConfig, TransformersEngineConfig, VLLMEngineConfig
 from nemo_ibtpo.rollout.embedded.sampling import sampling_logprobs
 from nemo_ibtpo.rollout.engine import SamplingParams
+from nemo_ibtpo.rollout.factory import load_model
 from nemo_ibtpo.rollout.transport.host_writer import HostWriter
 from nemo_ibtpo.rollout.transport.shared_memory import SharedMemoryTransport
 from nemo_ibtpo.rollout.vllm import checks
@@ -215,18 +216,55 @@ def test_a_rollout_says_what_its_tokens_were_drawn_from(engine: VLLMEngine) -> N
     assert len(sizes) > 3 and max(sizes) <= 20
 
 
+# Positions of which one head of 32 channels has 16 frequencies, trained on 16 tokens.
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0] * 16,
+    "long_factor": [1.0 + 0.2 * i for i in range(16)],
+    "original_max_position_embeddings": 16,
+    "attention_factor": 1.3,
+    "rope_theta": 500.0,
+}
+YARN = {"rope_type": "yarn", "factor": 8, "original_max_position_embeddings": 16, "rope_theta": 500.0}
+DYNAMIC = {"rope_type": "dynamic", "factor": 8, "rope_theta": 500.0}
+
+
+def scaled(directory: Path, model: PreTrainedModel, rope: dict[str, Any], positions: int) -> PreTrainedModel:
+    """Write the model's weights with other rotary positions; what transformers makes of it at 128 tokens."""
+    model.save_pretrained(directory)
+    file = directory / "config.json"
+    values = json.loads(file.read_text()) | {"rope_parameters": rope, "max_position_embeddings": positions}
+    file.write_text(json.dumps(values))
+    return load_model(directory, dtype=model.dtype, device="cpu", max_model_len=128).eval()
+
+
 @pytest.mark.parametrize(
-    ("family", "dtype", "atol"),
-    [("qwen3", torch.bfloat16, 0.1), ("qwen3_moe", torch.float32, 1e-3)],
-    ids=["bfloat16", "experts"],
+    ("family", "dtype", "atol", "rope", "positions"),
+    [
+        ("qwen3", torch.bfloat16, 0.1, YARN, 16),
+        ("qwen3_moe", torch.float32, 1e-3, LONGROPE, 128),
+        ("qwen3", torch.float32, 1e-3, DYNAMIC, 16),
+    ],
+    ids=["bfloat16 and yarn", "experts and longrope", "dynamic"],
 )
 def test_other_models_follow_an_update(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, family: str, dtype: torch.dtype, atol: float
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    family: str,
+    dtype: torch.dtype,
+    atol: float,
+    rope: dict[str, Any],
+    positions: int,
 ) -> None:
-    """bfloat16 is packed in another form, and experts are stacked; vLLM's own reload leaves the old ones there."""
+    """bfloat16 is packed in another form, and experts are stacked; vLLM's own reload leaves the old ones there.
+
+    Their rotary positions are scaled: all sequences are rotated as one of the longest, 128 tokens.
+    """
     pytest.importorskip("vllm", reason="vLLM is not installed")
-    old, new = (random_model(family, seed, dtype, head_dim=32) for seed in (0, 1))
-    old.save_pretrained(tmp_path / "model")
+    old, new = (
+        scaled(tmp_path / name, random_model(family, seed, dtype, head_dim=32), rope, positions)
+        for seed, name in enumerate(("model", "other"))
+    )
     tokenizer.save_pretrained(tmp_path / "model")
     engine = start(tmp_path / "model", dtype=dtype)
     try:

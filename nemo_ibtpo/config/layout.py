@@ -12,7 +12,7 @@ from nemo_ibtpo.config.refusals import divisors, refuse_if
 from nemo_ibtpo.config.rope import positions
 from nemo_ibtpo.config.schema import RunConfig
 
-_GPU_BLOCK = 128  # tokens of a block of FlexAttention
+GPU_BLOCK = 128  # tokens of a block of FlexAttention
 
 
 def trajectory_tokens(config: RunConfig) -> int:
@@ -54,9 +54,9 @@ def check_world_size(config: RunConfig, world_size: int) -> None:
     )
     context, budget = actor.context_parallel_size, actor.max_tokens_per_microbatch
     refuse_if(
-        actor.device != "cpu" and context > 1 and budget < context * _GPU_BLOCK,
+        actor.device != "cpu" and context > 1 and budget < context * GPU_BLOCK,
         f"actor.max_tokens_per_microbatch={budget} leaves some of actor.context_parallel_size={context} ranks "
-        f"without a token: they share blocks of {_GPU_BLOCK}; use at least {context * _GPU_BLOCK}",
+        f"without a token: they share blocks of {GPU_BLOCK}; use at least {context * GPU_BLOCK}",
     )
     chunks = actor.virtual_pipeline_model_parallel_size
     refuse_if(

@@ -9,6 +9,7 @@ from typing import Any
 
 from nemo_ibtpo.config.batch_plan import batch_plan
 from nemo_ibtpo.planning.assumptions import GIB, Assumptions
+from nemo_ibtpo.planning.longest_paths import RECOMPUTE, RESPONSES, LongestPath, least_that_hold, longest_paths
 from nemo_ibtpo.planning.planner import Plan
 
 Suggestion = tuple[dict[str, Any], Plan] | None
@@ -24,6 +25,8 @@ def as_text(plan: Plan, source: str, assumptions: Assumptions, suggestion: Sugge
             *_memory(plan, assumptions),
             "",
             *_seconds(plan),
+            "",
+            *_longest_paths(plan, assumptions),
             "",
             *_verdict(plan, suggestion, assumptions),
             "",
@@ -49,6 +52,7 @@ def as_json(plan: Plan, source: str, assumptions: Assumptions, suggestion: Sugge
             "host_bytes": dict(plan.memory.host),
             "tokens": dataclasses.asdict(plan.work),
             "seconds": dict(plan.seconds),
+            "longest_paths": [dataclasses.asdict(path) for path in _paths(plan, assumptions)],
             "step_seconds": plan.step_seconds,
             "suggestion": None if suggestion is None else _suggested(suggestion),
             "assumptions": dataclasses.asdict(assumptions),
@@ -78,6 +82,27 @@ def _seconds(plan: Plan) -> Iterator[str]:
         f"{plan.step_seconds:,.1f} s"
     )
     yield "  " + ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in plan.seconds.items())
+
+
+def _paths(plan: Plan, assumptions: Assumptions) -> tuple[LongestPath, ...]:
+    return longest_paths(plan.config, plan.shape, plan.world_size, assumptions)
+
+
+def _longest_paths(plan: Plan, assumptions: Assumptions) -> Iterator[str]:
+    paths, prompt = _paths(plan, assumptions), plan.config.data.max_prompt_tokens
+    yield "longest path that log-probs and training hold, prompt included, in tokens, by actor.recompute"
+    yield "  context-parallel ranks" + "".join(f"{kind:>12}" for kind in RECOMPUTE)
+    for path in paths:
+        gpus = "" if path.gpus == plan.world_size else f"   on {path.gpus} GPUs"
+        yield f"  {path.context:<22}" + "".join(f"{path.tokens[kind]:12,}" for kind in RECOMPUTE) + gpus
+    for response in RESPONSES:
+        least = [f"{kind} on {path.context}" for kind, path in least_that_hold(paths, prompt + response)]
+        held = ", ".join(least) if least else f"none of these on up to {paths[-1].context} ranks"
+        yield f"  responses of {response // 1024}k: {held}"
+    yield (
+        f"  beside this, the engine has room for {plan.memory.engine.cache_tokens:,} tokens and the model "
+        f"{plan.positions:,} positions"
+    )
 
 
 def _verdict(plan: Plan, suggestion: Suggestion, assumptions: Assumptions) -> Iterator[str]:

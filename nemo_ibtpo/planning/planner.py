@@ -12,6 +12,7 @@ from typing import Any
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.layout import check_model, check_world_size, fewest_ranks, trajectory_tokens
+from nemo_ibtpo.config.rope import positions
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.planning.assumptions import Assumptions
 from nemo_ibtpo.planning.memory import MemoryPlan, plan_memory, shortage
@@ -27,6 +28,7 @@ class Plan:
     """What a configuration amounts to.
 
     Attributes:
+        positions: tokens of the longest sequence that the model is made for.
         seconds: of each phase of a step.
         problem: why it does not fit; None if it does.
     """
@@ -34,6 +36,7 @@ class Plan:
     config: RunConfig
     world_size: int
     shape: ModelShape
+    positions: int
     layout: Layout
     work: Work
     memory: MemoryPlan
@@ -69,7 +72,7 @@ def make_plan(
     memory = plan_memory(config, shape, layout, work.passes, assumptions)
     seconds = predict_seconds(config, shape, layout, world_size, work, memory.engine, assumptions)
     problem = shortage(config, memory, assumptions)
-    return Plan(config, world_size, shape, layout, work, memory, seconds, problem)
+    return Plan(config, world_size, shape, positions(hf_config), layout, work, memory, seconds, problem)
 
 
 def default_world_size(config: RunConfig) -> int:

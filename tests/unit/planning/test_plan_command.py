@@ -70,10 +70,31 @@ def test_what_fits_gets_no_suggestion(recipe: str, capsys: pytest.CaptureFixture
     assert plan["suggestion"] is None
 
 
+@pytest.mark.parametrize(("context", "recompute"), [(1, "full"), (4, "selective")])
+def test_the_longest_path_fits_and_one_block_more_does_not(
+    recipe: str, capsys: pytest.CaptureFixture[str], context: int, recompute: str
+) -> None:
+    row = next(row for row in planned(capsys, recipe)["longest_paths"] if row["context"] == context)
+    assert row["gpus"] == 16
+    for tokens, fits in ((row["tokens"][recompute], True), (row["tokens"][recompute] + 128 * context, False)):
+        words = [f"actor.recompute={recompute}", f"actor.context_parallel_size={context}"]
+        memory = planned(capsys, recipe, *words, f"actor.max_tokens_per_microbatch={tokens}")["memory_bytes"]
+        assert (max(sum(memory[name].values()) for name in ("log-probs", "train")) <= 79.1 * 2**30) == fits
+
+
 def test_text(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", recipe, "actor.recompute=full"]) == 0
     text = capsys.readouterr().out
-    for part in ("batch plan of 'mine-2n8g'", "sampling", "log-probs", "train", "refit", "a step of", "mfu 0.35"):
+    for part in (
+        "batch plan of 'mine-2n8g'",
+        "sampling",
+        "log-probs",
+        "train",
+        "refit",
+        "a step of",
+        "responses of 32k: ",
+        "mfu 0.35",
+    ):
         assert part in text
 
 

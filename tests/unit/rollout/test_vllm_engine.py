@@ -226,7 +226,6 @@ LONGROPE = {
     "rope_theta": 500.0,
 }
 YARN = {"rope_type": "yarn", "factor": 8, "original_max_position_embeddings": 16, "rope_theta": 500.0}
-DYNAMIC = {"rope_type": "dynamic", "factor": 8, "rope_theta": 500.0}
 
 
 def scaled(directory: Path, model: PreTrainedModel, rope: dict[str, Any], positions: int) -> PreTrainedModel:
@@ -243,9 +242,8 @@ def scaled(directory: Path, model: PreTrainedModel, rope: dict[str, Any], positi
     [
         ("qwen3", torch.bfloat16, 0.1, YARN, 16),
         ("qwen3_moe", torch.float32, 1e-3, LONGROPE, 128),
-        ("qwen3", torch.float32, 1e-3, DYNAMIC, 16),
     ],
-    ids=["bfloat16 and yarn", "experts and longrope", "dynamic"],
+    ids=["bfloat16 and yarn", "experts and longrope"],
 )
 def test_other_models_follow_an_update(
     tmp_path: Path,

@@ -7,7 +7,7 @@ a rule. Both finish in an order of their own.
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from strategies import IB
 
@@ -62,7 +62,7 @@ class RandomWriter:
             return []
         return [self.write(self.waiting.pop(self.order.randrange(len(self.waiting))))]
 
-    def progress(self, request_ids: Collection[Hashable]) -> dict[Hashable, int]:
+    def progress(self, at_least: Mapping[Hashable, int]) -> dict[Hashable, int]:
         return {}
 
     def write(self, request: RolloutRequest) -> Rollout:
@@ -100,10 +100,11 @@ class SlowWriter(RandomWriter):
                 self.drawn[request.request_id] = self.reported[request.request_id] = drawn
         return finished
 
-    def progress(self, request_ids: Collection[Hashable]) -> dict[Hashable, int]:
+    def progress(self, at_least: Mapping[Hashable, int]) -> dict[Hashable, int]:
         if not self.reports or self.order.random() < 0.3:
             return {}
-        return {id_: self.reported[id_] for id_ in request_ids if id_ in self.reported and self.order.random() < 0.8}
+        reported = {id_: self.reported[id_] for id_ in at_least if id_ in self.reported and self.order.random() < 0.8}
+        return {id_: count for id_, count in reported.items() if count >= at_least[id_]}
 
     def cut(self, at_least: Mapping[Hashable, int]) -> list[Unfinished]:
         cut = []

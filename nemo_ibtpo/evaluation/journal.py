@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -165,8 +165,8 @@ class JournaledSource(RolloutSource):
             self._journal.append([(self._seeds.pop(rollout.request_id), rollout) for rollout in sampled])
         return ready + sampled
 
-    def progress(self, request_ids: Collection[Hashable]) -> Mapping[Hashable, int]:
-        return self._source.progress(request_ids)
+    def progress(self, at_least: Mapping[Hashable, int]) -> Mapping[Hashable, int]:
+        return self._source.progress(at_least)
 
     def cut(self, at_least: Mapping[Hashable, int]) -> list[Unfinished]:
         raise RuntimeError("an evaluation samples every response to its end")

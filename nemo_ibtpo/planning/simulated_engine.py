@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nemo_ibtpo.planning.engine_model import EngineModel
@@ -30,10 +30,16 @@ LengthOf = Callable[[RolloutRequest], int]
 class _Sequence:
     request: RolloutRequest
     length: int
+    engine: _Engine
     drawn: int = 0  # when it was admitted last, or cut
     since: int = 0  # quantum of its engine at that moment
     prefix: int = 0  # of it, what had to be computed
     running: bool = False
+
+    @property
+    def far(self) -> int:
+        """Tokens drawn so far."""
+        return self.drawn + (self.engine.quanta - self.since if self.running else 0)
 
 
 @dataclass(slots=True)
@@ -90,24 +96,21 @@ class _Engine:
         ended = []
         while self.ends and self.ends[0][0] <= self.quanta:
             sequence = heapq.heappop(self.ends)[2]
-            if sequence.running and sequence.drawn + self.quanta - sequence.since >= sequence.length:
-                self._leave(sequence)
+            if sequence.running and sequence.far >= sequence.length:
+                self.leave(sequence)
                 ended.append(sequence)
         while self.held + len(self.running) > self.model.cache_tokens // self.quantum and len(self.running) > 1:
             youngest = next(reversed(self.running.values()))
-            self._leave(youngest)
+            self.leave(youngest)
             self.queue.appendleft(youngest)
         return ended
 
-    def _leave(self, sequence: _Sequence) -> None:
-        sequence.drawn = self.drawn(sequence)
+    def leave(self, sequence: _Sequence) -> None:
+        sequence.drawn = sequence.far
         sequence.running = False
         del self.running[sequence.request.request_id]
         self.seen -= len(sequence.request.prefix) + sequence.drawn
         self.held -= sequence.drawn + sequence.prefix
-
-    def drawn(self, sequence: _Sequence) -> int:
-        return sequence.drawn + (self.quanta - sequence.since if sequence.running else 0)
 
     def remember(self, request: RolloutRequest, tokens: tuple[int, ...]) -> None:
         self.known.setdefault(_tree(request.request_id), []).append(request.prefix + tokens)
@@ -159,9 +162,8 @@ class SimulatedEngines:
         """Accept requests."""
         for request in requests:
             length = min(self._length_of(request), request.max_new_tokens)
-            sequence = _Sequence(request, length)
-            self._sequences[request.request_id] = sequence
             engine = self._engine(request.request_id)
+            sequence = self._sequences[request.request_id] = _Sequence(request, length, engine)
             if not engine.running and not engine.queue:
                 engine.now = max(engine.now, self._seconds)
             engine.queue.append(sequence)
@@ -181,18 +183,18 @@ class SimulatedEngines:
         self._seconds = max(self._seconds, before)
         return [self._finish(engine, sequence) for sequence in ended]
 
-    def progress(self, request_ids: Collection[Hashable]) -> Mapping[Hashable, int]:
+    def progress(self, at_least: Mapping[Hashable, int]) -> Mapping[Hashable, int]:
         """How far requests are."""
-        return {id_: self._drawn(self._sequences[id_]) for id_ in request_ids if id_ in self._sequences}
+        drawn = ((id_, count, self._sequences.get(id_)) for id_, count in at_least.items())
+        return {id_: far for id_, count, one in drawn if one and (far := one.far) >= count}
 
     def cut(self, at_least: Mapping[Hashable, int]) -> list[Unfinished]:
         """End all requests."""
         cut = []
         for request_id, sequence in self._sequences.items():
-            engine, drawn = self._engine(request_id), self._drawn(sequence)
-            cut.append(Unfinished(request_id, *self._text(drawn)))
+            cut.append(Unfinished(request_id, *self._text(sequence.far)))
             if sequence.running:
-                engine._leave(sequence)
+                sequence.engine.leave(sequence)
         self._sequences.clear()
         for engine in self._engines:
             engine.queue.clear()
@@ -213,9 +215,6 @@ class SimulatedEngines:
         self._next_token += length
         offset = first * 37 % 2048
         return tuple(range(first, first + length)), self._logprobs[offset : offset + length]
-
-    def _drawn(self, sequence: _Sequence) -> int:
-        return self._engine(sequence.request.request_id).drawn(sequence)
 
     def _engine(self, request_id: Hashable) -> _Engine:
         return self._engines[hash(_tree(request_id)) % len(self._engines)]

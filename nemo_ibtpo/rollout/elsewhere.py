@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from nemo_ibtpo.rollout.engine import EngineStats, SamplingParams
 from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest, Unfinished
@@ -31,7 +31,7 @@ class EngineElsewhere:
         """Nothing, ever."""
         return []
 
-    def progress(self, request_ids: Collection[Hashable]) -> Mapping[Hashable, int]:
+    def progress(self, at_least: Mapping[Hashable, int]) -> Mapping[Hashable, int]:
         """Nothing, ever."""
         return {}
 

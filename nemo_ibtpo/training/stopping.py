@@ -5,7 +5,7 @@ Safe points are the beginning of a step, sampling, and the moment before a step'
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from nemo_ibtpo.checkpoints.stopping import StopRequest, reason
@@ -72,9 +72,9 @@ class _InterruptibleSource:
             raise StoppedError(reason(self._request.code))
         return self._source.poll()
 
-    def progress(self, request_ids: Collection[Hashable]) -> Mapping[Hashable, int]:
+    def progress(self, at_least: Mapping[Hashable, int]) -> Mapping[Hashable, int]:
         """How far requests are."""
-        return self._source.progress(request_ids)
+        return self._source.progress(at_least)
 
     def cut(self, at_least: Mapping[Hashable, int]) -> list[Unfinished]:
         """End all requests."""

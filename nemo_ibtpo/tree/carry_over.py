@@ -136,31 +136,31 @@ def grow_until_closed(
             version=closing.version,
             sampled=tree.sampled,
         )
-        share.started[index] = tick
+        share.started[index] = share.earliest[index] = tick
         work.add(growing)
 
     for index in trees:
         if index < closing.in_flight:
             start(index, 0)
     last_exchange = -math.inf
-    closed: tuple[int, set[int]] | None = None
-    while closed is None:
+    settled = _Settled({}, 0, math.inf, None)
+    while settled.closed is None:
         _, touched = work.turn()
-        if on_turn is not None:
-            on_turn(sum(growing.is_complete for growing in work.growing.values()))
         share.note(touched)
-        if exchange is alone and not share.unsettled:  # it has nothing new to tell itself
-            continue
+        if on_turn is not None:
+            on_turn(len(share.complete))
         if now() - last_exchange < exchange_period_s:
             continue
-        work.take_reports(share.behind(math.inf if exchange is not alone else min(share.unsettled.values())))
+        unsettled = min(settled.unsettled, share.first_complete(settled.before))
+        if exchange is alone and unsettled == math.inf:  # it has nothing new to tell itself
+            continue
+        share.note(work.take_reports(share.behind(unsettled)))
         settled = _settled(exchange(share.horizon()), closing, start_delay)
         last_exchange = now()
-        share.settle(settled)
         for index, tick in settled.starts.items():
             if index in trees and index not in share.started:
                 start(index, tick)
-        closed = settled.closed
+    closed = settled.closed
     tick, trained = closed
     cut_at = {index: trees[index].clock + tick - began for index, began in share.started.items()}
     work.cut(cut_at)
@@ -194,7 +194,7 @@ class _Share:
     Attributes:
         started: tick at which each was started.
         complete: tick at which each was complete.
-        unsettled: those of them that something may still come before.
+        earliest: tick at which something may happen next to each of the others.
     """
 
     trees: Mapping[int, CarriedTree]
@@ -202,35 +202,39 @@ class _Share:
     work: WorkInFlight
     started: dict[int, int] = field(default_factory=dict)
     complete: dict[int, int] = field(default_factory=dict)
-    unsettled: dict[int, int] = field(default_factory=dict)
+    earliest: dict[int, int] = field(default_factory=dict)
 
     def note(self, touched: Sequence[GrowingTree]) -> None:
-        """Take down which trees are complete."""
+        """Take down which trees are complete, and how far the others are."""
         for growing in touched:
-            if growing.is_complete and growing.key not in self.complete:
-                tick = max(self.started[growing.key], self._tick(growing))
-                self.complete[growing.key] = self.unsettled[growing.key] = tick
+            index = growing.key
+            if not growing.is_complete:
+                self.earliest[index] = growing.earliest + self._shift(index)
+            elif index not in self.complete:
+                self.earliest.pop(index, None)
+                self.complete[index] = max(self.started[index], growing.earliest + self._shift(index))
 
-    def behind(self, tick: float) -> list[GrowingTree]:
-        """Trees to which something may happen up to a tick."""
-        growing = (one for one in self.work.growing.values() if one.key not in self.complete)
-        return [one for one in growing if self._tick(one) <= tick]
+    def first_complete(self, tick: float) -> float:
+        """The first tick from this one on at which a tree was complete; infinite if there is none."""
+        return min((one for one in self.complete.values() if one >= tick), default=math.inf)
+
+    def behind(self, tick: float) -> dict[int, int]:
+        """Trees to which something may happen up to a tick; that tick of their own clocks. None if it is infinite."""
+        if tick == math.inf:
+            return {}
+        return {index: int(tick) - self._shift(index) for index, earliest in self.earliest.items() if earliest <= tick}
 
     def horizon(self) -> Horizon:
         """See :class:`Horizon`."""
-        open_trees = (one for one in self.work.growing.values() if one.key not in self.complete)
         return Horizon(
             tuple((tick, index) for index, tick in self.complete.items()),
-            min(map(self._tick, open_trees), default=math.inf),
+            min(self.earliest.values(), default=math.inf),
             len(self.started),
         )
 
-    def settle(self, settled: _Settled) -> None:
-        """Take down what nothing can come before any more."""
-        self.unsettled = {index: tick for index, tick in self.unsettled.items() if tick >= settled.before}
-
-    def _tick(self, growing: GrowingTree) -> int:
-        return growing.earliest - self.trees[growing.key].clock + self.started[growing.key]
+    def _shift(self, index: int) -> int:
+        """Ticks of the step's clock over those of the tree's."""
+        return self.started[index] - self.trees[index].clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,11 +244,14 @@ class _Settled:
     Attributes:
         starts: the tick at which each further tree is started, by index.
         before: everything before this tick is known.
+        unsettled: the first tick at which a tree was complete and that something may still come before; infinite if
+            there is none.
         closed: the tick at which the step closes and the trees that it trains; None while that is open.
     """
 
     starts: Mapping[int, int]
     before: float
+    unsettled: float
     closed: tuple[int, set[int]] | None
 
 
@@ -259,10 +266,11 @@ def _settled(horizons: Sequence[Horizon], closing: Closing, start_delay: int) ->
         starts[index] = tick + start_delay  # the k-th tree to be complete makes room for the k-th that waits
         if index >= started:  # its owner has not started it yet: anything may happen from the next tick on
             earliest = min(earliest, tick + start_delay + 1)
+    unsettled = min((tick for tick, _ in complete if tick >= earliest), default=math.inf)
     if len(complete) < closing.trees or not closing.waited_for <= {index for _, index in complete}:
-        return _Settled(starts, earliest, None)
+        return _Settled(starts, earliest, unsettled, None)
     tick = max([complete[closing.trees - 1][0], *(tick for tick, index in complete if index in closing.waited_for)])
     if tick >= earliest:
-        return _Settled(starts, earliest, None)
+        return _Settled(starts, earliest, unsettled, None)
     by_then = sorted((index not in closing.waited_for, end, index) for end, index in complete if end <= tick)
-    return _Settled(starts, earliest, (tick, {index for _, _, index in by_then[: closing.trees]}))
+    return _Settled(starts, earliest, unsettled, (tick, {index for _, _, index in by_then[: closing.trees]}))

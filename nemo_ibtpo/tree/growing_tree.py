@@ -164,13 +164,22 @@ class GrowingTree:
         """Whether a request is not answered."""
         return any(trajectory.awaited is not None for trajectory in self._running)
 
-    def unanswered(self, *, only_in_the_way: bool) -> list[tuple[int, int]]:
-        """Ids of the requests whose progress matters: all, or those that may end before one that has ended."""
-        awaited = [trajectory for trajectory in self._running if trajectory.awaited is not None]
-        if only_in_the_way:
-            ended = [trajectory.end for trajectory in self._running if trajectory.awaited is None]
-            awaited = [trajectory for trajectory in awaited if ended and trajectory.end < min(ended)]
-        return [(self.key, trajectory.number) for trajectory in awaited]
+    def in_the_way(self) -> dict[tuple[int, int], int]:
+        """Requests that may still end before a sequence that has ended, and the tokens that show that they do not."""
+        ended = min((trajectory.end for trajectory in self._running if trajectory.awaited is None), default=None)
+        return {} if ended is None else self._unless_past(*ended)
+
+    def behind(self, tick: int) -> dict[tuple[int, int], int]:
+        """Requests that may still end by a tick of this tree, and the tokens that show that they do not."""
+        return self._unless_past(tick, len(self._launched))
+
+    def _unless_past(self, tick: int, number: int) -> dict[tuple[int, int], int]:
+        """Unanswered requests that may end before trajectory ``number`` at a tick, and the tokens that they lack."""
+        return {
+            (self.key, one.number): tick - one.start - len(one.sampled.tokens) - (one.number > number)
+            for one in self._running
+            if one.awaited is not None and one.end < (tick, number)
+        }
 
     @property
     def sampled_tokens(self) -> int:

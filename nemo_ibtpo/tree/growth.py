@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nemo_ibtpo.tree.branching import BranchingStrategy
@@ -119,7 +119,8 @@ class WorkInFlight:
         self._rewards = rewards
         self._stall_timeout_s = stall_timeout_s
         self._has_window = has_window
-        self._in_the_way: dict[int, list[tuple[int, int]]] = {}  # by tree
+        self._in_the_way: dict[int, dict[tuple[int, int], int]] = {}  # by tree
+        self._wanted: dict[Hashable, int] = {}  # all of these
         self._last_arrival = time.monotonic()
         self._touched: dict[int, GrowingTree] = {}
 
@@ -131,7 +132,6 @@ class WorkInFlight:
     def remove(self, growing: GrowingTree) -> None:
         """Let a tree go that waits for nothing."""
         del self.growing[growing.key]
-        self._in_the_way.pop(growing.key, None)
 
     def turn(self) -> tuple[bool, list[GrowingTree]]:
         """Move what there is to be moved: whether a rollout or a reward arrived, and the trees that were touched.
@@ -143,17 +143,25 @@ class WorkInFlight:
         touched, self._touched = self._touched, {}
         self._advance(touched.values())
         rollouts = self._take_rollouts(touched)
-        if self._has_window:
-            self._take_reports(touched)
+        self._report(self._wanted, touched)
         scores = self._take_rewards(touched)
         self._advance(touched.values())
+        if self._has_window:
+            self._note_in_the_way(touched)
         self._wait(began, arrived=rollouts or scores)
         return rollouts or scores, list(touched.values())
 
-    def take_reports(self, trees: Iterable[GrowingTree]) -> None:
-        """Hear how far all sequences of these trees are, before anybody looks at :attr:`GrowingTree.earliest`."""
-        wanted = [id_ for growing in trees for id_ in growing.unanswered(only_in_the_way=False)]
-        self._report(wanted, self._touched)
+    def take_reports(self, ticks: Mapping[int, int]) -> list[GrowingTree]:
+        """Hear of sequences that are past a tick; the trees whose :attr:`GrowingTree.earliest` may have changed.
+
+        Args:
+            ticks: by the key of the tree, of its own clock.
+        """
+        heard: dict[int, GrowingTree] = {}
+        each = [self.growing[key].behind(tick) for key, tick in ticks.items()]
+        self._report({request_id: count for own in each for request_id, count in own.items()}, heard)
+        self._touched |= heard
+        return list(heard.values())
 
     def cut(self, ticks: Mapping[int, int]) -> None:
         """Stop growing: every sequence has been sampled up to its tree's tick, and every reward has come.
@@ -190,15 +198,18 @@ class WorkInFlight:
             touched[growing.key] = growing
         return bool(rollouts)
 
-    def _take_reports(self, touched: dict[int, GrowingTree]) -> None:
-        """Hear how far those sequences are that stand in the way of others."""
-        for key in touched:
-            self._in_the_way[key] = self.growing[key].unanswered(only_in_the_way=True)
-        self._report([request_id for ids in self._in_the_way.values() for request_id in ids], touched)
+    def _note_in_the_way(self, touched: Mapping[int, GrowingTree]) -> None:
+        """Take down whom to hear of in the next turn."""
+        for key, growing in touched.items():
+            for request_id in self._in_the_way.pop(key, ()):
+                del self._wanted[request_id]
+            if in_the_way := growing.in_the_way():
+                self._in_the_way[key] = in_the_way
+                self._wanted.update(in_the_way)
 
-    def _report(self, request_ids: Collection[Hashable], touched: dict[int, GrowingTree]) -> None:
-        if request_ids:
-            for request_id, count in self._source.progress(request_ids).items():
+    def _report(self, at_least: Mapping[Hashable, int], touched: dict[int, GrowingTree]) -> None:
+        if at_least:
+            for request_id, count in self._source.progress(at_least).items():
                 growing, number = self._find(request_id, "the sampler reported a request")
                 growing.report(number, count)
                 touched[growing.key] = growing

@@ -6,7 +6,7 @@ sampler in a test as well as by vLLM.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -73,10 +73,13 @@ class RolloutSource(Protocol):
     def poll(self) -> list[Rollout]:
         """Advance the work a little and return what has finished since the last call (perhaps nothing)."""
 
-    def progress(self, request_ids: Collection[Hashable]) -> Mapping[Hashable, int]:
-        """Tokens drawn so far, at least, for those of these requests that go on.
+    def progress(self, at_least: Mapping[Hashable, int]) -> Mapping[Hashable, int]:
+        """Tokens drawn so far, at least, for those requests that have so many and go on.
 
         Reports may come late or be left out: growth waits longer then, and grows the same trees.
+
+        Args:
+            at_least: tokens from which on somebody wants to hear of a request.
         """
 
     def cut(self, at_least: Mapping[Hashable, int]) -> list[Unfinished]:

@@ -17,8 +17,9 @@ Invariants (asserted by ``tests/unit/rollout/``):
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -144,10 +145,10 @@ class TransformersEngine:
             finished += self._decode_step()
         return finished
 
-    def progress(self, request_ids: Collection[Hashable]) -> Mapping[Hashable, int]:
-        """Tokens drawn so far for those of the requests that run."""
+    def progress(self, at_least: Mapping[Hashable, int]) -> Mapping[Hashable, int]:
+        """Tokens drawn so far for those of the requests that run and have so many."""
         drawn = zip(self._batch.requests, self._batch.sampled.tolist(), strict=True)
-        return {request.request_id: count for request, count in drawn if request.request_id in request_ids}
+        return {one.request_id: count for one, count in drawn if count >= at_least.get(one.request_id, math.inf)}
 
     @torch.inference_mode()
     def cut(self, at_least: Mapping[Hashable, int]) -> list[Unfinished]:
@@ -157,7 +158,9 @@ class TransformersEngine:
             UserError: as :meth:`poll`.
         """
         while any(
-            self.progress({id_}).get(id_, 0) < count for id_, count in at_least.items() if id_ in self._unfinished
+            count and not self.progress({id_: count})
+            for id_, count in at_least.items()
+            if id_ in self._unfinished
         ):
             self._finished = self.poll()
         cut = [self._batch.unfinished(row) for row in range(len(self._batch))]

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -210,12 +210,13 @@ class VLLMEngine:
                 self._replace(str(error))
         return rollouts
 
-    def progress(self, request_ids: Collection[Hashable]) -> Mapping[Hashable, int]:
-        """Tokens drawn so far, at least, for these requests, as far as the process has reported."""
+    def progress(self, at_least: Mapping[Hashable, int]) -> Mapping[Hashable, int]:
+        """Tokens drawn so far, at least, for requests that have so many, as far as the process has reported."""
         if not self._reports:
             self._reports = True
             self._process.send(Report())
-        return {request_id: self._drawn[request_id] for request_id in request_ids if request_id in self._drawn}
+        drawn = self._drawn
+        return {id_: drawn[id_] for id_, count in at_least.items() if drawn.get(id_, -1) >= count}
 
     def cut(self, at_least: Mapping[Hashable, int]) -> list[Unfinished]:
         """End all requests, each with at least so many tokens; see ``RolloutSource``.

@@ -175,8 +175,9 @@ def test_cut_requests_have_the_first_tokens_of_their_rollouts(make_engine: MakeE
     whole = drain(engine, requests)
     engine.submit(requests)
     engine.poll()
-    drawn = engine.progress(range(12))
+    drawn = engine.progress(dict.fromkeys(range(12), 8))
     assert drawn and set(drawn.values()) == {8}  # the steps of a poll; some wait for a row
+    assert engine.progress(dict.fromkeys(range(12), 9)) == {}
     cut = engine.cut({0: 8, 11: 9})
     rollouts = engine.poll()
     assert sorted([one.request_id for one in [*cut, *rollouts]]) == list(range(12))

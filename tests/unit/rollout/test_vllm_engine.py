@@ -347,7 +347,7 @@ def test_cut_requests_have_the_first_tokens_of_their_rollouts(engine: VLLMEngine
     rollouts: list[Rollout] = []
     while drawn.get(1, 0) < 10:
         rollouts += engine.poll()
-        drawn |= engine.progress(range(14))
+        drawn |= engine.progress(dict.fromkeys(range(14), 0))
     if killed:
         os.kill(engine.pid, signal.SIGKILL)
     cut = engine.cut({1: drawn[1], 2: 15, 13: 3})

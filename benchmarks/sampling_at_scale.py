@@ -2,13 +2,15 @@
 
 Two fleets of eight engines, with the memory and the speed that the planner works out for the recipes: an 8B model on
 one node, and a 70B model on eight nodes, eight GPUs an engine. Responses are log-normal, with a mean of 1,000 tokens
-and at most 2,048, or of 4,000 and at most 16,384; a branch samples a uniform share of a response. 64, 256 and 512
-prompts a step. Side by side: 8 and 12 independent responses, trees of 12 trajectories grown serially and with
-windows of 2, 4 and 8, and with a window of 4 also 1.25, 1.5 and 2 times the trees of a step in flight.
+and at most 2,048, or of 4,000 and at most 16,384; a branch samples a uniform share of a response. Side by side: 8 and
+12 independent responses, trees of 12 trajectories grown serially and with windows of 2, 4, 8 and 12, and with a window
+of 4 also 1.25, 1.5 and 2 times the trees of a step in flight.
 
-Lengths are counted in quanta of some tokens, so that it takes seconds. The last line is JSON: by fleet and prompts
-(the long responses marked), by sampler, wall time and tokens of a step over those of 8 independent responses, and the
-share of the engines' places that was taken over the step. What carry-over draws beyond a cut counts as tokens.
+Lengths are counted in quanta of some tokens, so that 64 prompts a step take a minute; `--prompts 64 256 512` takes a
+quarter of an hour. The last line is JSON: by fleet and prompts (the long responses marked), by sampler, wall time and
+tokens of a step over those of 8 independent responses, and the share of the engines' places that was taken over the
+step. What carry-over draws beyond a cut counts as tokens. `growth_share` is the share of a processor core that growth
+takes, the simulation left out, with 512 prompts a step on one engine that is asked after each of its decode steps.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from nemo_ibtpo.tree import growth
 from nemo_ibtpo.tree.branching import make_strategy
 from nemo_ibtpo.tree.carry_over import grow_until_closed
 from nemo_ibtpo.tree.growth import GrowthTask, grow
-from nemo_ibtpo.tree.rollouts import RolloutRequest
+from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest
 from nemo_ibtpo.tree.steps import FixedWidthSplitter
 from nemo_ibtpo.tree.trees_in_flight import TreesInFlight
 
@@ -44,11 +46,10 @@ growth._IDLE_S = 0.0  # virtual time does not pass while growth waits
 ENGINES = 8
 MAX_BATCH = 256
 PROMPT_TOKENS = 256
-STEP_QUANTA = 4  # of a reasoning step
 SIGMA = 0.7  # of the logarithm of a response's length
 FLEETS = {"8b": "ibtpo-llama-3.1-8b-instruct-1n8g-tp2pp1", "70b": "ibtpo-llama-3.3-70b-instruct-8n8g-tp8pp4"}
-PROMPTS = (64, 256, 512)
-STEPS = (2, 3)  # of a run with carry-over: to get going, and measured
+STEPS = 3  # that are measured
+STEPS_BEFORE = 2  # with trees carried over, to get going
 EXCHANGE_PERIOD_S = 0.2  # engines hear no more often of trees that are complete
 START_DELAY = 64  # tokens, as in training
 
@@ -59,11 +60,13 @@ class Responses:
 
     Attributes:
         mean: of whole responses, the longest one cut to ``cap``.
+        step: tokens of a reasoning step.
         quantum: tokens that everything is counted in.
     """
 
     mean: int
     cap: int
+    step: int
     quantum: int
 
     @property
@@ -84,7 +87,7 @@ def _cut_mean(mu: float, cap: int) -> float:
     return math.exp(mu + SIGMA**2 / 2) * below(z - SIGMA) + cap * (1 - below(z))
 
 
-SHORT, LONG = Responses(1_000, 2_048, 16), Responses(4_000, 16_384, 64)
+RESPONSES = {"short": Responses(1_000, 2_048, 128, 32), "long": Responses(4_000, 16_384, 512, 128)}
 
 
 def engine_of(recipe: str) -> EngineModel:
@@ -129,9 +132,7 @@ def sampler(name: str, window: int | None = None, initial: int = 4, trajectories
     """The defaults with another window; steps are segments."""
     config = SamplerConfig(**defaults(f"sampler/{name}"))
     rounds = 1 + trajectories - initial if name == "ib" else 1
-    return replace(
-        config, initial_rollouts=initial, rounds=rounds, max_sequences_per_tree=window, min_new_tokens=STEP_QUANTA
-    )
+    return replace(config, initial_rollouts=initial, rounds=rounds, max_sequences_per_tree=window)
 
 
 SAMPLERS = {
@@ -141,6 +142,7 @@ SAMPLERS = {
     "window_2": (sampler("ib", 2), 0.0),
     "window_4": (sampler("ib", 4), 0.0),
     "window_8": (sampler("ib", 8), 0.0),
+    "window_12": (sampler("ib", 12), 0.0),
     "carry_1.25": (sampler("ib", 4), 0.25),
     "carry_1.5": (sampler("ib", 4), 0.5),
     "carry_2": (sampler("ib", 4), 1.0),
@@ -155,35 +157,64 @@ class Cost:
         wall_s: seconds of sampling.
         tokens: drawn.
         occupancy: share of the engines' places that was taken.
-        growth_s: processor time of growth, simulation included.
+        cpu_s: processor time of growth and simulation, of all steps.
     """
 
     wall_s: float
     tokens: float
     occupancy: float
-    growth_s: float
+    cpu_s: float
+
+
+class TimedEngines(SimulatedEngines):
+    """Engines that know what processor time simulating them takes."""
+
+    simulation_s = 0.0
+
+    def poll(self) -> list[Rollout]:
+        """See :class:`SimulatedEngines`."""
+        began = time.process_time()
+        rollouts = super().poll()
+        self.simulation_s += time.process_time() - began
+        return rollouts
 
 
 def simulate(
-    model: EngineModel, responses: Responses, prompts: int, config: SamplerConfig, carry_over: float
+    model: EngineModel,
+    responses: Responses,
+    prompts: int,
+    config: SamplerConfig,
+    carry_over: float,
+    engines: SimulatedEngines | None = None,
+    steps: int = STEPS,
 ) -> Cost:
-    """Sample a step, or, with trees carried over, several."""
-    engines = SimulatedEngines(model, ENGINES, lengths(responses), responses.quantum)
+    """Sample so many steps, with trees carried over some others before; the mean of a step."""
+    engines = engines or SimulatedEngines(model, ENGINES, lengths(responses), responses.quantum)
+    config = replace(config, min_new_tokens=responses.step // responses.quantum)
     parts = {
         "source": engines,
         "rewards": Verdicts(),
         "strategy": make_strategy(config, IB_SCORE, responses.cap // responses.quantum),
-        "splitter": FixedWidthSplitter(STEP_QUANTA),
+        "splitter": FixedWidthSplitter(responses.step // responses.quantum),
         "max_new_tokens": responses.cap // responses.quantum,
     }
     began, tasks = time.process_time(), _tasks(PROMPT_TOKENS // responses.quantum)
+
+    def cost(before: tuple[float, int, float]) -> Cost:
+        seconds = engines.now - before[0]
+        places = (engines.places * engines.now - before[2] * before[0]) / seconds
+        tokens = (engines.sampled - before[1]) * responses.quantum
+        return Cost(seconds / steps, tokens / steps, places / MAX_BATCH, time.process_time() - began)
+
     if not carry_over:
-        grow([next(tasks) for _ in range(prompts)], seed=0, max_in_flight=prompts, **parts)
-        return _cost(engines, responses, (0.0, 0, 0.0), 1, began)
+        for step in range(steps):
+            grow([next(tasks) for _ in range(prompts)], seed=step, max_in_flight=prompts, **parts)
+            engines.synchronize()
+        return cost((0.0, 0, 0.0))
     in_flight = TreesInFlight(prompts, prompts + int(carry_over * prompts), max_policy_lag=8, updates_per_step=1)
     known: dict[str, GrowthTask] = {}
-    for step in range(sum(STEPS)):
-        if step == STEPS[0]:
+    for step in range(STEPS_BEFORE + steps):
+        if step == STEPS_BEFORE:
             before = engines.now, engines.sampled, engines.places
         drawn = [next(tasks) for _ in range(in_flight.missing)]
         known |= {task.prompt_id: task for task in drawn}
@@ -200,16 +231,15 @@ def simulate(
         )
         in_flight.end(step_of_trees.carried)
         engines.synchronize()
-    return _cost(engines, responses, before, STEPS[1], began)
+    return cost(before)
 
 
-def _cost(
-    engines: SimulatedEngines, responses: Responses, before: tuple[float, int, float], steps: int, began: float
-) -> Cost:
-    seconds = engines.now - before[0]
-    places = (engines.places * engines.now - before[2] * before[0]) / seconds
-    tokens = (engines.sampled - before[1]) * responses.quantum
-    return Cost(seconds / steps, tokens / steps, places / MAX_BATCH, time.process_time() - began)
+def growth_share(name: str) -> float:
+    """Share of a core that growth takes with 512 prompts a step on one engine, which draws token by token."""
+    model, responses = engine_of(FLEETS["8b"]), replace(RESPONSES["short"], step=64, quantum=1)
+    engine = TimedEngines(model, 1, lengths(responses), responses.quantum)
+    cost = simulate(model, responses, 512, *SAMPLERS[name], engine, steps=1)
+    return (cost.cpu_s - engine.simulation_s) / engine.now
 
 
 def _tasks(length: int) -> Iterator[GrowthTask]:
@@ -224,20 +254,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fleets", nargs="*", choices=FLEETS, default=list(FLEETS))
     parser.add_argument("--samplers", nargs="*", choices=SAMPLERS, default=list(SAMPLERS))
-    parser.add_argument("--prompts", nargs="*", type=int, default=PROMPTS)
+    parser.add_argument("--responses", nargs="*", choices=RESPONSES, default=list(RESPONSES))
+    parser.add_argument("--prompts", nargs="*", type=int, default=[64])
+    parser.add_argument("--growth-share", nargs="*", choices=SAMPLERS, default=["window_4"], metavar="SAMPLER")
     options = parser.parse_args()
     found: dict[str, dict[str, dict[str, float]]] = {}
     for fleet in options.fleets:
         model = engine_of(FLEETS[fleet])
-        for responses in (SHORT, LONG):
+        for mix in options.responses:
             for prompts in options.prompts:
                 costs = {
-                    name: simulate(model, responses, prompts, config, carry_over)
+                    name: simulate(model, RESPONSES[mix], prompts, config, carry_over)
                     for name, (config, carry_over) in SAMPLERS.items()
-                    if name in options.samplers
+                    if name in {"independent_8", *options.samplers}
                 }
                 base = costs["independent_8"]
-                setting = f"{fleet}_{prompts}" + ("_long" if responses is LONG else "")
+                setting = f"{fleet}_{prompts}" + ("_long" if mix == "long" else "")
                 found[setting] = {
                     name: {
                         "wall_ratio": round(cost.wall_s / base.wall_s, 3),
@@ -248,9 +280,10 @@ def main() -> None:
                 }
                 for name, cost in costs.items():
                     report(
-                        setting=setting, sampler=name, wall_s=cost.wall_s, cpu_s=cost.growth_s, **found[setting][name]
+                        setting=setting, sampler=name, wall_s=cost.wall_s, cpu_s=cost.cpu_s, **found[setting][name]
                     )
-    print(json.dumps(found))
+    shares = {name: round(growth_share(name), 4) for name in options.growth_share}
+    print(json.dumps(found | {"growth_share": shares}))
 
 
 if __name__ == "__main__":

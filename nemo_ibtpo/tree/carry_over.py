@@ -222,7 +222,9 @@ class _Share:
         """Trees to which something may happen up to a tick; that tick of their own clocks. None if it is infinite."""
         if tick == math.inf:
             return {}
-        return {index: int(tick) - self._shift(index) for index, earliest in self.earliest.items() if earliest <= tick}
+        return {
+            index: int(tick) - self._shift(index) for index, earliest in self.earliest.items() if earliest <= tick
+        }
 
     def horizon(self) -> Horizon:
         """See :class:`Horizon`."""

@@ -158,9 +158,7 @@ class TransformersEngine:
             UserError: as :meth:`poll`.
         """
         while any(
-            count and not self.progress({id_: count})
-            for id_, count in at_least.items()
-            if id_ in self._unfinished
+            count and not self.progress({id_: count}) for id_, count in at_least.items() if id_ in self._unfinished
         ):
             self._finished = self.poll()
         cut = [self._batch.unfinished(row) for row in range(len(self._batch))]

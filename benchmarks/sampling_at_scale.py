@@ -3,24 +3,24 @@
 Two fleets of eight engines, with the memory and the speed that the planner works out for the recipes: an 8B model on
 one node, and a 70B model on eight nodes, eight GPUs an engine. Responses are log-normal, with a mean of 1,000 tokens
 and at most 2,048, or of 4,000 and at most 16,384; a branch samples a uniform share of a response. Side by side: 8 and
-12 independent responses, trees of 12 trajectories grown serially and with windows of 2, 4, 8 and 12, and with a window
-of 4 also 1.25, 1.5 and 2 times the trees of a step in flight.
+12 independent responses, trees of 12 trajectories grown serially and with windows of 2, 4, 8 and 12, and, with a
+window of 4, also 1.25, 1.5 and 2 times the trees of a step in flight.
 
-Lengths are counted in quanta of some tokens, so that 64 prompts a step take a minute; `--prompts 64 256 512` takes a
-quarter of an hour. The last line is JSON: by fleet and prompts (the long responses marked), by sampler, wall time and
-tokens of a step over those of 8 independent responses, and the share of the engines' places that was taken over the
-step. What carry-over draws beyond a cut counts as tokens. `growth_share` is the share of a processor core that growth
-takes, the simulation left out, with 512 prompts a step on one engine that is asked after each of its decode steps.
+Lengths are counted in quanta of some tokens, so that 64 prompts a step take a minute of a processor core. The last
+line is JSON: by fleet and prompts (the long responses marked), by sampler, wall time and tokens of a step over those
+of 8 independent responses, the share of the engines' places that was taken over the step, and the seconds that
+`nemo-ibtpo plan` would predict over those that were simulated. What carry-over draws beyond a cut counts as tokens.
+`growth_share` is the share of a processor core that growth takes, the simulation left out, with 512 prompts a step on
+one engine that is asked after each of its decode steps.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 
 from measure import report
@@ -32,12 +32,14 @@ from nemo_ibtpo.planning.assumptions import Assumptions
 from nemo_ibtpo.planning.engine_model import EngineModel, engine_model
 from nemo_ibtpo.planning.memory import engine_memory
 from nemo_ibtpo.planning.model_shape import find_config, shape_of
+from nemo_ibtpo.planning.response_lengths import ResponseLengths, length_in_quanta
+from nemo_ibtpo.planning.sampling import TreeShape, sampling_seconds
 from nemo_ibtpo.planning.simulated_engine import SimulatedEngines
 from nemo_ibtpo.tree import growth
 from nemo_ibtpo.tree.branching import make_strategy
 from nemo_ibtpo.tree.carry_over import grow_until_closed
 from nemo_ibtpo.tree.growth import GrowthTask, grow
-from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest
+from nemo_ibtpo.tree.rollouts import Rollout
 from nemo_ibtpo.tree.steps import FixedWidthSplitter
 from nemo_ibtpo.tree.trees_in_flight import TreesInFlight
 
@@ -56,38 +58,23 @@ START_DELAY = 64  # tokens, as in training
 
 @dataclass(frozen=True)
 class Responses:
-    """Lengths in tokens.
+    """Of one kind.
 
     Attributes:
-        mean: of whole responses, the longest one cut to ``cap``.
+        lengths: in tokens.
         step: tokens of a reasoning step.
         quantum: tokens that everything is counted in.
     """
 
-    mean: int
-    cap: int
+    lengths: ResponseLengths
     step: int
     quantum: int
 
-    @property
-    def mu(self) -> float:
-        """Mean of the logarithm, so that cut responses have the mean."""
-        low, high = 0.0, math.log(self.cap)
-        while high - low > 1e-6:
-            middle = (low + high) / 2
-            low, high = (middle, high) if _cut_mean(middle, self.cap) < self.mean else (low, middle)
-        return low
 
-
-def _cut_mean(mu: float, cap: int) -> float:
-    def below(z: float) -> float:
-        return 0.5 * (1 + math.erf(z / math.sqrt(2)))
-
-    z = (math.log(cap) - mu) / SIGMA
-    return math.exp(mu + SIGMA**2 / 2) * below(z - SIGMA) + cap * (1 - below(z))
-
-
-RESPONSES = {"short": Responses(1_000, 2_048, 128, 32), "long": Responses(4_000, 16_384, 512, 128)}
+RESPONSES = {
+    "short": Responses(ResponseLengths(1_000, 2_048, SIGMA), 128, 32),
+    "long": Responses(ResponseLengths(4_000, 16_384, SIGMA), 512, 128),
+}
 
 
 def engine_of(recipe: str) -> EngineModel:
@@ -98,17 +85,12 @@ def engine_of(recipe: str) -> EngineModel:
     return engine_model(shape, memory, config.rollout.tensor_parallel_size, MAX_BATCH, assumptions)
 
 
-def lengths(responses: Responses) -> Callable[[RolloutRequest], int]:
-    """How long a continuation is, in quanta: a response's length, and of a branch a uniform share of one."""
-    mu, prompt = responses.mu, PROMPT_TOKENS // responses.quantum
-
-    def length_of(request: RolloutRequest) -> int:
-        rng = random.Random(request.seed)
-        whole = min(responses.cap, rng.lognormvariate(mu, SIGMA))
-        share = 1.0 if len(request.prefix) == prompt else rng.random()
-        return max(1, round(whole * share / responses.quantum))
-
-    return length_of
+def engines_for(model: EngineModel, responses: Responses, engines: int = ENGINES) -> SimulatedEngines:
+    """Engines that are idle, and sample such responses."""
+    prompt = PROMPT_TOKENS // responses.quantum
+    return SimulatedEngines(
+        model, engines, length_in_quanta(responses.lengths, prompt, responses.quantum), responses.quantum
+    )
 
 
 class Verdicts:
@@ -189,14 +171,15 @@ def simulate(
     steps: int = STEPS,
 ) -> Cost:
     """Sample so many steps, with trees carried over some others before; the mean of a step."""
-    engines = engines or SimulatedEngines(model, ENGINES, lengths(responses), responses.quantum)
+    engines = engines or engines_for(model, responses)
     config = replace(config, min_new_tokens=responses.step // responses.quantum)
+    longest = responses.lengths.cap // responses.quantum
     parts = {
         "source": engines,
         "rewards": Verdicts(),
-        "strategy": make_strategy(config, IB_SCORE, responses.cap // responses.quantum),
+        "strategy": make_strategy(config, IB_SCORE, longest),
         "splitter": FixedWidthSplitter(responses.step // responses.quantum),
-        "max_new_tokens": responses.cap // responses.quantum,
+        "max_new_tokens": longest,
     }
     began, tasks = time.process_time(), _tasks(PROMPT_TOKENS // responses.quantum)
 
@@ -234,10 +217,23 @@ def simulate(
     return cost(before)
 
 
+def planned(
+    model: EngineModel, responses: Responses, prompts: int, config: SamplerConfig, carry_over: float
+) -> float:
+    """Seconds of a step as `nemo-ibtpo plan` predicts them."""
+    branches = config.trajectories_per_prompt - config.initial_rollouts
+    shape = TreeShape(config.initial_rollouts, branches, 1, config.max_sequences_per_tree)
+    trees = prompts // ENGINES
+    in_flight = trees + int(carry_over * prompts) // ENGINES
+    return sampling_seconds(
+        model, ENGINES, trees, in_flight, shape, responses.lengths, PROMPT_TOKENS, carried=carry_over > 0
+    )
+
+
 def growth_share(name: str) -> float:
     """Share of a core that growth takes with 512 prompts a step on one engine, which draws token by token."""
     model, responses = engine_of(FLEETS["8b"]), replace(RESPONSES["short"], step=64, quantum=1)
-    engine = TimedEngines(model, 1, lengths(responses), responses.quantum)
+    engine = TimedEngines(model, 1, length_in_quanta(responses.lengths, PROMPT_TOKENS, 1), 1)
     cost = simulate(model, responses, 512, *SAMPLERS[name], engine, steps=1)
     return (cost.cpu_s - engine.simulation_s) / engine.now
 
@@ -268,6 +264,7 @@ def main() -> None:
                     for name, (config, carry_over) in SAMPLERS.items()
                     if name in {"independent_8", *options.samplers}
                 }
+                plans = {name: planned(model, RESPONSES[mix], prompts, *SAMPLERS[name]) for name in costs}
                 base = costs["independent_8"]
                 setting = f"{fleet}_{prompts}" + ("_long" if mix == "long" else "")
                 found[setting] = {
@@ -275,6 +272,7 @@ def main() -> None:
                         "wall_ratio": round(cost.wall_s / base.wall_s, 3),
                         "token_ratio": round(cost.tokens / base.tokens, 3),
                         "occupancy": round(cost.occupancy, 3),
+                        "planned_ratio": round(plans[name] / cost.wall_s, 3),
                     }
                     for name, cost in costs.items()
                 }

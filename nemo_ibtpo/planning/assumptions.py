@@ -36,6 +36,7 @@ class Assumptions:
     pcie_gb_s: float = _assumed(25.0, "copies between host and GPU, in GB/s")
     tensor_ms: float = _assumed(0.3, "time of a tensor of the refit beside its bytes, in ms")
     gpus_per_node: float = _assumed(8, "GPUs of a node")
+    length_sigma: float = _assumed(0.7, "spread of the logarithm of a response's length")
     branch_share: float = _assumed(0.5, "length of a branch's continuation over that of a whole response")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from nemo_ibtpo.config.batch_plan import batch_plan
 from nemo_ibtpo.planning.assumptions import GIB, Assumptions
 from nemo_ibtpo.planning.longest_paths import RECOMPUTE, RESPONSES, LongestPath, least_that_hold, longest_paths
-from nemo_ibtpo.planning.planner import Plan
+from nemo_ibtpo.planning.planner import Plan, twin_of
 
 Suggestion = tuple[dict[str, Any], Plan] | None
 
@@ -54,6 +54,7 @@ def as_json(plan: Plan, source: str, assumptions: Assumptions, suggestion: Sugge
             "seconds": dict(plan.seconds),
             "longest_paths": [dataclasses.asdict(path) for path in _paths(plan, assumptions)],
             "step_seconds": plan.step_seconds,
+            "grpo_step_seconds": None if (twin := twin_of(plan)) is None else twin.step_seconds,
             "suggestion": None if suggestion is None else _suggested(suggestion),
             "assumptions": dataclasses.asdict(assumptions),
         },
@@ -82,6 +83,11 @@ def _seconds(plan: Plan) -> Iterator[str]:
         f"{plan.step_seconds:,.1f} s"
     )
     yield "  " + ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in plan.seconds.items())
+    if twin := twin_of(plan):
+        yield (
+            f"GRPO at equal tokens, {twin.config.sampler.initial_rollouts} independent responses a prompt: about "
+            f"{twin.step_seconds:,.1f} s (rollout {twin.seconds['rollout']:,.1f} s)"
+        )
 
 
 def _paths(plan: Plan, assumptions: Assumptions) -> tuple[LongestPath, ...]:

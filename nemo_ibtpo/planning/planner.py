@@ -7,6 +7,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ class Plan:
 
     Attributes:
         positions: tokens of the longest sequence that the model is made for.
-        seconds: of each phase of a step.
         problem: why it does not fit; None if it does.
     """
 
@@ -40,8 +40,15 @@ class Plan:
     layout: Layout
     work: Work
     memory: MemoryPlan
-    seconds: Mapping[str, float]
     problem: str | None
+    assumptions: Assumptions
+
+    @cached_property
+    def seconds(self) -> Mapping[str, float]:
+        """Of each phase of a step."""
+        return predict_seconds(
+            self.config, self.shape, self.layout, self.world_size, self.work, self.memory.engine, self.assumptions
+        )
 
     @property
     def step_seconds(self) -> float:
@@ -70,9 +77,24 @@ def make_plan(
     shape, layout = shape_of(hf_config), layout_of(config, world_size)
     work = work_of(config, layout, assumptions, lengths.prompt, lengths.response)
     memory = plan_memory(config, shape, layout, work.passes, assumptions)
-    seconds = predict_seconds(config, shape, layout, world_size, work, memory.engine, assumptions)
     problem = shortage(config, memory, assumptions)
-    return Plan(config, world_size, shape, positions(hf_config), layout, work, memory, seconds, problem)
+    return Plan(config, world_size, shape, positions(hf_config), layout, work, memory, problem, assumptions)
+
+
+def twin_of(plan: Plan) -> Plan | None:
+    """The same with independent responses at equal tokens, as GRPO samples them; None for a plan without branches."""
+    sampler, share = plan.config.sampler, plan.assumptions.branch_share
+    branches = sampler.trajectories_per_prompt - sampler.initial_rollouts
+    if not branches:
+        return None
+    independent = {
+        "sampler.name": "independent",
+        "sampler.initial_rollouts": round(sampler.initial_rollouts + share * branches),
+        "sampler.rounds": 1,
+        "sampler.max_sequences_per_tree": None,
+        "sampler.carry_over": 0.0,
+    }
+    return dataclasses.replace(plan, config=changed(plan.config, independent))
 
 
 def default_world_size(config: RunConfig) -> int:

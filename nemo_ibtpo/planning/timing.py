@@ -4,9 +4,8 @@
   more with full recomputation) and attention along the path, at ``mfu`` of the peak, stretched by the pipeline's
   bubble. An update reduces gradients and gathers weights over data- and context-parallel ranks, not
   overlapped.
-- Rollout: a decoding step reads the weights and the cache, or multiplies, whichever takes longer. An engine decodes
-  as many sequences at once as the configuration, the trees in flight and the cache allow; the longest response of a
-  step is decoded to its end with few others beside it. Prompts are computed once a tree.
+- Rollout: trees in outline on simulated engines (``sampling.py``). A decoding step reads the weights and the cache,
+  or multiplies, whichever takes longer.
 - Refit: ``refit.py``.
 """
 
@@ -14,13 +13,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nemo_ibtpo.config.carry_over import trees_in_flight
 from nemo_ibtpo.config.layout import engine_ranks
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.planning.assumptions import Assumptions
+from nemo_ibtpo.planning.engine_model import engine_model
 from nemo_ibtpo.planning.memory import EngineMemory
 from nemo_ibtpo.planning.model_shape import ModelShape
 from nemo_ibtpo.planning.parameters import Layout, static_bytes
 from nemo_ibtpo.planning.refit import refit_seconds
+from nemo_ibtpo.planning.response_lengths import ResponseLengths
+from nemo_ibtpo.planning.sampling import TreeShape, sampling_seconds
 
 
 @dataclass(frozen=True)
@@ -113,40 +116,22 @@ def _rollout(
     engine: EngineMemory,
     assumptions: Assumptions,
 ) -> float:
-    rollout, sampler = config.rollout, config.sampler
-    engines = len(engine_ranks(config, world_size))
-    trees = -(-config.trainer.num_prompts_per_step // engines)
-    branches = sampler.trajectories_per_prompt - sampler.initial_rollouts
-    per_tree = (sampler.initial_rollouts + assumptions.branch_share * branches) * work.response
-    # Rounds follow one another: a tree's longest chain of responses, and how many of its sequences run at once.
-    chain = (1 + assumptions.branch_share * (sampler.rounds - 1)) * work.response
-    path = work.prompt + work.response / 2
-    at_once = max(
-        1.0,
-        min(
-            rollout.max_batch_size,
-            min(trees, sampler.max_trees_in_flight) * per_tree / chain,
-            engine.cache_tokens / path,
+    rollout, sampler, per_step = config.rollout, config.sampler, config.trainer.num_prompts_per_step
+    engines = min(len(engine_ranks(config, world_size)), per_step)
+    trees = -(-per_step // engines)
+    carried = sampler.carry_over > 0
+    return sampling_seconds(
+        engine_model(shape, engine, rollout.tensor_parallel_size, rollout.max_batch_size, assumptions),
+        engines,
+        trees,
+        -(-trees_in_flight(config) // engines) if carried else min(trees, sampler.max_trees_in_flight),
+        TreeShape(
+            sampler.initial_rollouts,
+            sampler.trajectories_per_prompt - sampler.initial_rollouts,
+            sampler.branch_points * sampler.rollouts_per_branch,
+            sampler.max_sequences_per_tree,
         ),
+        ResponseLengths(work.response, rollout.max_new_tokens, assumptions.length_sigma, assumptions.branch_share),
+        work.prompt,
+        carried=carried,
     )
-    bulk = trees * per_tree / at_once
-    tail = max(0.0, rollout.max_new_tokens - work.response)
-    gpus = rollout.tensor_parallel_size
-    prefill = trees * work.prompt * 2 * shape.matmul_parameters_per_token / gpus
-    prefill /= assumptions.peak_tflops * 1e12 * assumptions.mfu
-    steps = ((bulk, at_once, path), (tail, 1.0, work.prompt + rollout.max_new_tokens))
-    return prefill + sum(n * _decode(shape, engine, gpus, batch, seen, assumptions) for n, batch, seen in steps)
-
-
-def _decode(
-    shape: ModelShape, engine: EngineMemory, gpus: int, batch: float, seen: float, assumptions: Assumptions
-) -> float:
-    """Seconds of a decoding step of ``batch`` sequences that have seen so many tokens each."""
-    untouched = 0.0
-    if shape.experts:  # experts that no sequence of the batch goes to are not read
-        mlp = 3 * shape.hidden * shape.expert_ffn * shape.experts * shape.layers
-        untouched = mlp / shape.parameters * (1 - shape.experts_per_token / shape.experts) ** batch
-    cache = engine.cache / max(1, engine.cache_tokens) * batch * seen
-    read = (engine.weights * (1 - untouched) + cache) / (assumptions.hbm_tb_s * 1e12 * assumptions.hbm_efficiency)
-    multiplied = batch * 2 * shape.matmul_parameters_per_token / gpus / (assumptions.peak_tflops * 1e12 * 0.6)
-    return max(read, multiplied) + assumptions.decode_overhead_ms / 1e3

@@ -85,6 +85,7 @@ def test_the_longest_path_fits_and_one_block_more_does_not(
 def test_text(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", recipe, "actor.recompute=full"]) == 0
     text = capsys.readouterr().out
+    assert "GRPO at equal tokens, 8 independent responses a prompt: about" in text
     for part in (
         "batch plan of 'mine-2n8g'",
         "sampling",

@@ -109,15 +109,21 @@ class Scripted:
 def test_an_end_counts_once_nothing_can_come_before_it() -> None:
     script = Scripted(2, [5, 3, 4, 9], [1.0, 0.0, 1.0, 0.0])
     # Trajectory 0 ends at tick 5, but 1 may end before.
+    assert script.growing.in_the_way() == {}
     assert script.end(0) == []
     assert script.report(1, 2) == []
     assert script.growing.clock == 0
+    # With four tokens it ends at 5 at the earliest too, and has the larger number.
+    assert script.growing.in_the_way() == {(0, 1): 4}
+    assert script.growing.behind(2) == {}
+    assert script.growing.behind(3) == {(0, 1): 3}
     # 1 ends at 3: the third one is launched there, with trajectory 1 in the tree and 0 not.
     ((number, _),) = script.end(1)
     assert (number, script.growing.clock) == (2, 3)
     assert [node.tokens[0] for node in script.growing.tree.nodes[1:]] == [100, 101, 102]
     # Launched at 3, 2 may end at 4: it has to be beyond its first token before the end of 0 at 5 counts.
     assert script.growing.clock == 3
+    assert script.growing.in_the_way() == {(0, 2): 1}
     ((number, _),) = script.report(2, 1)
     assert (number, script.growing.clock) == (3, 5)
     # The last two end at 7 and at 14; nothing is launched any more, and both are inserted once both are known.
@@ -133,6 +139,7 @@ def test_equal_ticks_go_by_number() -> None:
     script = Scripted(2, [3, 3, 4, 4], [1.0, 0.0, 1.0, 0.0])
     assert script.end(1) == []
     assert script.report(0, 2) == []  # it may end at 3 too, and has the smaller number
+    assert script.growing.in_the_way() == {(0, 0): 3}
     assert [number for number, _ in script.end(0)] == [2, 3]
     # 2 was chosen when 0 had ended and 1 had not, at the same tick.
     assert script.growing.clock == 3

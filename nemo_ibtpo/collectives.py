@@ -1,6 +1,7 @@
 """What one rank tells all others: the only home of collectives that carry Python objects over all ranks.
 
-Every function here is a collective over all ranks: all of them call it, in the same order.
+Every function here is a collective over all ranks: all of them call it, in the same order. A thread beside the main
+one names a group of all ranks that is its own; elsewhere the group is left out.
 """
 
 from __future__ import annotations
@@ -50,14 +51,36 @@ def all_ranks() -> Dealing:
     return Dealing(tuple(range(dist.get_world_size())))
 
 
-def gather_from_all(mine: Item) -> list[Item]:
+def gather_from_all(mine: Item, group: dist.ProcessGroup | None = None) -> list[Item]:
     """What every rank brought, in the order of the ranks."""
     everyone: list[Item] = [mine] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
+    dist.all_gather_object(everyone, mine, group=group)
     return everyone
 
 
-def from_rank_0(function: Callable[[], Value]) -> Value:
+def from_all(function: Callable[[], Value], group: dist.ProcessGroup | None = None) -> list[Value]:
+    """What the function returns on each rank, all of which call it, in the order of the ranks.
+
+    Raises:
+        UserError: the function raised one on some rank; on every rank.
+        RuntimeError: the function raised something else on some rank; on every rank, with its own as the cause.
+    """
+    value: Value | None = None
+    failure: Exception | None = None
+    try:
+        value = function()
+    except Exception as error:
+        failure = error
+    mine = None if failure is None else (isinstance(failure, UserError), str(failure))
+    everyone = gather_from_all((value, mine), group)
+    for rank, (_, failed) in enumerate(everyone):
+        if failed is not None:
+            is_users, message = failed
+            raise (UserError(message) if is_users else RuntimeError(f"rank {rank} failed: {message}")) from failure
+    return [value for value, _ in everyone]  # type: ignore[misc]  # no function has failed
+
+
+def from_rank_0(function: Callable[[], Value], group: dist.ProcessGroup | None = None) -> Value:
     """What the function returns on rank 0, the only rank that calls it, on every rank.
 
     Raises:
@@ -72,7 +95,7 @@ def from_rank_0(function: Callable[[], Value]) -> Value:
         except Exception as error:
             failure = error
             answer = [None, (isinstance(error, UserError), str(error))]
-    dist.broadcast_object_list(answer, src=0)
+    dist.broadcast_object_list(answer, src=0, group=group)
     value, failed = answer
     if failure is not None:
         raise failure

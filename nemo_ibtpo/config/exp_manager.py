@@ -64,7 +64,6 @@ _IDLE: dict[str, tuple[tuple[object, ...], str]] = {
     "checkpoint_callback_params.always_save_nemo": ((False,), "the model is exported to <log_dir>/hf"),
     "checkpoint_callback_params.save_nemo_on_train_end": ((False,), "the model is exported to <log_dir>/hf"),
     "checkpoint_callback_params.save_on_train_epoch_end": ((False,), "give every_n_train_steps"),
-    "checkpoint_callback_params.async_save": ((False,), "checkpoints are saved synchronously"),
     "checkpoint_callback_params.save_last_n_optim_states": ((-1,), "every checkpoint has its optimizer"),
 }
 # Sections that are looked into only where a key switches them on.
@@ -159,6 +158,7 @@ def decisions(block: ExpManagerConfig, version: str | None) -> dict[str, tuple[A
         ("trainer.max_time", block.max_time_per_run, "max_time_per_run"),
         ("checkpoint.save_period", checkpoints.every_n_train_steps, "checkpoint_callback_params.every_n_train_steps"),
         ("checkpoint.keep_best", checkpoints.save_top_k, "checkpoint_callback_params.save_top_k"),
+        ("checkpoint.async_save", checkpoints.async_save, "checkpoint_callback_params.async_save"),
         ("name", wandb.name, "wandb_logger_kwargs.name"),
         ("logger.wandb.project", wandb.project, "wandb_logger_kwargs.project"),
         ("logger.wandb.mode", mode, "wandb_logger_kwargs.offline"),

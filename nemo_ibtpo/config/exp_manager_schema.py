@@ -18,6 +18,8 @@ class CheckpointCallbackConfig:
     """Steps between checkpoints; null leaves it to checkpoint.save_period."""
     save_top_k: int | None
     """Checkpoints with the highest validation accuracy that are kept; null leaves it to checkpoint.keep_best."""
+    async_save: bool | None
+    """Write checkpoints while training goes on; null leaves it to checkpoint.async_save."""
 
 
 @dataclass(config=STRICT, frozen=True)

@@ -398,6 +398,9 @@ class CheckpointConfig:
 
     save_period: NonNegativeInt
     """Steps between checkpoints; 0 saves only after the last step and when the run is stopped."""
+    async_save: bool
+    """Whether training waits only until weights and optimizer state have been copied to host memory, and a thread
+    writes them while it goes on. ``nemo-ibtpo plan`` counts the copy; ``false`` needs none."""
     keep_last: PositiveInt
     """Newest checkpoints that are kept, at least 1."""
     keep_best: NonNegativeInt

@@ -42,6 +42,7 @@ from nemo_ibtpo.megatron.model import build_model, output_weight, transformer_co
 from nemo_ibtpo.megatron.offload import Offload
 from nemo_ibtpo.megatron.optimization import build_optimizer
 from nemo_ibtpo.megatron.parallel import ParallelContext
+from nemo_ibtpo.megatron.snapshot import HostMemory, Snapshot
 from nemo_ibtpo.megatron.tree_attention import attention_kernel
 from nemo_ibtpo.megatron.weights import WeightExporter, WeightShard, load_weights
 from nemo_ibtpo.tree.context_parallel import padded_length
@@ -114,6 +115,7 @@ class MegatronActor:
                 )
                 self._offload = Offload(actor.offload, self._chunks, self._optimizer)
             self._leave_device()
+        self._snapshot_memory = HostMemory()
 
     @property
     def data_parallel_rank(self) -> int:
@@ -289,11 +291,21 @@ class MegatronActor:
         with self._context.scope():
             self._leave_device()
 
-    def save(self, path: Path) -> None:
-        """Write weights, optimizer and learning-rate schedule into an empty directory; a collective."""
+    def snapshot(self, *, copied: bool) -> Snapshot:
+        """Weights, optimizer and learning-rate schedule of this moment, to be written; a collective.
+
+        Args:
+            copied: to host memory, one snapshot at a time: training may go on while it is written, and the next one
+                may be taken when it has been.
+        """
         with self._context.scope():
             extra = {"scheduler_steps": int(self._lr_scheduler.num_steps)}
-            checkpoint.save_training_state(path, self._chunks, self._optimizer, extra)
+            memory = self._snapshot_memory if copied else None
+            return checkpoint.training_state(self._chunks, self._optimizer, extra, memory)
+
+    def save(self, path: Path) -> None:
+        """Write a snapshot into an empty directory; a collective."""
+        self.snapshot(copied=False).write(path)
 
     def load(self, path: Path) -> None:
         """Take over what :meth:`save` wrote, under whatever layout; a collective over all ranks.

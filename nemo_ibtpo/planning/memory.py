@@ -16,7 +16,7 @@ from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.planning.activations import inference_bytes, kept_bytes, logits_bytes, training_bytes
 from nemo_ibtpo.planning.assumptions import GIB, Assumptions
 from nemo_ibtpo.planning.model_shape import ModelShape
-from nemo_ibtpo.planning.parameters import Layout, static_bytes
+from nemo_ibtpo.planning.parameters import Layout, saved_bytes, static_bytes
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,8 @@ def plan_memory(
         "reference policy": weights if config.loss.kl_coef else 0.0,
         "current policy during the reference pass": weights if config.loss.kl_coef else 0.0,
     }
+    if config.checkpoint.async_save:
+        host["copy of what is saved"] = max(saved_bytes(shape, layout, stage) for stage in stages)
     if config.rollout.engine == "vllm":
         ranks = min(layout.tensor * layout.pipeline * layout.replicas, int(assumptions.gpus_per_node))
         host["share of the node's copy for engines"] = shape.parameters * layout.itemsize / ranks

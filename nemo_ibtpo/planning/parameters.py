@@ -163,6 +163,18 @@ def static_bytes(shape: ModelShape, layout: Layout, stage: int) -> StaticBytes:
     return StaticBytes(weights, gradients, optimizer)
 
 
+def saved_bytes(shape: ModelShape, layout: Layout, stage: int) -> float:
+    """What a rank on a pipeline stage writes of a checkpoint: weights, main weights and moments in float32.
+
+    Ranks that hold the same share the writing.
+    """
+    total = 0.0
+    for chunk in range(layout.chunks):
+        own = chunk_parameters(shape, layout, stage, chunk)
+        total += (sum(own.dense) + own.shared) / layout.replicas + sum(own.experts) / layout.expert_replicas
+    return (layout.itemsize + 3 * _FP32) * total
+
+
 def _bucket(sizes: tuple[int, ...], ranks: int) -> int:
     """Elements of a buffer in which each parameter and the whole are padded."""
     padded = sum(_pad(size, _PARAMETER_ALIGNMENT) for size in sizes)

@@ -201,7 +201,8 @@ SECTIONS: tuple[Section, ...] = (
                 "time/<phase>_s",
                 "s",
                 "one phase: rollout, trees (writing them), logprobs (where a step makes several updates), "
-                "reference_logprobs, train, refit (weights into the engines), validation",
+                "reference_logprobs, train, refit (weights into the engines), validation, save (what saving the step "
+                "before kept training waiting)",
                 "lower",
             ),
         ),

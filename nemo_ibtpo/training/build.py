@@ -73,6 +73,7 @@ def build(
     actor = _build_actor(config, context)
     digests = {"training": prompts.digest, "validation": problems_digest(validation)}
     store = CheckpointStore(config, actor, digests, console)
+    stack.callback(store.close)
     state = RunState(config.trainer, prompts, in_flight, context)
     store.resume(state)  # before an engine takes its share of the device
 

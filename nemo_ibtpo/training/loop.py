@@ -138,7 +138,7 @@ def train(run: Parts, state: RunState) -> None:
         with clock.phase("refit", 1, "updates"):
             run.transport.publish(run.actor)
         tokens = sum(tree.sampled_tokens for tree in sampled)
-        metrics |= clock.metrics(tokens, run.sampling.num_engines)
+        metrics |= clock.metrics(tokens, run.sampling.num_engines) | run.store.progress()
         metrics["train/sampled_tokens"] = float(state.sampled_tokens + tokens)
         state.trained(metrics, tokens)
 

@@ -54,6 +54,7 @@ def run_training(config: RunConfig) -> str | None:
             parts.store.save(state)
             stopped = str(error)
             console.say(f"stopped: {stopped}; the same command goes on")
+        parts.store.finish()
     if rank == 0:
         ended: State = "complete" if stopped is None else "requeue"
         write_status(output, ended, step=state.step, sampled_tokens=state.sampled_tokens, reason=stopped)

@@ -20,6 +20,7 @@ from toy_models import VOCAB, hf_weights, random_model
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import architecture_from_config
+from nemo_ibtpo.training.background import Background
 
 # In the order of their process groups.
 SAVED: Layout = (2, 2, True, None)
@@ -60,12 +61,26 @@ def all_ranks(value: bool) -> bool:
     return all(values)
 
 
-def goes_on(directory: Path, layout: Layout = SAVED, **kind: Any) -> bool:
-    """Whether an actor that was loaded does what the one that was saved goes on to do, bit for bit."""
+def goes_on(directory: Path, layout: Layout = SAVED, *, later: bool = False, **kind: Any) -> bool:
+    """Whether an actor that was loaded does what the one that was saved goes on to do, bit for bit.
+
+    Args:
+        later: the checkpoint is written by a thread, while training goes on, and once more after it.
+    """
     actor = make_actor(layout, **kind)
     train(actor, 3)
-    actor.save(directory)
-    metrics = train(actor, 3)
+    if later:
+        background: Background[None] = Background(60)
+        snapshot = actor.snapshot(copied=True)
+        background.start(lambda: snapshot.write(directory.with_suffix(".thread"), background.group))
+        metrics = train(actor, 3)
+        background.result(wait=True)
+        snapshot.write(directory)
+        first, second = tensors(directory.with_suffix(".thread")), tensors(directory)
+        assert [name for name in second if not torch.equal(first[name], second[name])] == []
+    else:
+        actor.save(directory)
+        metrics = train(actor, 3)
     loaded = make_actor(layout, **kind)
     train(loaded, 1)  # a state of its own, which has to give way
     loaded.load(directory)
@@ -78,6 +93,30 @@ def before_the_first_step(directory: Path) -> bool:
     loaded = make_actor(SAVED)
     loaded.load(directory)
     return all_ranks(train(loaded, 2) == train(actor, 2) and same(weights(loaded), weights(actor)))
+
+
+def one_rank_fails() -> str:
+    """What the ranks say, without repetitions, when one of them cannot do its part in the background."""
+
+    def work() -> str:
+        if dist.get_rank() == 2:
+            raise UserError("the disk is full")
+        return "done"
+
+    background: Background[str] = Background(60)
+    background.start(work)
+    try:
+        said = str(background.result(wait=True))
+    except UserError as error:
+        said = str(error)
+    everyone = [said] * dist.get_world_size()
+    dist.all_gather_object(everyone, said)
+    return ", ".join(sorted(set(everyone)))
+
+
+def shares(directory: Path) -> list[int]:
+    """Bytes that the ranks have written of a checkpoint."""
+    return [file.stat().st_size for file in sorted(directory.glob("*.distcp"))]
 
 
 def other_model(directory: Path) -> str:
@@ -112,6 +151,9 @@ def main() -> None:
         "bf16": goes_on(root / "bf16", dtype=torch.bfloat16),
         "unsharded": goes_on(root / "unsharded", sharded=False),
         "unsharded_bf16": goes_on(root / "unsharded_bf16", dtype=torch.bfloat16, sharded=False),
+        "later": goes_on(root / "later", later=True),
+        "later_unsharded": goes_on(root / "later_unsharded", later=True, sharded=False),
+        "one_rank_fails": one_rank_fails(),
         "untied": goes_on(root / "untied", family="llama"),
         "first": before_the_first_step(root / "first"),
         "other_model": other_model(root / "fp32"),
@@ -119,6 +161,7 @@ def main() -> None:
     for layout in OTHERS:
         key = f"tp{layout[0]}-pp{layout[1]}-vpp{layout[3] or 1}"
         results[key] = under(layout, root / "fp32", root / key)
+    results["shares"] = shares(root / "tp1-pp1-vpp1")
     results["experts"] = goes_on(root / "experts", SAVED_EXPERTS, family="qwen3_moe")
     for layout in OTHER_EXPERTS:
         key = f"experts-tp{layout[0]}-pp{layout[1]}-ep{layout[4]}"

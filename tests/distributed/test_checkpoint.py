@@ -23,7 +23,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "kind", ["fp32", "bf16", "unsharded", "unsharded_bf16", "untied", "first", "experts", "context"]
+    "kind",
+    [
+        *("fp32", "bf16", "unsharded", "unsharded_bf16", "untied", "first", "experts", "context"),
+        *("later", "later_unsharded"),
+    ],
 )
 def test_goes_on_bit_for_bit(results: dict[str, Any], kind: str) -> None:
     assert results[kind] is True
@@ -39,6 +43,16 @@ def test_goes_on_bit_for_bit(results: dict[str, Any], kind: str) -> None:
 def test_every_layout_takes_it_over(results: dict[str, Any], layout: str) -> None:
     # Warm-up over 3 steps to 0.01 and a line to 0 at step 20: the rate of the fourth step.
     assert results[layout] == {"names": True, "different": [], "lr": pytest.approx(1e-2 * 16 / 17)}
+
+
+def test_every_rank_writes_its_share(results: dict[str, Any]) -> None:
+    # Four data-parallel ranks, each with a fourth of the optimizer state and some of the weights.
+    assert len(results["shares"]) == 4
+    assert max(results["shares"]) < 1.3 * min(results["shares"])
+
+
+def test_failure_in_the_background_reaches_all_ranks(results: dict[str, Any]) -> None:
+    assert results["one_rank_fails"] == "the disk is full"
 
 
 def test_another_model_is_refused(results: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ def decide(
     chosen = choose(
         CheckpointDirectory(ROOT, keep_last=2, keep_best=1),
         steps,
-        CheckpointConfig(10, 2, 1, resume, on_damage, False),
+        CheckpointConfig(10, True, 2, 1, resume, on_damage, False),
         find_damage=lambda path: "torn" if path in damaged else None,
         set_aside=lambda step: ROOT / f"set_aside_step_{step}.1",
         say=said.append,

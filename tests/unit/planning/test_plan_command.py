@@ -82,6 +82,13 @@ def test_the_longest_path_fits_and_one_block_more_does_not(
         assert (max(sum(memory[name].values()) for name in ("log-probs", "train")) <= 79.1 * 2**30) == fits
 
 
+def test_copy_of_what_is_saved(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    host = planned(capsys, recipe)["host_bytes"]
+    # A bf16 weight, its float32 main weight and two moments, each written by one of the 16 ranks.
+    assert host["copy of what is saved"] == pytest.approx(8_190_735_360 * 14 / 16, rel=0.01)
+    assert "copy of what is saved" not in planned(capsys, recipe, "checkpoint.async_save=false")["host_bytes"]
+
+
 def test_text(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", recipe, "actor.recompute=full"]) == 0
     text = capsys.readouterr().out

@@ -55,6 +55,9 @@ class ActorConfig:
     """Shard optimizer state over the data- and context-parallel ranks."""
     overlap_grad_reduce: bool
     """Reduce gradients over the data-parallel ranks while the backward pass of the last micro-batch goes on."""
+    grad_bucket_size: PositiveInt | None
+    """Parameters whose gradients are reduced at a time with overlap_grad_reduce; null leaves it to Megatron-Core,
+    40 million or a million for each data-parallel rank."""
     recompute: Literal["none", "selective", "full"]
     """Activations recomputed in the backward pass."""
     offload: Literal["none", "optimizer", "all"]

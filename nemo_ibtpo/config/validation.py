@@ -22,6 +22,7 @@ from nemo_ibtpo.config.model_directory import read_model_directory
 from nemo_ibtpo.config.refusals import divisors, refuse_if
 from nemo_ibtpo.config.rewards import check_reward
 from nemo_ibtpo.config.schema import (
+    ActorConfig,
     BenchmarkConfig,
     DataConfig,
     DatasetConfig,
@@ -64,6 +65,7 @@ def validate(config: RunConfig | EvalConfig, scope: Scope | Literal["eval"], wor
     if scope in ("train", "study"):
         _check_logger(config)
         _check_timeouts(config)
+        _check_reduction(config.actor)
         check_world_size(config, world_size)
     if scope in ("train", "sample", "gradients"):
         check_model(config, read_model_directory(config.model.path))
@@ -230,6 +232,15 @@ def _check_sampling(config: RunConfig) -> None:
         rollout.engine == "vllm" and rollout.top_p < 1 and rollout.top_k == 0,
         f"rollout.top_p={rollout.top_p} with rollout.top_k=0: training needs the tokens that were kept, and vLLM "
         "returns a bounded number of them; set rollout.top_k (20 goes with the paper's 0.95) or rollout=transformers",
+    )
+
+
+def _check_reduction(actor: ActorConfig) -> None:
+    """Gradients are reduced in buckets only while the backward pass goes on."""
+    refuse_if(
+        actor.grad_bucket_size is not None and not actor.overlap_grad_reduce,
+        f"actor.grad_bucket_size={actor.grad_bucket_size} has no meaning for actor.overlap_grad_reduce=false; set "
+        "that to true, or the size to null",
     )
 
 

@@ -102,6 +102,7 @@ class MegatronActor:
                 grad_reduce_in_fp32=True,
                 use_distributed_optimizer=actor.use_distributed_optimizer,
                 overlap_grad_reduce=actor.overlap_grad_reduce,
+                bucket_size=actor.grad_bucket_size,
             )
             self._chunks = [DistributedDataParallel(config, ddp_config, chunk) for chunk in chunks]
             if actor.overlap_grad_reduce:

@@ -41,6 +41,7 @@ def actor_config(
         sequence_parallel=sequence,
         use_distributed_optimizer=True,
         overlap_grad_reduce=False,
+        grad_bucket_size=None,
         recompute="none",
         offload="none",
         max_tokens_per_microbatch=512,

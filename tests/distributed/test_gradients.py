@@ -100,6 +100,7 @@ CASES: dict[str, dict[str, Any]] = {
     "recompute selective vpp2": {"pp": 2, "vpp": 2, "recompute": "selective", "max_tokens": 97},
     "recompute full vpp2": {"tp": 2, "pp": 2, "vpp": 2, "sp": True, "recompute": "full", "max_tokens": 97},
     "reduced meanwhile dp4": {"overlap": True},
+    "reduced meanwhile in buckets dp4": {"max_tokens": 97, "overlap": True, "bucket": 5000},
     "reduced meanwhile pp2": {"pp": 2, "max_tokens": 97, "overlap": True},
     "reduced meanwhile vpp2": {"pp": 2, "vpp": 2, "max_tokens": 97, "overlap": True},
     "reduced meanwhile experts": {"family": "qwen3_moe", "pp": 2, "ep": 2, "overlap": True},
@@ -122,6 +123,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 DISTRIBUTED_OPTIMIZER_CASES: dict[str, dict[str, Any]] = {
     "distributed optimizer dp4": {},
+    "distributed optimizer reduced meanwhile in buckets dp4": {"max_tokens": 97, "overlap": True, "bucket": 5000},
     "distributed optimizer reduced meanwhile pp2": {"pp": 2, "max_tokens": 97, "overlap": True},
     "distributed optimizer reduced meanwhile experts": {"family": "qwen3_moe", "pp": 2, "ep": 2, "overlap": True},
     "distributed optimizer cp2-pp2": {"cp": 2, "pp": 2},

@@ -6,14 +6,17 @@ Each rank of a real run is a process of its own; here one process plays them in 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import shutil
 import sys
 from pathlib import Path
+from unittest import mock
 
 from tiny_job import write_tiny_job
 
+from nemo_ibtpo.checkpoints import manifest
 from nemo_ibtpo.cli import main
 from nemo_ibtpo.megatron import parallel
 
@@ -53,6 +56,9 @@ def tell(root: Path) -> dict[str, tuple[int, str]]:
     (checkpoints / "step_7" / "manifest.json").unlink()
     (checkpoints / "step_6" / "run.json").write_text("{}")
     shutil.rmtree(checkpoints / "step_2", ignore_errors=True)
+    no_space = OSError(errno.ENOSPC, "No space left on device")
+    with mock.patch.object(manifest, "write_manifest", side_effect=no_space):
+        train("full_disk", "trainer.max_steps=4", to=root / "full")
     train("nothing_whole", "trainer.max_steps=8")
     return told
 

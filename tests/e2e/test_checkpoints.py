@@ -49,6 +49,14 @@ def test_saving_is_said(told: dict[str, tuple[int, str]]) -> None:
         assert f"checkpoints/step_{step}: 0.000" in text and "GiB in" in text
 
 
+def test_a_full_disk_ends_the_run_with_one_line(root: Path, told: dict[str, tuple[int, str]]) -> None:
+    status, text = told["full_disk"]
+    assert status == 2
+    assert text.count("nemo-ibtpo: error") == 1 and "No space left on device" in text.splitlines()[-1]
+    assert list((root / "full" / "checkpoints").iterdir()) == []  # nothing half written is left
+    assert json.loads((root / "full" / "status.json").read_text())["state"] == "failed"
+
+
 def test_a_finished_run_says_so(told: dict[str, tuple[int, str]]) -> None:
     status, text = told["again"]
     assert status == 0 and text.startswith("this run is complete: 4 steps")

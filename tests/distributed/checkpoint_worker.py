@@ -69,6 +69,7 @@ def goes_on(directory: Path, layout: Layout = SAVED, *, later: bool = False, **k
     """
     actor = make_actor(layout, **kind)
     train(actor, 3)
+    different: list[str] = []
     if later:
         background: Background[None] = Background(60)
         snapshot = actor.snapshot(copied=True)
@@ -77,14 +78,14 @@ def goes_on(directory: Path, layout: Layout = SAVED, *, later: bool = False, **k
         background.result(wait=True)
         snapshot.write(directory)
         first, second = tensors(directory.with_suffix(".thread")), tensors(directory)
-        assert [name for name in second if not torch.equal(first[name], second[name])] == []
+        different = [name for name in second if not torch.equal(first[name], second[name])]
     else:
         actor.save(directory)
         metrics = train(actor, 3)
     loaded = make_actor(layout, **kind)
     train(loaded, 1)  # a state of its own, which has to give way
     loaded.load(directory)
-    return all_ranks(train(loaded, 3) == metrics and same(weights(loaded), weights(actor)))
+    return all_ranks(not different and train(loaded, 3) == metrics and same(weights(loaded), weights(actor)))
 
 
 def before_the_first_step(directory: Path) -> bool:

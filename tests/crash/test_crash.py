@@ -2,11 +2,11 @@
 
 Why it matters: on a cluster jobs end by SIGKILL, by a lost node, by a time limit; a run of days meets all of them.
 Two ranks train with a checkpoint after every step, so that about half of the kills fall into one being written. The
-finished run is compared bit for bit with one that was never disturbed, and every process must have gone.
+finished run is compared bit for bit with one that was never disturbed, and every process must have gone. Trees are
+carried over from step to step, so that at most moments some are half grown.
 
-The suite takes two kills and four signals; ``make test-crash`` takes 20 kills, and signals in more phases.
-Not exercised: a machine that loses its
-power (what is on the disk then depends on fsync, which is called).
+The suite takes two kills and four signals; ``make test-crash`` takes 20 kills, and 20 of a run that carries nothing over.
+Not exercised: a machine that loses its power (what is on the disk then depends on fsync, which is called).
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ WORDS = [
     "trainer.val_period=3",
     f"trainer.max_steps={STEPS}",
 ]
+CARRY = [
+    "sampler.max_sequences_per_tree=2",
+    "sampler.carry_over=0.6",  # 5 trees a step, 8 in flight, and 4 that may be started: there are 12 problems
+    "sampler.max_policy_lag=2",
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +44,15 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_job(tmp_path_factory.mktemp("job"))
 
 
+@pytest.fixture(scope="module", params=[WORDS + CARRY, WORDS] if KILLS > 2 else [WORDS + CARRY])
+def words(request: pytest.FixtureRequest) -> list[str]:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(recipe: Path, words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("undisturbed") / "out"
-    attempt = Attempt(recipe, output, *WORDS)
+    attempt = Attempt(recipe, output, *words)
     assert attempt.wait() == 0, attempt.said[-6000:]
     return output
 
@@ -51,18 +61,18 @@ def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 PHASES = ["met", "validation data: ", "training data: ", "step 1"] if KILLS > 2 else ["met", "step 1"]
 
 
-def finish(recipe: Path, output: Path) -> str:
-    attempt = Attempt(recipe, output, *WORDS)
+def finish(recipe: Path, output: Path, words: list[str]) -> str:
+    attempt = Attempt(recipe, output, *words)
     assert attempt.wait() == 0, attempt.said[-6000:]
     return attempt.said
 
 
 @pytest.mark.timeout(3600)
-def test_killed(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_killed(recipe: Path, words: list[str], undisturbed: Path, tmp_path: Path) -> None:
     rng = random.Random(KILLS)
     output = tmp_path / "out"
     for number in range(KILLS):
-        attempt = Attempt(recipe, output, *WORDS)
+        attempt = Attempt(recipe, output, *words)
         ranks = attempt.ranks()
         if number < 2:  # at least two fall into training, whatever the speed of the machine
             attempt.wait_for_step(2 + number)
@@ -75,7 +85,7 @@ def test_killed(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
         if state == "complete":
             break
         assert state == "running", attempt.said[-6000:]  # nobody was there to write another
-    finish(recipe, output)
+    finish(recipe, output, words)
     assert_same_run(output, undisturbed, STEPS)
 
 
@@ -97,10 +107,10 @@ def test_signal_to_process_groups(recipe: Path, tmp_path: Path, phase: str) -> N
     assert "nemo_ibtpo/" not in attempt.said, "a traceback of ours besides that of torchrun"
 
 
-def test_signals(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_signals(recipe: Path, words: list[str], undisturbed: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
 
-    attempt = Attempt(recipe, output, *WORDS)
+    attempt = Attempt(recipe, output, *words)
     one = attempt.ranks()[1]
     attempt.wait_for_step(2)
     os.kill(one, signal.SIGUSR1)
@@ -110,7 +120,7 @@ def test_signals(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
     assert status["step"] >= 2
     assert "exitcode  : 85" in attempt.said
 
-    attempt = Attempt(recipe, output, *WORDS)
+    attempt = Attempt(recipe, output, *words)
     attempt.ranks()
     attempt.wait_for_step(status["step"] + 1)
     assert f"resuming after step {status['step']} of {STEPS}" in attempt.said
@@ -119,6 +129,6 @@ def test_signals(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
     status = json.loads((output / "status.json").read_text())
     assert (status["state"], status["reason"]) == ("requeue", "SIGTERM"), attempt.said[-6000:]
 
-    finish(recipe, output)
+    finish(recipe, output, words)
     assert_same_run(output, undisturbed, STEPS)
-    assert f"this run is complete: {STEPS} steps" in finish(recipe, output)  # there is nothing left to do
+    assert f"this run is complete: {STEPS} steps" in finish(recipe, output, words)  # there is nothing left to do

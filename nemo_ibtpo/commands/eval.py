@@ -12,9 +12,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemo_ibtpo.checkpoints import MEGATRON, MODEL
 from nemo_ibtpo.commands import asks_help
 from nemo_ibtpo.config import help_text
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.generation_config import TAKEN, with_own_sampling
 from nemo_ibtpo.config.loader import compose_evaluation
 from nemo_ibtpo.config.schema import EvalConfig
 from nemo_ibtpo.config.validation import check_output_dir, validate
@@ -55,7 +57,10 @@ def run(arguments: argparse.Namespace) -> int | None:
         return None
     if arguments.write is not None:
         raise UserError("--write goes with eval compare; an evaluation writes to its output_dir")
-    models = _models(arguments.overrides)
+    models = {
+        step: [_sampled_as_asked(config, arguments.overrides) for config in configs]
+        for step, configs in _models(arguments.overrides).items()
+    }
     for configs in models.values():
         if arguments.dry_run or not _is_checkpoint(configs[0]):
             _check_and_print(configs)
@@ -103,8 +108,22 @@ def _compose(overrides: Sequence[str]) -> list[EvalConfig]:
     return [compose_evaluation(name, others) for name in names]
 
 
+def _sampled_as_asked(config: EvalConfig, overrides: Sequence[str]) -> EvalConfig:
+    """The configuration with the model's own sampling parameters if it asks for them."""
+    if config.sampling == "rollout":
+        return config
+    decided = tuple(f"rollout.{name}=" for name in TAKEN)
+    if both := [word for word in overrides if word.lstrip("+").startswith(decided)]:
+        raise UserError(
+            f"'{both[0]}' on the command line: sampling=generation_config decides it; take one of them out"
+        )
+    model = Path(config.model.path)
+    own = with_own_sampling(config.rollout, model / MODEL if _is_checkpoint(config) else model)
+    return replace(config, rollout=own)
+
+
 def _is_checkpoint(config: EvalConfig) -> bool:
-    return (Path(config.model.path) / "megatron").is_dir()
+    return (Path(config.model.path) / MEGATRON).is_dir()
 
 
 def _as_hugging_face(configs: Sequence[EvalConfig]) -> list[EvalConfig]:
@@ -139,7 +158,8 @@ def _plan(config: EvalConfig) -> str:
         "model": f"{config.model.path} in {config.model.dtype}, {rollout.engine}",
         "data": f"{data['source']} {data['path']}{f' ({which})' if which else ''}, verifier {data['verifier']}",
         "samples": f"{benchmark.samples_per_problem} a problem, at most {rollout.max_new_tokens:,} tokens, "
-        f"temperature {rollout.temperature}, top_p {rollout.top_p}, top_k {rollout.top_k}, seed {config.seed}",
+        f"{', '.join(f'{name} {getattr(rollout, name):g}' for name in TAKEN)}"
+        f"{' (of generation_config.json)' * (config.sampling == 'generation_config')}, seed {config.seed}",
         "writes": str(Path(config.output_dir) / benchmark.name),
     }
     return "\n".join([f"evaluation on '{benchmark.name}'", *(f"  {key:<8} {text}" for key, text in lines.items())])

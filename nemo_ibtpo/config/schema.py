@@ -243,6 +243,9 @@ class RolloutConfig:
     distribution over the tokens that were kept (docs/algorithm.md, section 7); ``vllm`` needs a top_k beside it."""
     top_k: NonNegativeInt
     """Tokens are drawn from the so many likeliest; 0 keeps all."""
+    repetition_penalty: PositiveFloat
+    """Divides positive and multiplies negative logits of the tokens that prompt and response hold already
+    (arXiv:1909.05858); 1 changes none. For evaluations: the policy that is trained knows no penalty."""
     stop: list[Annotated[str, Field(min_length=1)]]
     """Texts that end a response."""
     max_batch_size: PositiveInt
@@ -538,6 +541,9 @@ class EvalConfig:
     """Seed of the samples."""
     device: Literal["auto", "cpu", "cuda"]
     """Where an engine in this process runs; ``auto`` is cuda where there is one."""
+    sampling: Literal["rollout", "generation_config"]
+    """Where temperature, top_p, top_k and repetition_penalty come from: the keys of ``rollout``, or the model's
+    ``generation_config.json``."""
     model: ModelConfig
     benchmark: BenchmarkConfig
     rollout: RolloutConfig

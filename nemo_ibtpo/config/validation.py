@@ -229,6 +229,11 @@ def _check_sampling(config: RunConfig) -> None:
     )
     _check_shape(sampler, rollout.max_new_tokens)
     refuse_if(
+        rollout.repetition_penalty != 1,
+        f"rollout.repetition_penalty={rollout.repetition_penalty} draws trees from another distribution than that of "
+        "the policy that is trained; set it to 1 (nemo-ibtpo eval takes others)",
+    )
+    refuse_if(
         rollout.engine == "vllm" and rollout.top_p < 1 and rollout.top_k == 0,
         f"rollout.top_p={rollout.top_p} with rollout.top_k=0: training needs the tokens that were kept, and vLLM "
         "returns a bounded number of them; set rollout.top_k (20 goes with the paper's 0.95) or rollout=transformers",

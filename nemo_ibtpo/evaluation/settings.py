@@ -10,8 +10,8 @@ from nemo_ibtpo import __version__
 from nemo_ibtpo.config.schema import EvalConfig, RewardConfig
 from nemo_ibtpo.data.problems import Problem, problems_digest
 
-# Says where things lie, not what they are: problems and model are distinguished by their digests.
-_WHEREABOUTS = ("data", "model_path", "version")
+# Says where things lie or come from, not what they are: problems and model are distinguished by their digests.
+_WHEREABOUTS = ("data", "model_path", "sampling", "version")
 
 
 def evaluation_settings(config: EvalConfig, problems: Sequence[Problem], model_digest: str) -> dict[str, Any]:
@@ -35,6 +35,8 @@ def evaluation_settings(config: EvalConfig, problems: Sequence[Problem], model_d
         "temperature": rollout.temperature,
         "top_p": rollout.top_p,
         "top_k": rollout.top_k,
+        # None where there is none, as for evaluations that were made before there were penalties.
+        "repetition_penalty": rollout.repetition_penalty if rollout.repetition_penalty != 1 else None,
         "stop": rollout.stop,
         "seed": config.seed,
         "engine": rollout.engine,
@@ -43,6 +45,7 @@ def evaluation_settings(config: EvalConfig, problems: Sequence[Problem], model_d
         "reward": _reward(config.reward),
         "model_digest": model_digest,
         "model_path": config.model.path,
+        "sampling": config.sampling,
         "data": asdict(benchmark.data),
         "version": __version__,
     }

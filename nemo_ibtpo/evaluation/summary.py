@@ -94,9 +94,10 @@ def write_summary(result: EvaluationResult, directory: Path) -> None:
         f"# {settings['benchmark']}",
         "",
         f"{settings['problems']} problems x {settings['samples_per_problem']} samples, temperature "
-        f"{settings['temperature']}, top_p {settings['top_p']}, at most {settings['max_new_tokens']} tokens, seed "
-        f"{settings['seed']}; model {settings['model_path']} ({settings['model_digest']}), {settings['engine']} in "
-        f"{settings['dtype']}. Brackets: 95 % bootstrap intervals over problems.",
+        f"{settings['temperature']}, top_p {settings['top_p']}, top_k {settings['top_k']}, "
+        f"at most {settings['max_new_tokens']} tokens, seed {settings['seed']}; model {settings['model_path']} "
+        f"({settings['model_digest']}), {settings['engine']} in {settings['dtype']}. Brackets: 95 % bootstrap "
+        "intervals over problems.",
         "",
         "| figure | value |",
         "|---|---|",

@@ -18,6 +18,8 @@ class SamplingParams:
         top_k: most tokens kept; 0 keeps all.
         stop: texts that end a response; the token that completes one is kept.
         eos_token_ids: tokens that end a response; kept as its last token.
+        repetition_penalty: divides positive and multiplies negative logits of the tokens that the sequence holds
+            already, before anything else; 1 changes none.
     """
 
     temperature: float = 1.0
@@ -25,6 +27,7 @@ class SamplingParams:
     top_k: int = 0
     stop: tuple[str, ...] = ()
     eos_token_ids: tuple[int, ...] = ()
+    repetition_penalty: float = 1.0
 
     @property
     def is_truncated(self) -> bool:

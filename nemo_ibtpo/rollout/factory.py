@@ -78,6 +78,7 @@ def make_sampling_params(config: RolloutConfig, eos_token_ids: tuple[int, ...]) 
         top_k=config.top_k,
         stop=tuple(config.stop),
         eos_token_ids=eos_token_ids,
+        repetition_penalty=config.repetition_penalty,
     )
 
 

@@ -45,6 +45,8 @@ def check_sampling(params: SamplingParams, vocab_size: int) -> None:
         raise UserError(f"top_p must lie in (0, 1], got {params.top_p}")
     if params.top_k < 0:
         raise UserError(f"top_k must be 0 (keep all) or positive, got {params.top_k}")
+    if not 0.0 < params.repetition_penalty < float("inf"):
+        raise UserError(f"repetition_penalty must be a finite number above 0, got {params.repetition_penalty}")
     if "" in params.stop:
         raise UserError("stop must not hold an empty text: it would end every response at its first token")
     for token in params.eos_token_ids:

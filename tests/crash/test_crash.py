@@ -5,7 +5,7 @@ Two ranks train with a checkpoint after every step, so that about half of the ki
 finished run is compared bit for bit with one that was never disturbed, and every process must have gone. Trees are
 carried over from step to step, so that at most moments some are half grown.
 
-The suite takes two kills and four signals; ``make test-crash`` takes 20 kills, and 20 of a run that carries nothing over.
+The suite takes two kills and four signals; ``make test-crash`` takes 20 kills, and 20 of a run without such trees.
 Not exercised: a machine that loses its power (what is on the disk then depends on fsync, which is called).
 """
 

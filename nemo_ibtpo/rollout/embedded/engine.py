@@ -31,7 +31,7 @@ from nemo_ibtpo.config.rope import is_fixed, positions
 from nemo_ibtpo.rollout.embedded.prefix_cache import PrefixCache
 from nemo_ibtpo.rollout.embedded.row_cache import GROUPED_ATTENTION, RowCache
 from nemo_ibtpo.rollout.embedded.running_batch import RunningBatch
-from nemo_ibtpo.rollout.embedded.sampling import kept_tokens, sample, sampling_logprobs, uniforms
+from nemo_ibtpo.rollout.embedded.sampling import kept_tokens, penalized, sample, sampling_logprobs, uniforms
 from nemo_ibtpo.rollout.embedded.stopping import StopRules
 from nemo_ibtpo.rollout.embedded.weight_update import copy_weights
 from nemo_ibtpo.rollout.engine import EngineStats, SamplingParams
@@ -255,6 +255,8 @@ class TransformersEngine:
         positions_B1 = batch.length[: len(batch), None] - 1
         logits_BV = self._forward(0, batch.last_tokens[:, None], positions_B1)
         uniforms_B = torch.from_numpy(uniforms(batch.seed[: len(batch)], batch.sampled))
+        if (penalty := self.sampling.repetition_penalty) != 1:
+            logits_BV = penalized(logits_BV, torch.from_numpy(batch.tokens_so_far).to(logits_BV.device), penalty)
         distribution_BV = sampling_logprobs(logits_BV, self.sampling)
         tokens_B, logprobs_B = sample(distribution_BV, uniforms_B.to(logits_BV.device))
         tokens, logprobs = tokens_B.cpu().numpy(), logprobs_B.cpu().numpy()

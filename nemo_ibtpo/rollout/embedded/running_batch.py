@@ -58,6 +58,13 @@ class RunningBatch:
         rows = np.arange(len(self))
         return self.tokens[rows, self.length[: len(self)] - 1]
 
+    @property
+    def tokens_so_far(self) -> NDArray[np.int64]:
+        """The sequences in use, [sequences, longest]; shorter ones are filled up with their first token."""
+        length_B1 = self.length[: len(self), None]
+        tokens_BT = self.tokens[: len(self), : length_B1.max()]
+        return np.where(np.arange(tokens_BT.shape[1]) < length_B1, tokens_BT, tokens_BT[:, :1])
+
     def add(self, request: RolloutRequest) -> int:
         """Put a request in the next free row and return the row."""
         row = len(self)

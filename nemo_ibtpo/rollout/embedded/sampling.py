@@ -57,6 +57,19 @@ def sampling_logprobs(logits_BV: torch.Tensor, params: SamplingParams) -> torch.
     return logprobs_BV
 
 
+def penalized(logits_BV: torch.Tensor, tokens_BT: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Logits whose positive values are divided and whose negative ones are multiplied by ``penalty``, for the tokens
+    of each sequence (Keskar et al., arXiv:1909.05858).
+
+    Args:
+        logits_BV: of the next token [B, V].
+        tokens_BT: what the sequences hold so far [B, T], int64; a token counts once, however often it is there.
+        penalty: above 0.
+    """
+    values_BT = logits_BV.gather(-1, tokens_BT)
+    return logits_BV.scatter(-1, tokens_BT, torch.where(values_BT < 0, values_BT * penalty, values_BT / penalty))
+
+
 def kept_tokens(logprobs_BV: torch.Tensor) -> list[bytes]:
     """The tokens of each row that were not cut off: their ids as the bytes of an int32 array."""
     kept_BV = (logprobs_BV > -torch.inf).cpu().numpy()

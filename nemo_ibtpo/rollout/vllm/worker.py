@@ -126,6 +126,7 @@ class Worker:
             temperature=params.temperature,
             top_p=params.top_p,
             top_k=params.top_k,
+            repetition_penalty=params.repetition_penalty,
             stop=list(params.stop),
             stop_token_ids=list(params.eos_token_ids),
             ignore_eos=True,  # vLLM's idea of the end; ours stands above

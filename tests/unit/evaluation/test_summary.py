@@ -30,6 +30,7 @@ SETTINGS: dict[str, Any] = {
     "samples_per_problem": 4,
     "temperature": 0.7,
     "top_p": 1.0,
+    "top_k": 0,
     "max_new_tokens": 10,
     "seed": 1,
     "engine": "transformers",

@@ -29,6 +29,7 @@ CONFIG = RolloutConfig(
     temperature=0.7,
     top_p=0.95,
     top_k=20,
+    repetition_penalty=1.0,
     stop=["\n\n"],
     max_batch_size=4,
     transformers=TransformersEngineConfig(cache_tokens=1024),

@@ -119,6 +119,7 @@ def test_a_broken_row_has_no_log_probability(bad: float) -> None:
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.5}, "top_p"),
         ({"top_k": -1}, "top_k"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
         ({"stop": ("",)}, "empty text"),
         ({"eos_token_ids": (61,)}, "end-of-sequence id 61"),
     ],

@@ -14,7 +14,12 @@ import numpy as np
 import pytest
 import torch
 from toy_models import VOCAB, config_of, hf_weights, random_model
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    RepetitionPenaltyLogitsProcessor,
+)
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.rollout.embedded import engine as embedded_engine
@@ -54,6 +59,12 @@ def assert_logprobs_match(
     """The rollout's log-probabilities against one plain forward pass over all of it."""
     sequence = torch.tensor([request.prefix + rollout.tokens], device=model.device)
     logits = model(sequence, use_cache=False).logits[0, len(request.prefix) - 1 : -1].cpu()
+    if params.repetition_penalty != 1:
+        penalize = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)
+        ends = range(len(request.prefix), sequence.shape[1])
+        logits = torch.cat(
+            [penalize(sequence[:, :end].cpu(), row[None]) for end, row in zip(ends, logits, strict=True)]
+        )
     expected = sampling_logprobs(logits, params)[torch.arange(len(rollout.tokens)), list(rollout.tokens)]
     np.testing.assert_allclose(rollout.logprobs, expected.numpy(), atol=1e-4)
     assert len(rollout.kept) == (len(rollout.tokens) if params.is_truncated else 0)
@@ -81,7 +92,7 @@ def test_logprobs_equal_a_plain_forward_pass_through_branches(
     make_engine: MakeEngine, family: str, device: str
 ) -> None:
     model = random_model(family).to(device)
-    params = SamplingParams(temperature=0.8, top_k=30, top_p=0.95)
+    params = SamplingParams(temperature=0.8, top_k=30, top_p=0.95, repetition_penalty=1.3)
     engine = make_engine(model, **dataclasses.asdict(params))
     requests = {i: request(i, prompt, 5 + i % 7) for i, prompt in enumerate(prompts(12)) for _ in range(2)}
     done = drain(engine, requests.values())

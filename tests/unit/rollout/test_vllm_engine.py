@@ -25,7 +25,7 @@ from growth_toys import SAMPLER
 from local_weights import LocalWeights, one_rank
 from strategies import IB
 from toy_models import VOCAB, hf_weights, random_model
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, RepetitionPenaltyLogitsProcessor
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.schema import RolloutConfig, TransformersEngineConfig, VLLMEngineConfig
@@ -52,6 +52,7 @@ CONFIG = RolloutConfig(
     temperature=1.0,
     top_p=1.0,
     top_k=20,  # the largest set that a rollout can say its tokens were drawn from
+    repetition_penalty=1.0,
     stop=[],
     max_batch_size=16,
     transformers=TransformersEngineConfig(cache_tokens=1),
@@ -214,6 +215,17 @@ def test_a_rollout_says_what_its_tokens_were_drawn_from(engine: VLLMEngine) -> N
                 row[expected > -torch.inf].div(0.3).logsumexp(0).item(), abs=2e-2
             )
     assert len(sizes) > 3 and max(sizes) <= 20
+
+
+@torch.no_grad()
+def test_repetitions_are_penalized(engine: VLLMEngine) -> None:
+    """The likeliest token after the penalty that transformers' own processor puts on prompt and response."""
+    engine.set_sampling(SamplingParams(top_k=1, repetition_penalty=1.3))
+    one = request(0)
+    tokens, penalize = drain(engine, [one])[0].tokens, RepetitionPenaltyLogitsProcessor(1.3)
+    sequence = torch.tensor([one.prefix + tokens])
+    for place, logits in enumerate(toy(0)(sequence, use_cache=False).logits[0, len(one.prefix) - 1 : -1]):
+        assert penalize(sequence[:, : len(one.prefix) + place], logits[None]).argmax() == tokens[place]
 
 
 # Positions of which one head of 32 channels has 16 frequencies, trained on 16 tokens.

@@ -11,10 +11,12 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.config.supported import IGNORED_WEIGHTS, unsupported, weight_names
+from nemo_ibtpo.config.supported import IGNORED_WEIGHTS, unsupported, unsupported_through_bridge, weight_names
+
+Provider = Literal["own", "bridge"]
 
 SUPPORTED_ARCHITECTURES = (
     "LlamaForCausalLM",
@@ -37,8 +39,11 @@ _COMPARED_BYTES = 1 << 24
 _LENGTH_BYTES = 8  # a safetensors file starts with its header's length, little-endian
 
 
-def read_model_directory(path: str) -> dict[str, Any]:
+def read_model_directory(path: str, provider: Provider = "own") -> dict[str, Any]:
     """Check the files of a model and return its ``config.json`` as :func:`read_config` does.
+
+    Args:
+        provider: who builds the model; the names of its weights are known beforehand of our own families only.
 
     Raises:
         UserError: a file is missing or corrupt, or the actor cannot build such a model.
@@ -46,16 +51,17 @@ def read_model_directory(path: str) -> dict[str, Any]:
     directory = Path(path)
     if not directory.is_dir():
         raise UserError(f"model.path={path}: there is no such directory; give a Hugging Face model directory")
-    config = read_config(directory / "config.json")
+    config = read_config(directory / "config.json", provider)
     places = {name: place for file in _weight_files(directory) for name, place in _tensors(file).items()}
-    _check_names(directory, config, set(places))
-    if config.get("tie_word_embeddings") and _OUTPUT in places:
+    if provider == "own":
+        _check_names(directory, config, set(places))
+    if config.get("tie_word_embeddings") and places.keys() >= {_OUTPUT, _EMBEDDING}:
         _check_tied(directory, places[_OUTPUT], places[_EMBEDDING])
     _check_vocabulary(directory / "tokenizer.json", config["vocab_size"])
     return config
 
 
-def read_config(file: Path) -> dict[str, Any]:
+def read_config(file: Path, provider: Provider = "own") -> dict[str, Any]:
     """Check what a model's ``config.json`` says of its architecture and return it.
 
     ``num_key_value_heads`` is always there: a file that lacks it has as many as attention heads. So is
@@ -66,15 +72,17 @@ def read_config(file: Path) -> dict[str, Any]:
     """
     config = _read_json(file)
     architecture = (config.get("architectures") or ["none"])[0]
-    if architecture not in SUPPORTED_ARCHITECTURES:
+    if provider == "own" and architecture not in SUPPORTED_ARCHITECTURES:
         raise UserError(
-            f"{file}: architecture {architecture} is not supported; "
-            f"supported are {', '.join(SUPPORTED_ARCHITECTURES)}"
+            f"{file}: architecture {architecture} is not supported; supported are "
+            f"{', '.join(SUPPORTED_ARCHITECTURES)}, and more with model.provider=bridge (docs/models.md)"
         )
+    if provider == "bridge" and (reason := unsupported_through_bridge(config)) is not None:
+        raise UserError(f"{file}: {reason}")
     config.setdefault("num_key_value_heads", config.get("num_attention_heads"))
     # transformers writes the number of experts under either name.
     experts = config.get("num_experts", config.get("num_local_experts"))
-    with_experts = architecture == "Qwen3MoeForCausalLM"
+    with_experts = architecture == "Qwen3MoeForCausalLM"  # refused above with model.provider=bridge
     config["num_experts"] = experts if with_experts else None
     for name in (*_SIZES, "num_key_value_heads", *(_EXPERT_SIZES if with_experts else ())):
         size = config.get(name)
@@ -88,6 +96,8 @@ def read_config(file: Path) -> dict[str, Any]:
             f"{file}: num_experts_per_tok is {config['num_experts_per_tok']}, but there are "
             f"{config['num_experts']} experts"
         )
+    if provider == "bridge":
+        return config
     if (reason := unsupported(config)) is not None:
         raise UserError(f"{file}: {reason}")
     if architecture == "MistralForCausalLM":

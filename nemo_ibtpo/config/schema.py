@@ -26,6 +26,9 @@ class ModelConfig:
     """Directory with a Hugging Face model: config.json, safetensors weights and tokenizer."""
     dtype: Literal["fp32", "bf16"]
     """Compute precision of the actor; with bf16 the optimizer keeps fp32 main weights."""
+    provider: Literal["own", "bridge"]
+    """Who knows how the actor builds the model: this package, or ``bridge``, NVIDIA's megatron-bridge, for families
+    beyond those (docs/models.md)."""
 
 
 @dataclass(config=STRICT, frozen=True)

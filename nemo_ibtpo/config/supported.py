@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nemo_ibtpo.config.rope import unsupported_rope
+from nemo_ibtpo.config.rope import rope_parameters, unsupported_rope
 
 # Buffers that early checkpoints of Llama keep among the weights; they follow from config.json.
 IGNORED_WEIGHTS = (".rotary_emb.inv_freq",)
@@ -32,6 +32,43 @@ def unsupported(config: Mapping[str, Any]) -> str | None:
             f"{config.get('mlp_only_layers')}, decoder_sparse_step={step})"
         )
     return None
+
+
+_ROPE_THROUGH_BRIDGE = ("default", "linear", "llama3")
+# Keys of a config.json that name another attention than the standard one, and what it is.
+_OTHER_ATTENTION = {
+    "kv_lora_rank": "multi-head latent attention",
+    "q_lora_rank": "multi-head latent attention",
+    "linear_num_key_heads": "linear attention",
+    "linear_attn_config": "linear attention",
+    "hybrid_override_pattern": "state-space layers",
+    "mamba_num_heads": "state-space layers",
+    "ssm_cfg": "state-space layers",
+    "attn_logit_softcapping": "attention with capped logits",
+    "attention_chunk_size": "attention in chunks",
+    "block_configs": "layers of several kinds",
+    "num_experts": "experts",
+    "num_local_experts": "experts",
+    "n_routed_experts": "experts",
+}
+
+
+def unsupported_through_bridge(config: Mapping[str, Any]) -> str | None:
+    """The first thing that stands in the way of tree attention in a model that megatron-bridge builds; else None."""
+    for name, meaning in _OTHER_ATTENTION.items():
+        if config.get(name):
+            return f"{meaning} ({name}) is not supported, only standard attention in dense decoders"
+    if others := sorted({str(kind) for kind in config.get("layer_types") or []} - {"full_attention"}):
+        return f"layers with {others[0]} are not supported (layer_types); only full_attention is"
+    if config.get("sliding_window") is not None and config.get("use_sliding_window", True):
+        return (
+            f"sliding-window attention is not supported (sliding_window is {config['sliding_window']}); set it to "
+            "null if full attention is right for this model"
+        )
+    if (kind := rope_parameters(config)["rope_type"]) not in _ROPE_THROUGH_BRIDGE:
+        return f"rope_type '{kind}' is not supported; supported are {', '.join(_ROPE_THROUGH_BRIDGE)}"
+    # A part of the channels may be left as they are, where positions are not scaled.
+    return None if kind == "default" else unsupported_rope(config)
 
 
 def weight_names(config: Mapping[str, Any]) -> set[str]:

@@ -68,9 +68,25 @@ def validate(config: RunConfig | EvalConfig, scope: Scope | Literal["eval"], wor
         _check_reduction(config.actor)
         check_world_size(config, world_size)
     if scope in ("train", "sample", "gradients"):
-        check_model(config, read_model_directory(config.model.path))
+        if config.model.provider == "bridge":
+            check_bridge()
+        check_model(config, read_model_directory(config.model.path, config.model.provider))
     if scope != "plan":
         check_output_dir(config.output_dir)
+
+
+def check_bridge() -> None:
+    """Whether megatron-bridge can be there; evaluations do not need it, since no actor is built."""
+    absent = [
+        package
+        for package, module in (("megatron-bridge", "megatron.bridge"), ("transformer-engine", "transformer_engine"))
+        if find_spec(module) is None
+    ]
+    refuse_if(
+        bool(absent),
+        f"model.provider=bridge needs {' and '.join(absent)}, not installed here: pip install --no-deps "
+        "megatron-bridge, and transformer-engine[pytorch], which wants CUDA (docs/models.md)",
+    )
 
 
 def _check_evaluation(config: EvalConfig) -> None:
@@ -114,7 +130,8 @@ def _check_evaluation(config: EvalConfig) -> None:
         f"model.path={directory} is a Megatron checkpoint, which a dry run does not convert; give a Hugging "
         "Face model (nemo-ibtpo convert megatron-to-hf), or start without --dry-run",
     )
-    check_positions("benchmark.max_prompt_tokens", longest, read_model_directory(config.model.path))
+    model = read_model_directory(config.model.path, config.model.provider)
+    check_positions("benchmark.max_prompt_tokens", longest, model)
     check_output_dir(config.output_dir)
 
 

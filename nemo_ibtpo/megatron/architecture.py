@@ -8,8 +8,10 @@ configuration asks for is refused by name; nothing is approximated.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -19,6 +21,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.rope import at_length
 from nemo_ibtpo.config.supported import unsupported
+
+if TYPE_CHECKING:
+    from nemo_ibtpo.megatron.weights import Rule
 
 # Whether q, k and v have biases, and whether queries and keys are normalised.
 _FAMILIES = {
@@ -50,6 +55,19 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class Bridge:
+    """What megatron-bridge says of a model (:mod:`.bridged`).
+
+    Attributes:
+        provider: its ``GPTModelProvider``, which is Megatron's configuration of the model and builds it.
+        rules: how each Megatron parameter is made of Hugging Face tensors, by name.
+    """
+
+    provider: Any
+    rules: Mapping[str, Rule]
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A decoder-only transformer with rotary positions, RMSNorm and SwiGLU MLPs.
 
@@ -63,6 +81,7 @@ class Architecture:
         inv_freq: rotary inverse frequencies [head_dim / 2], float32, scaling applied.
         rotary_scale: what the rotated queries and keys are multiplied by, each (transformers' attention factor).
         experts: None for a dense model.
+        bridge: who builds the model where this package does not; None where it does.
     """
 
     vocab_size: int
@@ -80,6 +99,7 @@ class Architecture:
     inv_freq: torch.Tensor
     rotary_scale: float
     experts: Experts | None
+    bridge: Bridge | None = None
 
     @property
     def flops_per_token(self) -> float:
@@ -106,12 +126,20 @@ class Architecture:
 
 def load_architecture(model_path: str | Path, max_model_len: int | None = None) -> Architecture:
     """Read ``config.json`` of a Hugging Face model directory; see :func:`architecture_from_config`."""
+    return architecture_from_config(load_config(model_path), max_model_len)
+
+
+def load_config(model_path: str | Path) -> PretrainedConfig:
+    """The configuration of a Hugging Face model directory.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
-        config = AutoConfig.from_pretrained(str(model_path), local_files_only=True)
+        return AutoConfig.from_pretrained(str(model_path), local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{model_path}: cannot read a Hugging Face config there: {reason}") from error
-    return architecture_from_config(config, max_model_len)
 
 
 def architecture_from_config(config: PretrainedConfig, max_model_len: int | None = None) -> Architecture:
@@ -134,7 +162,7 @@ def architecture_from_config(config: PretrainedConfig, max_model_len: int | None
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", family == "mistral"):
         raise UserError(f"{family}: sliding-window attention is not supported; set sliding_window to null")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    inv_freq, rotary_scale = _rotary(config, head_dim, max_model_len or 1)
+    inv_freq, rotary_scale = rotary(config, head_dim, max_model_len or 1)
     return Architecture(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
@@ -164,7 +192,7 @@ def _experts(config: PretrainedConfig) -> Experts:
     )
 
 
-def _rotary(config: PretrainedConfig, head_dim: int, max_model_len: int) -> tuple[torch.Tensor, float]:
+def rotary(config: PretrainedConfig, head_dim: int, max_model_len: int) -> tuple[torch.Tensor, float]:
     """Inverse frequencies [head_dim / 2] and the factor of cosines and sines."""
     config = copy.deepcopy(config)
     config.update(at_length(config.to_dict(), max_model_len))

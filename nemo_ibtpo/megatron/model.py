@@ -26,6 +26,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_ibtpo.config.schema import ActorConfig
+from nemo_ibtpo.megatron import bridged
 from nemo_ibtpo.megatron.architecture import Architecture, Experts
 from nemo_ibtpo.megatron.local_layers import RMSNorm, local_layer_spec
 from nemo_ibtpo.megatron.rotary import DepthRotaryEmbedding
@@ -63,6 +64,40 @@ def transformer_config(
             "recompute_num_layers": 1,
         },
     }
+    layout: dict[str, Any] = {
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "mrope_section": [architecture.head_dim // 2],  # asked for by the interface, not used
+        "tensor_model_parallel_size": actor.tensor_model_parallel_size,
+        "pipeline_model_parallel_size": actor.pipeline_model_parallel_size,
+        "virtual_pipeline_model_parallel_size": actor.virtual_pipeline_model_parallel_size,
+        "context_parallel_size": actor.context_parallel_size,
+        # An interleaved pipeline is a ring. With two stages a batched exchange would carry two messages between the
+        # same two ranks, which they would match in different order; one at a time they cannot be mistaken.
+        "overlap_p2p_comm": interleaved,
+        "batch_p2p_comm": not interleaved,
+        "sequence_parallel": actor.sequence_parallel,
+        # Micro-batches of trees differ in length; stages tell each other the shape first.
+        "variable_seq_lengths": True,
+        "expert_model_parallel_size": actor.expert_model_parallel_size,
+        "expert_tensor_parallel_size": 1,
+        "moe_token_dispatcher_type": "alltoall",  # Megatron asks for it with variable lengths, experts or not
+        # With the loss already divided by the global denominator, gradients are summed over ranks.
+        "calculate_per_token_loss": True,
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "bf16": dtype is torch.bfloat16,
+        "perform_initialization": False,  # weights are loaded
+        "use_cpu_initialization": not on_gpu,
+        "bias_activation_fusion": on_gpu,
+        "bias_dropout_fusion": False,
+        "masked_softmax_fusion": False,
+        "gradient_accumulation_fusion": False,
+        "deallocate_pipeline_outputs": on_gpu,
+        **recompute[actor.recompute],
+    }
+    if architecture.bridge is not None:
+        return bridged.transformer_config(architecture.bridge.provider, layout)
     return TransformerConfig(
         num_layers=architecture.num_layers,
         hidden_size=architecture.hidden_size,
@@ -78,37 +113,8 @@ def transformer_config(
         softmax_scale=_softmax_scale(architecture),
         add_qkv_bias=architecture.qkv_bias,
         qk_layernorm=architecture.qk_norm,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        mrope_section=[architecture.head_dim // 2],  # asked for by the interface, not used
-        tensor_model_parallel_size=actor.tensor_model_parallel_size,
-        pipeline_model_parallel_size=actor.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=actor.virtual_pipeline_model_parallel_size,
-        context_parallel_size=actor.context_parallel_size,
-        # An interleaved pipeline is a ring. With two stages a batched exchange would carry two messages between the
-        # same two ranks, which they would match in different order; one at a time they cannot be mistaken.
-        overlap_p2p_comm=interleaved,
-        batch_p2p_comm=not interleaved,
-        sequence_parallel=actor.sequence_parallel,
-        # Micro-batches of trees differ in length; stages tell each other the shape first.
-        variable_seq_lengths=True,
-        expert_model_parallel_size=actor.expert_model_parallel_size,
-        expert_tensor_parallel_size=1,
-        moe_token_dispatcher_type="alltoall",  # Megatron asks for it with variable lengths, experts or not
         **_experts_config(architecture.experts, grouped=with_te),
-        # With the loss already divided by the global denominator, gradients are summed over ranks.
-        calculate_per_token_loss=True,
-        params_dtype=dtype,
-        pipeline_dtype=dtype,
-        bf16=dtype is torch.bfloat16,
-        perform_initialization=False,  # weights are loaded
-        use_cpu_initialization=not on_gpu,
-        bias_activation_fusion=on_gpu,
-        bias_dropout_fusion=False,
-        masked_softmax_fusion=False,
-        gradient_accumulation_fusion=False,
-        deallocate_pipeline_outputs=on_gpu,
-        **recompute[actor.recompute],
+        **layout,
     )
 
 
@@ -157,21 +163,28 @@ def build_model(architecture: Architecture, config: TransformerConfig, device: t
 def _build_chunk(
     architecture: Architecture, config: TransformerConfig, device: torch.device, vp_stage: int | None
 ) -> GPTModel:
-    layer, final_norm = _layer_spec(architecture, device)
-    model = GPTModel(
-        config=config,
-        transformer_layer_spec=TransformerBlockSubmodules(
-            layer_specs=[layer] * get_num_layers_to_build(config, vp_stage), layer_norm=final_norm
-        ),
-        vocab_size=padded_vocab_size(architecture.vocab_size, config.tensor_model_parallel_size),
-        max_sequence_length=architecture.max_position_embeddings,
-        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
-        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
-        parallel_output=True,
-        share_embeddings_and_output_weights=architecture.tied_embeddings,
-        position_embedding_type="mrope",
-        vp_stage=vp_stage,
-    )
+    ends = {
+        "pre_process": parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+        "post_process": parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+        "vp_stage": vp_stage,
+    }
+    vocab_size = padded_vocab_size(architecture.vocab_size, config.tensor_model_parallel_size)
+    if architecture.bridge is not None:
+        model = bridged.build_chunk(config, vocab_size, **ends)
+    else:
+        layer, final_norm = _layer_spec(architecture, device)
+        model = GPTModel(
+            config=config,
+            transformer_layer_spec=TransformerBlockSubmodules(
+                layer_specs=[layer] * get_num_layers_to_build(config, vp_stage), layer_norm=final_norm
+            ),
+            vocab_size=vocab_size,
+            max_sequence_length=architecture.max_position_embeddings,
+            parallel_output=True,
+            share_embeddings_and_output_weights=architecture.tied_embeddings,
+            position_embedding_type="mrope",
+            **ends,
+        )
     model.rotary_pos_emb = DepthRotaryEmbedding(architecture.inv_freq)
     if model.post_process:
         # The class alone: the weight may be the embedding's, and hooks and checkpoints know the layer by its place.

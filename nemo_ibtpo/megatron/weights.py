@@ -70,11 +70,12 @@ class Rule:
         return full
 
 
-def _replicated(name: str, *shape: int) -> Rule:
+def replicated(name: str, *shape: int) -> Rule:
+    """Whole on every rank."""
     return Rule({name: shape}, lambda size: shape, lambda shard, full, rank, size: [(shard, full[0])])
 
 
-def _vocab_rows(name: str, vocab: int, hidden: int) -> Rule:
+def vocab_rows(name: str, vocab: int, hidden: int) -> Rule:
     """Rows of the vocabulary, padded with zero rows to a multiple of the tensor-parallel size."""
 
     def pieces(shard: Tensor, full: Sequence[Tensor], rank: int, size: int) -> Pieces:
@@ -84,7 +85,16 @@ def _vocab_rows(name: str, vocab: int, hidden: int) -> Rule:
     return Rule({name: (vocab, hidden)}, lambda size: (padded_vocab_size(vocab, size) // size, hidden), pieces)
 
 
-def _columns(name: str, rows: int, columns: int) -> Rule:
+def output_rows(name: str, rows: int, *columns: int) -> Rule:
+    """A column-parallel linear layer, or its bias: each rank holds a share of the output channels."""
+    return Rule(
+        {name: (rows, *columns)},
+        lambda size: (rows // size, *columns),
+        lambda shard, full, rank, size: [(shard, full[0].chunk(size)[rank])],
+    )
+
+
+def input_columns(name: str, rows: int, columns: int) -> Rule:
     """A row-parallel linear layer: each rank holds a share of the input columns."""
     return Rule(
         {name: (rows, columns)},
@@ -93,7 +103,7 @@ def _columns(name: str, rows: int, columns: int) -> Rule:
     )
 
 
-def _gate_and_up(gate: str, up: str, rows: int, columns: int) -> Rule:
+def gate_and_up(gate: str, up: str, rows: int, columns: int) -> Rule:
     """Megatron's gated MLP: each rank holds its share of the gate above its share of the up projection."""
 
     def pieces(shard: Tensor, full: Sequence[Tensor], rank: int, size: int) -> Pieces:
@@ -103,31 +113,39 @@ def _gate_and_up(gate: str, up: str, rows: int, columns: int) -> Rule:
     return Rule(shapes, lambda size: (2 * rows // size, columns), pieces)
 
 
-def _query_key_value(prefix: str, suffix: str, arch: Architecture) -> Rule:
-    """Megatron interleaves by key/value group: the group's queries, its key, its value."""
+def query_key_value(names: Sequence[str], arch: Architecture) -> Rule:
+    """Megatron interleaves by key/value group: the group's queries, its key, its value.
+
+    Args:
+        names: of the weights, or biases, of the three.
+    """
     groups, dim = arch.num_query_groups, arch.head_dim
     per_group = arch.num_attention_heads // groups
-    trailing = (arch.hidden_size,) if suffix == "weight" else ()
+    trailing = () if names[0].endswith(".bias") else (arch.hidden_size,)
 
     def pieces(shard: Tensor, full: Sequence[Tensor], rank: int, size: int) -> Pieces:
         parts = shard.unflatten(0, (groups // size, -1)).split([per_group * dim, dim, dim], dim=1)
         by_group = (tensor.unflatten(0, (groups, -1)).chunk(size)[rank] for tensor in full)
         return list(zip(parts, by_group, strict=True))
 
-    sizes = {"q_proj": arch.num_attention_heads * dim, "k_proj": groups * dim, "v_proj": groups * dim}
+    sizes = (arch.num_attention_heads * dim, groups * dim, groups * dim)
     return Rule(
-        {f"{prefix}.{n}.{suffix}": (s, *trailing) for n, s in sizes.items()},
-        lambda size: (sum(sizes.values()) // size, *trailing),
+        {name: (rows, *trailing) for name, rows in zip(names, sizes, strict=True)},
+        lambda size: (sum(sizes) // size, *trailing),
         pieces,
     )
 
 
+def _qkv(prefix: str, suffix: str) -> list[str]:
+    return [f"{prefix}.{part}_proj.{suffix}" for part in "qkv"]
+
+
 def _mlp(ours: str, theirs: str, ffn: int, hidden: int) -> dict[str, Rule]:
     return {
-        f"{ours}.linear_fc1.weight": _gate_and_up(
+        f"{ours}.linear_fc1.weight": gate_and_up(
             f"{theirs}.gate_proj.weight", f"{theirs}.up_proj.weight", ffn, hidden
         ),
-        f"{ours}.linear_fc2.weight": _columns(f"{theirs}.down_proj.weight", hidden, ffn),
+        f"{ours}.linear_fc2.weight": input_columns(f"{theirs}.down_proj.weight", hidden, ffn),
     }
 
 
@@ -136,28 +154,30 @@ def rules(arch: Architecture) -> dict[str, Rule]:
 
     Layers and experts are numbered over the whole model; experts are named as Megatron's ``SequentialMLP`` does.
     """
+    if arch.bridge is not None:
+        return dict(arch.bridge.rules)
     hidden, ffn = arch.hidden_size, arch.ffn_hidden_size
-    table = {"embedding.word_embeddings.weight": _vocab_rows("model.embed_tokens.weight", arch.vocab_size, hidden)}
+    table = {"embedding.word_embeddings.weight": vocab_rows("model.embed_tokens.weight", arch.vocab_size, hidden)}
     for i in range(arch.num_layers):
         ours, theirs = f"decoder.layers.{i}", f"model.layers.{i}"
         attention = f"{theirs}.self_attn"
-        table[f"{ours}.input_layernorm.weight"] = _replicated(f"{theirs}.input_layernorm.weight", hidden)
-        table[f"{ours}.self_attention.linear_qkv.weight"] = _query_key_value(attention, "weight", arch)
+        table[f"{ours}.input_layernorm.weight"] = replicated(f"{theirs}.input_layernorm.weight", hidden)
+        table[f"{ours}.self_attention.linear_qkv.weight"] = query_key_value(_qkv(attention, "weight"), arch)
         if arch.qkv_bias:
-            table[f"{ours}.self_attention.linear_qkv.bias"] = _query_key_value(attention, "bias", arch)
+            table[f"{ours}.self_attention.linear_qkv.bias"] = query_key_value(_qkv(attention, "bias"), arch)
         if arch.qk_norm:
             for which in "qk":
-                table[f"{ours}.self_attention.{which}_layernorm.weight"] = _replicated(
+                table[f"{ours}.self_attention.{which}_layernorm.weight"] = replicated(
                     f"{attention}.{which}_norm.weight", arch.head_dim
                 )
-        table[f"{ours}.self_attention.linear_proj.weight"] = _columns(
+        table[f"{ours}.self_attention.linear_proj.weight"] = input_columns(
             f"{attention}.o_proj.weight", hidden, arch.num_attention_heads * arch.head_dim
         )
-        table[f"{ours}.pre_mlp_layernorm.weight"] = _replicated(f"{theirs}.post_attention_layernorm.weight", hidden)
+        table[f"{ours}.pre_mlp_layernorm.weight"] = replicated(f"{theirs}.post_attention_layernorm.weight", hidden)
         if arch.experts is None:
             table |= _mlp(f"{ours}.mlp", f"{theirs}.mlp", ffn, hidden)
             continue
-        table[f"{ours}.mlp.router.weight"] = _replicated(f"{theirs}.mlp.gate.weight", arch.experts.number, hidden)
+        table[f"{ours}.mlp.router.weight"] = replicated(f"{theirs}.mlp.gate.weight", arch.experts.number, hidden)
         for e in range(arch.experts.number):
             expert = _mlp(
                 f"{ours}.mlp.experts.local_experts.{e}",
@@ -166,16 +186,18 @@ def rules(arch: Architecture) -> dict[str, Rule]:
                 hidden,
             )
             table |= {name: replace(rule, expert=e) for name, rule in expert.items()}
-    table["decoder.final_layernorm.weight"] = _replicated("model.norm.weight", hidden)
+    table["decoder.final_layernorm.weight"] = replicated("model.norm.weight", hidden)
     if not arch.tied_embeddings:
-        table["output_layer.weight"] = _vocab_rows("lm_head.weight", arch.vocab_size, hidden)
+        table["output_layer.weight"] = vocab_rows("lm_head.weight", arch.vocab_size, hidden)
     return table
 
 
 # Transformer Engine fuses a norm with the linear layer behind it and names the weight after that layer.
 _FUSED_NORMS = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
+    "self_attention.linear_qkv.layer_norm_bias": "input_layernorm.bias",
     "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
+    "mlp.linear_fc1.layer_norm_bias": "pre_mlp_layernorm.bias",
 }
 
 

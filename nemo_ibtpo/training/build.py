@@ -24,6 +24,7 @@ from nemo_ibtpo.data.problems import problems_digest
 from nemo_ibtpo.dtypes import TORCH_DTYPES
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import load_architecture
+from nemo_ibtpo.megatron.bridged_weights import load_bridged
 from nemo_ibtpo.megatron.parallel import ParallelContext
 from nemo_ibtpo.megatron.safetensors_io import SafetensorsDirectory, write_model
 from nemo_ibtpo.methods import make_method
@@ -98,9 +99,11 @@ def build(
 
 
 def _build_actor(config: RunConfig, context: ParallelContext) -> MegatronActor:
-    model_path, trainer = Path(config.model.path), config.trainer
+    model_path, trainer, longest = Path(config.model.path), config.trainer, trajectory_tokens(config)
+    by_bridge = config.model.provider == "bridge"
+    architecture = load_bridged(model_path) if by_bridge else load_architecture(model_path, longest)
     return MegatronActor(
-        load_architecture(model_path, trajectory_tokens(config)),
+        architecture,
         SafetensorsDirectory(model_path),
         actor=config.actor,
         optimizer=config.optimizer,

@@ -4,6 +4,8 @@ Why it matters: a conversion that is wrong the same way in both directions survi
 second opinion about names and layouts: its model, built of Transformer Engine's layers, takes in our checkpoint, and
 its exporter writes the Hugging Face weights.
 
+A family that only Bridge knows is built through it (``model.provider=bridge``) and held against transformers.
+
 Optional: skipped where ``megatron-bridge`` is not installed or does not import, which it does not without Transformer
 Engine. Never run so far.
 """
@@ -12,12 +14,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conversion_models import convert_back, convert_to, weights_of, write_toy_model
+from transformers import AutoModelForCausalLM, GemmaConfig, NemotronConfig, PretrainedConfig
 
 from nemo_ibtpo.checkpoints import MEGATRON
+from nemo_ibtpo.config.loader import default_values
+from nemo_ibtpo.config.schema import ActorConfig
+from nemo_ibtpo.megatron import parallel
+from nemo_ibtpo.megatron.actor import MegatronActor
+from nemo_ibtpo.megatron.bridged_weights import load_bridged
 from nemo_ibtpo.megatron.checkpoint import load_weights
+from nemo_ibtpo.megatron.safetensors_io import SafetensorsDirectory
+from nemo_ibtpo.tree.packing import pack_tree
+from nemo_ibtpo.tree.tree import ROOT, Tree
 
 pytestmark = pytest.mark.gpu
 
@@ -42,3 +54,53 @@ def test_both_exports_are_the_same(family: str, tmp_path: Path) -> None:
         theirs.pop("lm_head.weight", None)  # tied: Bridge may name it all the same
     assert theirs.keys() == ours.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+}
+
+
+@pytest.mark.parametrize("config", [GemmaConfig(**SIZES), NemotronConfig(**SIZES)], ids=["gemma", "nemotron"])
+def test_a_family_that_only_bridge_knows(config: PretrainedConfig, tmp_path: Path) -> None:
+    reason = "megatron-bridge is not installed, or does not import"
+    pytest.importorskip("megatron.bridge", reason=reason, exc_type=ImportError)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    weights = SafetensorsDirectory(tmp_path)
+    settings = {
+        name.removeprefix("actor."): value for name, value in default_values().items() if name.startswith("actor.")
+    }
+    actor_config = ActorConfig(**settings | {"device": "cuda"})
+    context = parallel.initialize(actor_config, 1)
+    try:
+        actor = MegatronActor(
+            load_bridged(tmp_path),
+            weights,
+            actor=actor_config,
+            optimizer=None,
+            total_updates=1,
+            dtype=torch.bfloat16,
+            temperature=1.0,
+            keep_reference=False,
+            context=context,
+        )
+        tree, tokens = Tree("t", [1, 2, 3]), list(range(10, 40))
+        tree.insert(ROOT, [(tokens, [0.0] * len(tokens))], "eos", round=0)
+        logits = actor.logits([pack_tree(tree)])[0]
+        exported = dict(actor.named_weights())
+    finally:
+        parallel.shutdown()
+    with torch.no_grad():
+        expected = model.cuda().float()(torch.tensor([[1, 2, 3, *tokens]], device="cuda")).logits[0].cpu().numpy()
+    np.testing.assert_allclose(logits, expected, atol=0.05 * np.abs(expected).max())
+    assert exported.keys() == set(weights)
+    assert [name for name in exported if not torch.equal(exported[name].cpu(), weights[name])] == []

@@ -18,12 +18,12 @@ from model_directories import write_model_directory
 from safetensors.numpy import load_file, save_file
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.config.model_directory import read_model_directory
+from nemo_ibtpo.config.model_directory import Provider, read_model_directory
 
 
-def refusal(directory: Path) -> str:
+def refusal(directory: Path, provider: Provider = "own") -> str:
     with pytest.raises(UserError) as caught:
-        read_model_directory(str(directory))
+        read_model_directory(str(directory), provider)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -102,6 +102,36 @@ def test_sharded_weights(tmp_path: Path) -> None:
 )
 def test_configurations_that_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     assert message in refusal(write_model_directory(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sliding_window": 4096}, "sliding-window attention is not supported (sliding_window is 4096)"),
+        (
+            {"layer_types": ["full_attention", "linear_attention"] * 2},
+            "layers with linear_attention are not supported",
+        ),
+        ({"kv_lora_rank": 512}, "multi-head latent attention (kv_lora_rank) is not supported"),
+        ({"linear_num_key_heads": 16}, "linear attention (linear_num_key_heads) is not supported"),
+        ({"hybrid_override_pattern": "M*M*"}, "state-space layers (hybrid_override_pattern) is not supported"),
+        ({"attn_logit_softcapping": 50.0}, "attention with capped logits (attn_logit_softcapping)"),
+        ({"attention_chunk_size": 8192}, "attention in chunks (attention_chunk_size)"),
+        ({"n_routed_experts": 64}, "experts (n_routed_experts) is not supported"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type 'yarn' is not supported"),
+        ({"num_key_value_heads": 3}, "4 attention heads cannot share 3 key/value heads evenly"),
+    ],
+)
+def test_what_tree_attention_cannot_take_over(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """``model.provider=bridge``: families that this package does not know, unless their attention is another one."""
+    directory = write_model_directory(tmp_path, **{"architectures": ["NemotronForCausalLM"]} | changes)
+    assert message in refusal(directory, "bridge")
+
+
+def test_a_family_that_only_the_bridge_knows(tmp_path: Path) -> None:
+    directory = write_model_directory(tmp_path, architectures=["NemotronForCausalLM"], hidden_act="relu2")
+    assert "and more with model.provider=bridge" in refusal(directory)
+    assert read_model_directory(str(directory), "bridge")["num_experts"] is None
 
 
 def test_sliding_windows_that_are_switched_off(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ Every rule has a case here, and the configuration all cases start from passes. N
 from __future__ import annotations
 
 import dataclasses
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,13 @@ def test_the_starting_point_is_valid_and_leaves_no_trace(config: RunConfig) -> N
     validate(config, "train", 4)
     validate(config, "train", 8)
     assert not Path(config.output_dir).exists()
+
+
+def test_a_bridge_that_is_not_there(config: RunConfig) -> None:
+    if find_spec("megatron.bridge") and find_spec("transformer_engine"):
+        pytest.skip("megatron-bridge is installed")
+    with pytest.raises(UserError, match=r"^model.provider=bridge needs .*not installed here: pip install [^\n]+$"):
+        validate(changed(config, model__provider="bridge"), "train", 4)
 
 
 CONTRADICTIONS = [

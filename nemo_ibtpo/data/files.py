@@ -32,8 +32,6 @@ def file_rows(config: DatasetConfig) -> Iterator[tuple[str, Row]]:
         UserError: there is no such file, or one cannot be read.
     """
     reader = {"jsonl": _json_rows, "csv": _csv_rows, "parquet": _parquet_rows}[config.source]
-    if config.subset is not None:
-        raise UserError(f"subset={config.subset} is of Hugging Face data sets; name the files in `path`")
     for file in find_files(config):
         try:
             yield from reader(file)
@@ -47,6 +45,8 @@ def find_files(config: DatasetConfig) -> list[Path]:
     Raises:
         UserError: there are none, or it is not clear which.
     """
+    if config.subset is not None:
+        raise UserError(f"subset={config.subset} is of Hugging Face data sets; name the files in `path`")
     path = Path(config.path).expanduser()
     if path.is_file():
         if config.split is not None:

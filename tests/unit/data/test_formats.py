@@ -22,6 +22,7 @@ from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.data.loading import load_problems
 from nemo_ibtpo.data.problems import Problem
+from nemo_ibtpo.data.sources import check_sources
 
 TOKENIZER = byte_tokenizer()
 TOKENIZER.chat_template = (
@@ -99,7 +100,7 @@ def test_a_directory_with_splits_gives_the_one_that_is_asked_for(tmp_path: Path)
     with pytest.raises(UserError, match="no files of split 'dev'"):
         load(tmp_path, source="parquet", split="dev")
     with pytest.raises(UserError, match="subset=main is of Hugging Face"):
-        load(tmp_path, source="parquet", split="train", subset="main")
+        check_sources(dataset_config(source="parquet", path=str(tmp_path), split="train", subset="main"))  # a dry run
     with pytest.raises(UserError, match="is one file; set split to null"):
         load(tmp_path / "test-00000.parquet", source="parquet", split="train")
 

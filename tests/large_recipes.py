@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 
 from nemo_ibtpo.config.paths import recipe_names, recipes_dir
 
-_NAME = re.compile(r"(?:ibtpo|grpo)-(.+)-(\d+)n(\d+)g-tp(\d+)pp(\d+)(?:ep(\d+))?")
+_NAME = re.compile(r"(?:ibtpo|grpo)-(.+)-(\d+)n(\d+)g-tp(\d+)pp(\d+)(?:ep(\d+))?(?:cp(\d+))?(?:-\d+k)?")
 LARGE = [name for name in recipe_names() if _NAME.fullmatch(name)]
 SMOLLM2 = "smollm2-135m"
 SMOLLM2_CONFIG = LlamaConfig(
@@ -51,16 +51,17 @@ class RecipeLayout:
     tensor: int
     pipeline: int
     expert: int
+    context: int
 
 
 def layout(name: str) -> RecipeLayout:
     """Take a recipe's name apart; SmolLM2's has no layout in it."""
     if name == SMOLLM2:
-        return RecipeLayout(name, 2, 1, 2, 1)
+        return RecipeLayout(name, 2, 1, 2, 1, 1)
     match = _NAME.fullmatch(name)
     assert match is not None, name
-    nodes, gpus, tensor, pipeline, expert = (int(size or 1) for size in match.groups()[1:])
-    return RecipeLayout(match[1], nodes * gpus, tensor, pipeline, expert)
+    nodes, gpus, tensor, pipeline, expert, context = (int(size or 1) for size in match.groups()[1:])
+    return RecipeLayout(match[1], nodes * gpus, tensor, pipeline, expert, context)
 
 
 def card(model: str) -> Path:

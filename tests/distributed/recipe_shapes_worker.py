@@ -34,6 +34,7 @@ def shapes(name: str, world_size: int, card: str) -> dict[str, Any]:
             parallel_state.initialize_model_parallel(
                 tensor_model_parallel_size=tensor,
                 pipeline_model_parallel_size=stages,
+                context_parallel_size=actor.context_parallel_size,
                 expert_model_parallel_size=actor.expert_model_parallel_size,
                 expert_tensor_parallel_size=1,
                 create_gloo_process_groups=False,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from large_recipes import layout as recipe_layout
 from layouts import enter
 from toy_models import VOCAB, hf_weights, random_model
 
@@ -50,6 +51,8 @@ def grow(config: RunConfig, rng: np.random.Generator) -> Tree:
 
 def train_two_steps(name: str, architecture: str) -> dict[str, Any]:
     overrides = ["actor.device=cpu", "actor.max_tokens_per_microbatch=160", "optimizer.lr=1e-3", "model.dtype=fp32"]
+    if recipe_layout(name).context > 1:
+        overrides.append("actor.context_parallel_size=2")
     config = compose(name, overrides)
     model = random_model(FAMILY[architecture], key_value_heads=4)  # four ranks can share them
     actor = MegatronActor(

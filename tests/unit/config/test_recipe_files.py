@@ -48,10 +48,11 @@ def test_recipe_fits_its_model_and_its_ranks(name: str) -> None:
     config = compose(name, [])
     asked = layout(name)
     actor = config.actor
-    assert (asked.tensor, asked.pipeline, asked.expert) == (
+    assert (asked.tensor, asked.pipeline, asked.expert, asked.context) == (
         actor.tensor_model_parallel_size,
         actor.pipeline_model_parallel_size,
         actor.expert_model_parallel_size,
+        actor.context_parallel_size,
     )
     assert asked.model == Path(config.model.path).name.lower()
     validate(config, "study", asked.ranks)
@@ -63,9 +64,9 @@ def test_recipe_fits_an_h100(name: str) -> None:
     """By the planner, and by hand from the published number of parameters where no expert is in the way.
 
     By hand: weights in bf16, gradients in fp32, the distributed optimizer's weights and two moments in fp32 over the
-    data-parallel ranks, unless they are off-loaded; beside them vLLM's share of the 79.1 GiB that an H100 shows,
-    vLLM's context outside of it (1 GiB) and the trainer's own (3 GiB). Not by hand: activations, which are there
-    when vLLM is not.
+    ranks that hold the same weights, unless they are off-loaded; beside them vLLM's share of the 79.1 GiB that an
+    H100 shows, vLLM's context outside of it (1 GiB) and the trainer's own (3 GiB). Not by hand: activations, which
+    are there when vLLM is not.
     """
     config = compose(name, [])
     shape, _ = find_config(config.model.path)
@@ -77,7 +78,7 @@ def test_recipe_fits_an_h100(name: str) -> None:
         return
     shards = lies.tensor * lies.pipeline
     of_rank = PARAMETERS[Path(config.model.path).name] / shards
-    states = of_rank * 2
+    states = of_rank * 2 * (config.actor.offload != "all")
     if config.actor.offload == "none":
         states += of_rank * (4 + 12 / (lies.ranks // shards))
     by_hand = states / 2**30 + config.rollout.vllm.gpu_memory_utilization * 79.1 + 1 + 3

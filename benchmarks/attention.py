@@ -13,6 +13,11 @@ The last line is JSON: how many times more time and memory the other ways take, 
 outputs of ``tree`` and ``dense`` relative to the largest output, and how long ``prepare`` takes, which all layers
 share. ``tree_ns_per_pair`` and ``flash_ns_per_pair`` are times over the pairs of tokens that attend to each other:
 what a kernel costs apart from what a tree shares. With ``--shape all`` there is one for each shape, the paper's last.
+
+With ``--context-parallel 2 4`` the sequence is dealt over so many ranks as well, whose shares are computed here one
+after the other, without a network. ``context_parallel`` says for each number how evenly time and pairs lie (mean
+over largest), how long the slowest rank takes against the undealt sequence, and the bytes of keys and values that all
+ranks receive in a forward pass, over the fewest that their queries need.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +35,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from workloads import SHAPES, Shape, grow_tree, paths
 
 from nemo_ibtpo.megatron.tree_attention import attention_kernel
-from nemo_ibtpo.tree.context_parallel import padded_length
+from nemo_ibtpo.tree.context_parallel import deal, padded_length
 from nemo_ibtpo.tree.packing import concat, pack_tree
 
 WAYS = ("tree", "dense", "flat", "flash")
@@ -72,9 +78,10 @@ class Passes:
             "tree": int((packed.depth + 1).sum()),
             "flash": sum(length * (length + 1) // 2 for length in lengths),
         }
+        self.depth, self.ends, self.case = packed.depth, packed.subtree_end, case
         self.subtree_end = {
-            "tree": self._padded(packed.subtree_end),
-            "flat": self._padded(np.repeat(ends, lengths)),  # a chain: every token sees those before it
+            "tree": self.padded(packed.subtree_end),
+            "flat": self.padded(np.repeat(ends, lengths)),  # a chain: every token sees those before it
         }
         self.tokens = {"tree": len(packed), "dense": len(packed), "flat": sum(lengths), "flash": sum(lengths)}
         self.prepared = {way: self.kernel.prepare(ends) for way, ends in self.subtree_end.items()}
@@ -92,8 +99,8 @@ class Passes:
         self.inputs["flash"] = [x[:, :, : sum(lengths)] for x in self.inputs["flat"]]
         self._mask: Tensor | None = None
 
-    def _padded(self, subtree_end: np.ndarray) -> Tensor:
-        length = padded_length(len(subtree_end), self.kernel.LENGTH_MULTIPLE)
+    def padded(self, subtree_end: np.ndarray, num_ranks: int = 1) -> Tensor:
+        length = padded_length(len(subtree_end), self.kernel.LENGTH_MULTIPLE, num_ranks)
         alone = np.arange(len(subtree_end), length) + 1
         return torch.from_numpy(np.concatenate((subtree_end, alone))).to(self.device)
 
@@ -122,6 +129,53 @@ class Passes:
         return out.detach()
 
 
+@dataclass(frozen=True)
+class Share:
+    """What a context-parallel rank computes: its queries [1, heads, L, head_dim], and the keys and values of all."""
+
+    passes: Passes
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    prepared: Any
+
+    def run(self) -> None:
+        """Forward and backward."""
+        query, key, value = (x.detach().requires_grad_() for x in (self.query, self.key, self.value))
+        out = self.passes.kernel.attend(query, key, value, self.prepared, None)
+        out.backward(out.detach())
+
+
+def dealt_over(passes: Passes, num_ranks: int, undealt_s: float, repetitions: int) -> dict[str, float]:
+    """How a sequence lies over ranks; their shares are computed one after the other."""
+    case, device = passes.case, passes.device
+    dealt = deal(passes.depth, passes.kernel.LENGTH_MULTIPLE, num_ranks)
+    ends = passes.padded(passes.ends, num_ranks)
+    dtype = passes.inputs["tree"][0].dtype
+    q, k, v = (
+        torch.randn(1, heads, len(ends), case.head_dim, device=device, dtype=dtype)
+        for heads in (case.heads, case.groups, case.groups)
+    )
+    shares, needed = [], 0
+    for own in dealt:
+        queries = torch.from_numpy(own).to(device)
+        shares.append(Share(passes, q[:, :, queries], k, v, passes.kernel.prepare(ends, queries)))
+        # A key is needed where the next of the rank's queries, itself or a later one, lies in its subtree.
+        key = np.arange(dealt.size)
+        following = np.append(own, dealt.size)[np.searchsorted(own, key)]
+        needed += int((following < ends.cpu().numpy()).sum()) - len(own)
+    seconds = [float(np.median(times.wall)) for times in in_turn([one.run for one in shares], repetitions, device)]
+    pairs = np.pad(passes.depth + 1, (0, dealt.size - len(passes.depth)), constant_values=1)[dealt].sum(axis=1)
+    received = num_ranks * dealt.size - dealt.size
+    return {
+        "time_balance": float(np.mean(seconds) / max(seconds)),
+        "pair_balance": float(pairs.mean() / pairs.max()),
+        "slowest_over_undealt": max(seconds) / undealt_s,
+        "received_mib": received * 2 * case.groups * case.head_dim * dtype.itemsize / MIB,
+        "received_over_needed": received / needed if needed else 1.0,
+    }
+
+
 def memory(case: Case) -> dict[str, int]:
     """Bytes that a pass of each way needs beyond its inputs; the dense mask counts."""
     passes, bytes_of = Passes(case), {}
@@ -132,7 +186,7 @@ def memory(case: Case) -> dict[str, int]:
     return bytes_of
 
 
-def measure(name: str, case: Case, repetitions: int) -> None:
+def measure(name: str, case: Case, repetitions: int, contexts: list[int]) -> None:
     """Measure one shape and print what was found."""
     peaks = in_fresh_process(memory, case)
     passes = Passes(case)
@@ -144,8 +198,13 @@ def measure(name: str, case: Case, repetitions: int) -> None:
     print(f"{name}: {case.trees} tree(s), {case.heads} heads of {case.head_dim}, {case.groups} groups, {device}")
     for way in WAYS:
         print(f"  {way:5} {passes.tokens[way]:6} tokens, {times[way]}, memory {peaks[way] / MIB:.0f} MiB")
+    undealt = float(np.median(times["tree"].wall))
+    over_ranks = {ranks: dealt_over(passes, ranks, undealt, repetitions) for ranks in contexts}
+    for ranks, found in over_ranks.items():
+        print(f"  {ranks} ranks: " + ", ".join(f"{key} {value:.3f}" for key, value in found.items()))
     report(
         shape=name,
+        context_parallel=over_ranks,
         token_ratio=passes.tokens["flat"] / passes.tokens["tree"],
         dense_time_ratio=ratio(times["dense"].wall, times["tree"].wall),
         flat_time_ratio=ratio(times["flat"].wall, times["tree"].wall),
@@ -170,13 +229,14 @@ def main() -> None:
     parser.add_argument("--head-dim", type=int, default=128 if torch.cuda.is_available() else 64)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--tiny", action="store_true", help="seconds on any machine; its figures mean nothing")
+    parser.add_argument("--context-parallel", type=int, nargs="*", default=[], metavar="C", help="numbers of ranks")
     options = parser.parse_args()
     for name in SHAPES if options.shape == "all" else [options.shape]:
         shape = SHAPES[name]
         if options.tiny:
             shape = replace(shape, prompt_tokens=8, path_tokens=40, step_tokens=5)
         case = Case(shape, options.trees, options.heads, options.groups, options.head_dim)
-        measure(name, case, options.repetitions)
+        measure(name, case, options.repetitions, options.context_parallel)
 
 
 if __name__ == "__main__":

@@ -40,10 +40,12 @@ def test_logprobs_compares_the_same_values() -> None:
 
 
 def test_attention_compares_the_same_outputs() -> None:
-    result = run_tiny("attention", "--repetitions", "1")
+    result = run_tiny("attention", "--repetitions", "1", "--context-parallel", "2")
     assert result["max_rel_err"] < 1e-5
     assert result["token_ratio"] > 1
     assert {"dense_time_ratio", "flat_memory_ratio"} <= result.keys()
+    assert result["context_parallel"]["2"]["pair_balance"] > 0.95
+    assert result["context_parallel"]["2"]["received_over_needed"] >= 1
 
 
 def test_overhead_accounts_for_every_part() -> None:

@@ -46,6 +46,17 @@ def bush(prompt: int, branches: int, length: int) -> IntArray:
     ids=["a path of 128k tokens", "12 branches of 8k", "8 branches of 1k", "a path of 8k"],
 )
 def test_ranks_have_equally_much_to_attend_to(depth: IntArray, multiple: int, num_ranks: int) -> None:
-    dealt = deal(depth, multiple, num_ranks)
+    assert balance(depth, deal(depth, multiple, num_ranks)) > 0.98
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4, 8])
+def test_borders_by_tokens_alone_are_seen_as_unbalanced(num_ranks: int) -> None:
+    """One run of tokens for each rank: as many tokens, but the last rank's attend to the most."""
+    depth = chain(131_072)
+    assert balance(depth, np.arange(len(depth)).reshape(num_ranks, -1)) < 0.7
+
+
+def balance(depth: IntArray, dealt: IntArray) -> float:
+    """Mean over largest number of pairs of a rank."""
     pairs = np.pad(depth + 1, (0, dealt.size - len(depth)), constant_values=1)[dealt].sum(axis=1)
-    assert pairs.mean() / pairs.max() > 0.98
+    return float(pairs.mean() / pairs.max())

@@ -50,7 +50,8 @@ def test_attention_compares_the_same_outputs() -> None:
 
 def test_overhead_accounts_for_every_part() -> None:
     result = run_tiny("overhead")
-    parts = [result[f"{name}_s"] for name in ("scoring", "metrics", "advantages", "credit", "schedule", "packing")]
+    names = ("scoring", "exchange", "metrics", "advantages", "credit", "schedule", "packing")
+    parts = [result[f"{name}_s"] for name in names]
     assert abs(sum(parts) - result["overhead_s"]) < 1e-2 * result["overhead_s"]
 
 

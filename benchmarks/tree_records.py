@@ -20,10 +20,10 @@ from functools import partial
 import numpy as np
 import torch
 from measure import describe, in_turn, report
-from overhead import PUBLISHED_STEP_S, PUBLISHED_TOKENS, SHAPE
+from overhead import PUBLISHED_STEP_S, PUBLISHED_TOKENS
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
-from workloads import IB_SCORE, METHOD, defaults, grow_tree
+from workloads import IB_SCORE, METHOD, SHAPES, defaults, grow_tree
 
 from nemo_ibtpo.config.schema import TreesConfig
 from nemo_ibtpo.data.problems import Problem
@@ -54,7 +54,7 @@ def main() -> None:
     options = parser.parse_args()
 
     rng = np.random.default_rng(0)
-    shape = replace(SHAPE, path_tokens=100) if options.tiny else SHAPE
+    shape = replace(SHAPES["paper"], path_tokens=100 if options.tiny else 2000)
     config = TreesConfig(**defaults("logger")["trees"])
     count = config.trees_per_step or _PROMPTS
     strategy = shape.strategy("ib")

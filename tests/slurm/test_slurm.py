@@ -26,7 +26,8 @@ from slurm_cluster import Cluster, processes_of_jobs, wait_for, why_not
 from transformers import AutoModelForCausalLM
 
 SLURM = Path(__file__).resolve().parents[2] / "slurm"
-STEPS, SAVE_PERIOD = 12, 5
+FULL = os.environ.get("NEMO_IBTPO_SLURM") == "full"
+STEPS, PROMPTS, SAVE_PERIOD = (12, 8, 5) if FULL else (6, 4, 5)
 # With one tree at a time what a rank samples together, and so the last bits of log-probabilities, depends on no
 # clock; with much time for verifiers no reward does.
 WORDS = [
@@ -39,14 +40,13 @@ WORDS = [
     *EASY_SUMS,
     "reward.timeout_s=300",
     "data.validation.size=4",
-    "trainer.num_prompts_per_step=8",
-    "trainer.num_prompts_per_update=8",
+    f"trainer.num_prompts_per_step={PROMPTS}",
+    f"trainer.num_prompts_per_update={PROMPTS}",
     f"trainer.max_steps={STEPS}",
     "trainer.val_period=6",
     f"checkpoint.save_period={SAVE_PERIOD}",
 ]
 
-FULL = os.environ.get("NEMO_IBTPO_SLURM") == "full"
 in_full = pytest.mark.skipif(not FULL, reason="takes minutes: make test-slurm")
 pytestmark = [pytest.mark.skipif(why_not() is not None, reason=why_not() or ""), pytest.mark.timeout(3600)]
 

@@ -22,4 +22,4 @@ def run(arm: str, seed: int, final: list[float], task: str = "t", **changes: obj
     base = Measurement(0, 0, 0.0, (0.0,) * len(final), PROBE)
     last = Measurement(2, 100, 5.0, tuple(final), PROBE | {"cov": None})
     trees = dict.fromkeys(NAMES, 1.0) | {"informative": None}
-    return replace(RunResult(task, arm, seed, (base, last), TRAINING, trees), **changes)
+    return replace(RunResult(task, arm, seed, (base, last), TRAINING, trees, None), **changes)

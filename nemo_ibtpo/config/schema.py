@@ -368,8 +368,12 @@ class TrainerConfig:
     refill: NonNegativeInt
     """Most prompts that a step samples in the place of prompts whose rewards are all equal, until it has
     ``num_prompts_per_step`` mixed groups (DAPO's dynamic sampling); 0 replaces none."""
+    rollout_seed: NonNegativeInt
+    """Runs that differ in it alone draw other trees for the same prompts, in the same order."""
     val_period: NonNegativeInt
     """Steps between evaluations; 0 evaluates only before and after."""
+    val_num_prompts: PositiveInt | None
+    """The first so many problems are evaluated; null takes all of data.validation."""
     val_samples_per_prompt: PositiveInt
     """Samples of each problem, the k of avg@k."""
     val_temperature: PositiveFloat

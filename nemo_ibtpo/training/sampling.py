@@ -75,7 +75,7 @@ class Sampling:
         self._rewards = rewards
         self._prompts = prompts
         self._in_flight = in_flight
-        self._validation = validation
+        self._validation = validation[: config.trainer.val_num_prompts]
         self._stop = stop
         self._clock = clock
         self._training_sampling = engine.sampling
@@ -184,7 +184,7 @@ class Sampling:
 
     def _whole_trees(self, step: int, phase: Phase) -> tuple[list[Tree], dict[str, float]]:
         """Trees that are begun and completed in a step, of all ranks."""
-        trainer, seed = self._config.trainer, _step_seed(self._config.seed, step)
+        trainer, seed = self._config.trainer, _step_seed(self._config, step)
         problems, trees = self._prompts.next(trainer.num_prompts_per_step), list[Tree]()
         while problems:
             own = self._grow(problems, self._strategy, self._splitter, seed, phase, merge=self._config.sampler.merge)
@@ -199,7 +199,7 @@ class Sampling:
         """The first complete trees of all ranks, and how old their tokens are; the others are carried over."""
         config, missing, known = self._config, in_flight.missing, [tree.prompt_id for tree in in_flight.trees]
         new = [problem.problem_id for problem in self._prompts.next(missing, apart_from=known)] if missing else []
-        closing = in_flight.begin(new, _step_seed(config.seed, step), policy_version(config, step))
+        closing = in_flight.begin(new, _step_seed(config, step), policy_version(config, step))
         mine = dict(self._engines.mine(list(enumerate(in_flight.trees))))
         problems = [self._prompts.problem(tree.prompt_id) for tree in mine.values()]
         self._rewards.set_problems(problems)
@@ -234,6 +234,6 @@ def _advance(phase: Phase) -> Callable[[GrowthProgress], None]:
     return lambda done: phase.advance(before + done.trees - phase.done)
 
 
-def _step_seed(seed: int, step: int) -> int:
+def _step_seed(config: RunConfig, step: int) -> int:
     # Steps of a run and runs with other seeds get other rollouts.
-    return (seed << 32) + step
+    return (config.trainer.rollout_seed << 64) + (config.seed << 32) + step

@@ -3,7 +3,9 @@
 A score is known for every seed and every held-out problem; intervals are over both.
 
 Runs end with the step in which their budget is spent, so that some have sampled up to a step more than others. All
-are compared at the tokens of the one that has sampled least, between two evaluations by interpolation.
+are compared at the tokens of the one that has sampled least, between two evaluations by interpolation; or by an
+evaluation after training where there is one, which is larger and forgives that step. At equal simulated time they are
+compared where the run that would have ended first ends.
 
 Differences between arms are taken seed by seed and problem by problem: runs of a seed see the same problems in the
 same order and are evaluated on the same ones.
@@ -31,10 +33,11 @@ class ArmEstimate:
     Attributes:
         arm: its name.
         seeds: it is based on, by task.
-        base, final: accuracy before training and at the compared number of tokens.
+        base, final: accuracy before training and after it, at the compared number of tokens.
+        timed: accuracy at equal simulated time; None if no time was simulated.
         along: accuracy averaged over the budget, which tells fast arms from slow ones.
-        difference, difference_along: ``final`` and ``along`` minus those of the arm it is compared with, on the seeds
-            that both have; None for that arm itself.
+        difference, difference_along, difference_timed: ``final``, ``along`` and ``timed`` minus those of the arm that
+            it is compared with, on the seeds that both have; None for that arm itself.
         steps, seconds: mean number and mean wall time of the training steps of a run.
         training: means over the steps of a run, of the trees that it trained on; intervals over seeds.
         trees: means over runs of the shape of the trees that they kept (``shapes``); a share without steps is nan.
@@ -47,8 +50,10 @@ class ArmEstimate:
     base: Estimate
     final: Estimate
     along: Estimate
+    timed: Estimate | None
     difference: Estimate | None
     difference_along: Estimate | None
+    difference_timed: Estimate | None
     steps: float
     seconds: float
     training: Mapping[str, Estimate]
@@ -79,7 +84,24 @@ def scores_along(run: RunResult, tokens: float) -> FloatArray:
     return np.asarray((widths[:, None] * (scores_MP[1:] + scores_MP[:-1]) / 2).sum(axis=0) / tokens)
 
 
-def estimate_arm(arm: str, baseline: str, runs: Sequence[RunResult], tasks: Sequence[str]) -> ArmEstimate | None:
+def tokens_at_equal_time(runs: Sequence[RunResult], costs: Mapping[str, float]) -> dict[str, float]:
+    """The tokens of each arm when the run that ends first would end.
+
+    Args:
+        runs: of the study.
+        costs: simulated seconds per sampled token of each arm.
+    """
+    seconds = min(run.measurements[-1].tokens * costs[run.arm] for run in runs)
+    return {arm: seconds / cost for arm, cost in costs.items()}
+
+
+def estimate_arm(
+    arm: str,
+    baseline: str,
+    runs: Sequence[RunResult],
+    tasks: Sequence[str],
+    costs: Mapping[str, float] | None = None,
+) -> ArmEstimate | None:
     """The row of an arm, over all given tasks; None if one of them has no run of it.
 
     Problems of several tasks are put side by side, on the seeds that all of them have.
@@ -89,16 +111,19 @@ def estimate_arm(arm: str, baseline: str, runs: Sequence[RunResult], tasks: Sequ
         baseline: the arm that it is compared with.
         runs: of the study.
         tasks: the tasks that count.
+        costs: simulated seconds per sampled token of each arm, if they are known.
     """
     by_place = {(run.task, run.arm, run.seed): run for run in runs}
     tokens = equal_tokens(runs)
+    tokens_then = tokens_at_equal_time(runs, costs) if costs else {}
 
     def seeds_of(*arms: str) -> list[int]:
         seeds = {run.seed for run in runs}
         return sorted(s for s in seeds if all((task, name, s) in by_place for task in tasks for name in arms))
 
     def stack(name: str, seeds: Sequence[int], kind: str) -> FloatArray:
-        return np.array([np.concatenate([_scores(by_place[t, name, s], kind, tokens) for t in tasks]) for s in seeds])
+        where = tokens_then[name] if kind == "timed" else tokens
+        return np.array([np.concatenate([_scores(by_place[t, name, s], kind, where) for t in tasks]) for s in seeds])
 
     def probed(name: str, seeds: Sequence[int], figure: str, place: int) -> FloatArray:
         """A figure of the first (0) or last (-1) probe trees of each seed, mean over tasks; [S]."""
@@ -115,7 +140,7 @@ def estimate_arm(arm: str, baseline: str, runs: Sequence[RunResult], tasks: Sequ
     shared = seeds_of(arm, baseline) if arm != baseline else []
     differences = {
         kind: over_seeds_and_problems(stack(arm, shared, kind) - stack(baseline, shared, kind)) if shared else None
-        for kind in ("final", "along")
+        for kind in ("final", "along", *(["timed"] if costs else []))
     }
     mine = [by_place[task, arm, seed] for task in tasks for seed in own]
     return ArmEstimate(
@@ -124,8 +149,10 @@ def estimate_arm(arm: str, baseline: str, runs: Sequence[RunResult], tasks: Sequ
         base=over_seeds_and_problems(stack(arm, own, "base")),
         final=over_seeds_and_problems(stack(arm, own, "final")),
         along=over_seeds_and_problems(stack(arm, own, "along")),
+        timed=over_seeds_and_problems(stack(arm, own, "timed")) if costs else None,
         difference=differences["final"],
         difference_along=differences["along"],
+        difference_timed=differences.get("timed"),
         steps=float(np.mean([run.measurements[-1].step for run in mine])),
         seconds=float(np.mean([run.measurements[-1].seconds for run in mine])),
         training={name: over_seeds(trained(own, name)) for name in TRAINING},
@@ -182,9 +209,11 @@ def _measured(run: RunResult) -> tuple[FloatArray, FloatArray]:
     return tokens_M, np.array([one.scores for one in run.measurements])
 
 
-def _scores(run: RunResult, kind: str, tokens: int) -> FloatArray:
+def _scores(run: RunResult, kind: str, tokens: float) -> FloatArray:
     if kind == "along":
         return scores_along(run, tokens)
+    if kind == "final" and run.final is not None:
+        return np.array(run.final)
     return scores_at(run, 0 if kind == "base" else tokens)
 
 

@@ -24,6 +24,9 @@ PROBE = ("eff_rate", "avg_rate", "ib_score", "cov", "entropy")
 TRAINING = ("eff_rate", "avg_rate", "entropy", "sampled_tokens_per_prompt", "unique_tokens_per_prompt")
 
 
+FINAL = "final.jsonl"  # in the directory of a run: the samples of the evaluation after training
+
+
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """A policy at an evaluation.
@@ -52,6 +55,7 @@ class RunResult:
         measurements: in the order of the steps; the first is of the base model.
         training: of each step, by name, ``tokens`` (sampled until then) among them.
         trees: shape of the trees that the run kept (``shapes``), by name; empty if it kept none.
+        final: share of right samples of each problem of the evaluation after training; None without one.
     """
 
     task: str
@@ -60,15 +64,25 @@ class RunResult:
     measurements: tuple[Measurement, ...]
     training: Mapping[str, Sequence[float | None]]
     trees: Mapping[str, float | None]
+    final: tuple[float, ...] | None
 
 
-def is_complete(run: Run) -> bool:
-    """Whether a run has been made to its end."""
+def is_trained(run: Run) -> bool:
+    """Whether a run has trained to its end."""
     return finished_steps(Path(run.config.output_dir), run.config.trainer) is not None
 
 
-def gather(run: Run) -> RunResult:
+def is_complete(run: Run, final: bool) -> bool:
+    """Whether a run has been made to its end, its evaluation after training included if there is to be one."""
+    return is_trained(run) and (not final or (Path(run.config.output_dir) / FINAL).is_file())
+
+
+def gather(run: Run, final: bool) -> RunResult:
     """The result of a complete run from its files.
+
+    Args:
+        run: which one.
+        final: whether it was evaluated after training.
 
     Raises:
         UserError: they are not as the run left them.
@@ -79,14 +93,12 @@ def gather(run: Run) -> RunResult:
     for row in rows:
         seconds += row.get("perf/step_s", 0.0)
         if "val/accuracy" in row:
-            evaluation = EvaluationResult.from_jsonl(directory / "validation" / f"step_{row['step']}.jsonl")
-            scores = evaluation.scores()
             measurements.append(
                 Measurement(
                     step=row["step"],
                     tokens=int(row.get("train/sampled_tokens", 0)),
                     seconds=round(seconds, 3),
-                    scores=tuple(round(scores[problem], 4) for problem in sorted(scores)),
+                    scores=_scores(directory / "validation" / f"step_{row['step']}.jsonl"),
                     probe={name: _rounded(row.get(f"probe/{name}")) for name in PROBE},
                 )
             )
@@ -96,7 +108,8 @@ def gather(run: Run) -> RunResult:
     archive = TreeArchive(directory)
     kept = [tree for step in archive.steps() for tree in archive.read(step).trees]
     trees = {name: _rounded(value) for name, value in mean_shape(kept).items()} if kept else {}
-    return RunResult(run.task.name, run.arm, run.seed, tuple(measurements), training, trees)
+    last = _scores(directory / FINAL) if final else None
+    return RunResult(run.task.name, run.arm, run.seed, tuple(measurements), training, trees, last)
 
 
 def write_results(results: Sequence[RunResult], path: Path) -> None:
@@ -121,7 +134,13 @@ def read_results(path: Path) -> list[RunResult]:
 
 def _from_json(row: dict[str, Any]) -> RunResult:
     measurements = tuple(Measurement(**{**one, "scores": tuple(one["scores"])}) for one in row["measurements"])
-    return RunResult(**{**row, "measurements": measurements})
+    last = row["final"]
+    return RunResult(**{**row, "measurements": measurements, "final": last if last is None else tuple(last)})
+
+
+def _scores(file: Path) -> tuple[float, ...]:
+    scores = EvaluationResult.from_jsonl(file).scores()
+    return tuple(round(scores[problem], 4) for problem in sorted(scores))
 
 
 def _rounded(value: float | None) -> float | None:

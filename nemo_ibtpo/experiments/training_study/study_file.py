@@ -6,6 +6,8 @@
       <task>: {recipe: <path from the study's file>, base_model: {...}}
     groups:
       <group>: {seeds: [1, 2, 3], compared_with: <arm>, arms: {<arm>: [overrides of this arm alone]}}
+    final: {num_prompts: 400, samples_per_prompt: 8}    # optional: an evaluation of what each run has trained
+    simulated_on: {recipe: <name>, prompt_tokens: 200, response_tokens: 1000}   # optional: what arms would cost there
 
 ``base_model`` is what differs from ``conf/demo_base_model.yaml``, or the word ``smollm2``. Every run is composed and
 checked before the first one starts.
@@ -13,10 +15,10 @@ checked before the first one starts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import yaml
 
@@ -27,6 +29,7 @@ from nemo_ibtpo.config.validation import check_output_dir, validate
 
 SMOLLM2: Literal["smollm2"] = "smollm2"
 _KEYS = {"output_dir", "overrides", "tasks", "groups"}
+_OPTIONAL = {"final", "simulated_on"}
 # What the study decides itself.
 _RESERVED = ("output_dir", "model.path", "seed", "name")
 
@@ -86,6 +89,33 @@ class Group:
 
 
 @dataclass(frozen=True)
+class FinalEvaluation:
+    """An evaluation of what a run has trained.
+
+    Attributes:
+        num_prompts: the first so many held-out problems.
+        samples_per_prompt: samples of each.
+    """
+
+    num_prompts: int
+    samples_per_prompt: int
+
+
+@dataclass(frozen=True)
+class SimulatedOn:
+    """Where the planner says what arms cost.
+
+    Attributes:
+        recipe: of a larger model; the overrides of an arm must suit it.
+        prompt_tokens, response_tokens: mean lengths there.
+    """
+
+    recipe: str
+    prompt_tokens: int
+    response_tokens: int
+
+
+@dataclass(frozen=True)
 class Study:
     """A study; ``runs`` are in the order in which they are made.
 
@@ -95,6 +125,8 @@ class Study:
         tasks, groups: by the YAML.
         runs: group by group, in each seed by seed, in each arm by arm, in each task by task: whatever has been done
             when a study is interrupted is balanced.
+        final: the evaluation after training; None takes the last one of the training itself.
+        simulated_on: None compares arms at equal tokens only.
     """
 
     name: str
@@ -102,6 +134,8 @@ class Study:
     tasks: tuple[Task, ...]
     groups: tuple[Group, ...]
     runs: tuple[Run, ...]
+    final: FinalEvaluation | None
+    simulated_on: SimulatedOn | None
 
 
 def read_study(path: Path) -> Study:
@@ -116,7 +150,7 @@ def read_study(path: Path) -> Study:
         raise UserError(f"{path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {error}") from None
-    _check_keys(content, _KEYS, str(path))
+    _check_keys(content, _KEYS, str(path), _OPTIONAL)
     output_dir = Path(_typed(content["output_dir"], str, f"{path}: output_dir"))
     common = _overrides(content["overrides"], f"{path}: overrides")
     tasks = tuple(
@@ -134,7 +168,32 @@ def read_study(path: Path) -> Study:
             raise UserError(f"{path}: groups.{group.name}.compared_with={group.compared_with} is no arm")
     runs = tuple(_runs(output_dir, tasks, groups, common))
     check_output_dir(str(output_dir))
-    return Study(path.stem, output_dir, tasks, groups, runs)
+    final = _section(FinalEvaluation, content.get("final"), f"{path}: final")
+    for run in runs:
+        size = run.config.data.validation.size
+        if final and size is not None and final.num_prompts > size:
+            raise UserError(
+                f"{path}: final.num_prompts={final.num_prompts}, but task {run.task.name} has "
+                f"data.validation.size={size}"
+            )
+    simulated_on = _section(SimulatedOn, content.get("simulated_on"), f"{path}: simulated_on")
+    return Study(path.stem, output_dir, tasks, groups, runs, final, simulated_on)
+
+
+_S = TypeVar("_S", FinalEvaluation, SimulatedOn)
+
+
+def _section(kind: type[_S], entry: Any, where: str) -> _S | None:
+    """An optional section, whose numbers are positive."""
+    if entry is None:
+        return None
+    _check_keys(entry, {field.name for field in fields(kind)}, where)
+    types = get_type_hints(kind)
+    values = {name: _typed(value, types[name], f"{where}.{name}") for name, value in entry.items()}
+    for name, value in values.items():
+        if types[name] is int and value < 1:
+            raise UserError(f"{where}.{name}={value} must be above 0")
+    return kind(**values)
 
 
 def _runs(output_dir: Path, tasks: Sequence[Task], groups: Sequence[Group], common: Sequence[str]) -> Iterator[Run]:
@@ -185,8 +244,8 @@ def _overrides(value: Any, where: str) -> list[str]:
     return overrides
 
 
-def _check_keys(value: Any, known: set[str], where: str) -> None:
-    keys = set(_typed(value, dict, where))
+def _check_keys(value: Any, known: set[str], where: str, optional: Set[str] = frozenset()) -> None:
+    keys = set(_typed(value, dict, where)) - optional
     if keys != known:
         wrong = ", ".join(sorted(map(str, keys ^ known)))
         raise UserError(f"{where}: it has the keys {', '.join(sorted(known))}; unknown or missing: {wrong}")

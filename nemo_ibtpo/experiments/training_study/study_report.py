@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nemo_ibtpo.config.errors import UserError
@@ -21,6 +21,7 @@ from nemo_ibtpo.experiments.training_study.run_results import (
     read_results,
     write_results,
 )
+from nemo_ibtpo.experiments.training_study.simulated_time import seconds_per_token
 from nemo_ibtpo.experiments.training_study.study_figures import ACCURACY, BALANCE, draw
 from nemo_ibtpo.experiments.training_study.study_file import Group, Study
 
@@ -78,19 +79,21 @@ def as_markdown(study: Study, runs: Sequence[RunResult], images: Sequence[str]) 
     """
     tasks = [task.name for task in study.tasks]
     done = Counter(run.task for run in runs)
+    costs = seconds_per_token(study, study.simulated_on) if study.simulated_on else None
     parts = [
         f"{len(runs)} of {len(study.runs)} runs are complete ({', '.join(f'{done[t]} on {t}' for t in tasks)}), "
         f"compared at {equal_tokens(runs):,} sampled tokens. "
         "Brackets: 95 % intervals over seeds and held-out problems. `*`: the interval of a difference leaves out "
-        "zero; nothing is corrected for the number of comparisons."
+        "zero; nothing is corrected for the number of comparisons.",
+        *_explained(study, costs),
     ]
     for group in study.groups:
         together = [("all tasks", tasks)] if len(tasks) > 1 else []
         for title, chosen in [*((task, [task]) for task in tasks), *together]:
-            rows = _rows(group, runs, chosen)
+            rows = _rows(group, runs, chosen, costs)
             if rows:
                 parts.append(f"**{group.name.capitalize()}, {title}**\n\n{_accuracy(group, rows)}")
-        if rows := _rows(group, runs, tasks):
+        if rows := _rows(group, runs, tasks, costs):
             title = f"{group.name.capitalize()}, what they sampled and how the policies look to probe trees"
             parts.append(f"**{title}**\n\n{_balance(group, rows)}")
             parts.append(f"**{group.name.capitalize()}, shape of the training trees**\n\n{_shapes(rows)}")
@@ -117,12 +120,31 @@ def _write(
 
 
 def _gathered(study: Study) -> list[RunResult]:
-    return [gather(run) for run in study.runs if is_complete(run)]
+    final = study.final is not None
+    return [gather(run, final) for run in study.runs if is_complete(run, final)]
 
 
-def _rows(group: Group, runs: Sequence[RunResult], tasks: Sequence[str]) -> list[ArmEstimate]:
+def _explained(study: Study, costs: Mapping[str, float] | None) -> Iterator[str]:
+    """What the columns of this study stand for."""
+    if study.final:
+        number, samples = study.final.num_prompts, study.final.samples_per_prompt
+        yield f"After: {number} held-out problems with {samples} samples each, evaluated when training had ended."
+    if study.simulated_on and costs:
+        on = study.simulated_on
+        least = min(costs.values())
+        shown = ", ".join(f"{arm} {cost / least:.2f}" for arm, cost in costs.items())
+        yield (
+            f"Equal simulated time: a step as `nemo-ibtpo plan recipe={on.recipe} --prompt-tokens {on.prompt_tokens} "
+            f"--response-tokens {on.response_tokens}` predicts it with the overrides of an arm. Seconds of a sampled "
+            f"token, those of the cheapest arm being 1: {shown}."
+        )
+
+
+def _rows(
+    group: Group, runs: Sequence[RunResult], tasks: Sequence[str], costs: Mapping[str, float] | None
+) -> list[ArmEstimate]:
     arms = list(dict.fromkeys([group.compared_with, *group.arms]))
-    rows = [estimate_arm(arm, group.compared_with, runs, tasks) for arm in arms]
+    rows = [estimate_arm(arm, group.compared_with, runs, tasks, costs) for arm in arms]
     return [row for row in rows if row is not None]
 
 
@@ -132,6 +154,7 @@ def _table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 
 
 def _accuracy(group: Group, rows: Sequence[ArmEstimate]) -> str:
+    timed = rows[0].timed is not None
     columns = (
         "arm",
         "seeds",
@@ -140,6 +163,7 @@ def _accuracy(group: Group, rows: Sequence[ArmEstimate]) -> str:
         f"after, minus {group.compared_with}",
         "mean over the budget %",
         f"mean, minus {group.compared_with}",
+        *(["at equal simulated time %", f"at equal time, minus {group.compared_with}"] if timed else []),
         "steps",
         "seconds",
     )
@@ -152,6 +176,7 @@ def _accuracy(group: Group, rows: Sequence[ArmEstimate]) -> str:
             _difference(row.difference),
             row.along.shown(".1f", 100),
             _difference(row.difference_along),
+            *([row.timed.shown(".1f", 100), _difference(row.difference_timed)] if row.timed else []),
             f"{row.steps:.1f}",
             f"{row.seconds:.0f}",
         )

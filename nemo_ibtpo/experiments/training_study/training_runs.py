@@ -22,7 +22,8 @@ from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.validation import validate
 from nemo_ibtpo.experiments.base_models import smollm2
 from nemo_ibtpo.experiments.base_models.imitation import load_settings, make_base_model
-from nemo_ibtpo.experiments.training_study.run_results import is_complete
+from nemo_ibtpo.experiments.training_study.final_evaluation import FinalEvaluator
+from nemo_ibtpo.experiments.training_study.run_results import is_complete, is_trained
 from nemo_ibtpo.experiments.training_study.study_file import Run, Study, Task
 from nemo_ibtpo.reporting.progress import RunConsole
 from nemo_ibtpo.training.run import run_training
@@ -43,16 +44,20 @@ def run_study(study: Study, console: RunConsole) -> str | None:
     for task in study.tasks:
         with _claim(task.model.with_name("base_model.lock"), wait=True):
             _make_model(study, task, console)
-    for number, run in enumerate(study.runs, start=1):
-        directory = Path(run.config.output_dir)
-        with _claim(directory / "run.lock", wait=False) as mine:
-            if not mine or is_complete(run):
-                continue
-            console.say(f"[{number}/{len(study.runs)}] {run.name}")
-            started = time.perf_counter()
-            if (stopped := _train(run, directory)) is not None:
-                return stopped
-            console.say(f"[{number}/{len(study.runs)}] {run.name}: {time.perf_counter() - started:.0f} s")
+    with contextlib.ExitStack() as stack:
+        evaluator = FinalEvaluator(study.final, console, stack) if study.final else None
+        for number, run in enumerate(study.runs, start=1):
+            directory = Path(run.config.output_dir)
+            with _claim(directory / "run.lock", wait=False) as mine:
+                if not mine or is_complete(run, bool(study.final)):
+                    continue
+                console.say(f"[{number}/{len(study.runs)}] {run.name}")
+                started = time.perf_counter()
+                if not is_trained(run) and (stopped := _train(run, directory)) is not None:
+                    return stopped
+                if evaluator is not None:
+                    evaluator(run)
+                console.say(f"[{number}/{len(study.runs)}] {run.name}: {time.perf_counter() - started:.0f} s")
     return None
 
 

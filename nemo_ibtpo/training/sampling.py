@@ -184,7 +184,7 @@ class Sampling:
 
     def _whole_trees(self, step: int, phase: Phase) -> tuple[list[Tree], dict[str, float]]:
         """Trees that are begun and completed in a step, of all ranks."""
-        trainer, seed = self._config.trainer, _step_seed(self._config, step)
+        trainer, seed = self._config.trainer, step_seed(self._config.seed, self._config.trainer.rollout_seed, step)
         problems, trees = self._prompts.next(trainer.num_prompts_per_step), list[Tree]()
         while problems:
             own = self._grow(problems, self._strategy, self._splitter, seed, phase, merge=self._config.sampler.merge)
@@ -199,7 +199,9 @@ class Sampling:
         """The first complete trees of all ranks, and how old their tokens are; the others are carried over."""
         config, missing, known = self._config, in_flight.missing, [tree.prompt_id for tree in in_flight.trees]
         new = [problem.problem_id for problem in self._prompts.next(missing, apart_from=known)] if missing else []
-        closing = in_flight.begin(new, _step_seed(config, step), policy_version(config, step))
+        closing = in_flight.begin(
+            new, step_seed(config.seed, config.trainer.rollout_seed, step), policy_version(config, step)
+        )
         mine = dict(self._engines.mine(list(enumerate(in_flight.trees))))
         problems = [self._prompts.problem(tree.prompt_id) for tree in mine.values()]
         self._rewards.set_problems(problems)
@@ -234,6 +236,6 @@ def _advance(phase: Phase) -> Callable[[GrowthProgress], None]:
     return lambda done: phase.advance(before + done.trees - phase.done)
 
 
-def _step_seed(config: RunConfig, step: int) -> int:
-    # Steps of a run and runs with other seeds get other rollouts.
-    return (config.trainer.rollout_seed << 64) + (config.seed << 32) + step
+def step_seed(seed: int, rollout_seed: int, step: int) -> int:
+    """The seed of the trees that a step begins: steps, runs, and repetitions of a run all have their own."""
+    return (rollout_seed << 64) + (seed << 32) + step

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from distributed.launch import command_line, try_ranks
 
+from nemo_ibtpo.evaluation.result import EvaluationResult
 from nemo_ibtpo.reporting.metrics import read_metrics
 
 STUDY = Path(__file__).resolve().parents[2] / "studies" / "short.yaml"
@@ -48,6 +49,9 @@ def test_runs_end_with_their_budget_and_are_measured_alike(root: Path) -> None:
         assert json.loads((run / "status.json").read_text())["sampled_tokens"] == tokens[-1]
         for row in (rows[0], rows[-1]):  # of the base model and of the trained one
             assert {"val/accuracy", "probe/cov", "probe/ib_score", "probe/entropy"} <= row.keys()
+        assert len(EvaluationResult.from_jsonl(run / "validation" / "step_0.jsonl").by_problem()) == 4
+        final = EvaluationResult.from_jsonl(run / "final.jsonl")
+        assert (len(final.by_problem()), final.samples_per_problem) == (8, 3)
     first = [read_metrics(run / "metrics.jsonl")[0] for run in runs(root)]
     for name in ("probe/ib_score", "probe/entropy"):  # the same model, problems and seeds, whatever the arm
         assert first[0][name] == pytest.approx(first[2][name], rel=1e-4)
@@ -59,12 +63,18 @@ def test_only_what_is_missing_is_made_and_the_report_is_of_all(root: Path) -> No
     status = json.loads((cut / "status.json").read_text())
     before = read_metrics(cut / "metrics.jsonl")
     (cut / "status.json").write_text(json.dumps(status | {"state": "running"}))  # as a kill leaves it
+    evaluated = (whole / "final.jsonl").read_bytes()
+    (whole / "final.jsonl").unlink()  # killed in the evaluation after training
     said = study(root, "run", str(STUDY))
-    assert "grpo/seed_2" in said and "grpo/seed_1" not in said and "ibtpo" not in said
-    assert (whole / "metrics.jsonl").stat().st_mtime_ns == logged
+    assert "grpo/seed_2" in said and "grpo/seed_1" in said and "ibtpo" not in said
+    assert (whole / "metrics.jsonl").stat().st_mtime_ns == logged, "a run that has trained is evaluated only"
+    assert (whole / "final.jsonl").read_bytes() == evaluated
     again = read_metrics(cut / "metrics.jsonl")
     assert [row["train/sampled_tokens"] for row in again[1:]] == [row["train/sampled_tokens"] for row in before[1:]]
     study(root, "report", str(STUDY))
     report = root / "runs" / "studies" / "short" / "report"
-    assert "4 of 4 runs are complete" in (report / "report.md").read_text()
+    text = (report / "report.md").read_text()
+    assert (
+        "4 of 4 runs are complete" in text and "grpo 1.00, ibtpo " in text and "| at equal time, minus grpo |" in text
+    )
     assert len((report / "results.jsonl").read_text().splitlines()) == 4

@@ -63,6 +63,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--model", choices=sorted(DEMOS), default="small", help="what is trained (default: small)")
     parser.add_argument("--output-dir", metavar="DIR", help="where everything is written (default: the recipe's)")
     parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: the recipe's)")
+    parser.add_argument("--model-only", action="store_true", help="make the base model and train nothing")
     arguments = parser.parse_args(argv)
     overrides = []
     if arguments.output_dir is not None:
@@ -70,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.steps is not None:
         overrides.append(f"trainer.max_steps={arguments.steps}")
     try:
-        run(*DEMOS[arguments.model], overrides)
+        run(*DEMOS[arguments.model], overrides, model_only=arguments.model_only)
     except UserError as error:
         print(f"demo: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -87,9 +88,9 @@ def _engine_overrides(overrides: Sequence[str], console: RunConsole) -> list[str
     return ["rollout=transformers"]
 
 
-def run(recipe: str, make_model: MakeModel, overrides: Sequence[str]) -> None:
-    """Make the model, train it, and leave ``summary.json``, ``curves.png``, ``metrics.jsonl``, ``report.html`` and
-    ``hf/``.
+def run(recipe: str, make_model: MakeModel, overrides: Sequence[str], *, model_only: bool = False) -> None:
+    """Make the model, train it unless it is all that is wanted, and leave ``summary.json``, ``curves.png``,
+    ``metrics.jsonl``, ``report.html`` and ``hf/``.
 
     Raises:
         UserError: a part failed.
@@ -105,6 +106,8 @@ def run(recipe: str, make_model: MakeModel, overrides: Sequence[str]) -> None:
     started = time.perf_counter()
     made = make_model(model_path, config, console)
     console.say(f"made in {time.perf_counter() - started:.0f} s" if made else "there already, made of the same")
+    if model_only:
+        return
 
     actor = config.actor
     console.say(

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from study_results import PROBE, run
 
-from nemo_ibtpo.experiments.training_study.arm_estimates import curve, estimate_arm, scores_along, scores_at
+from nemo_ibtpo.experiments.training_study.arm_estimates import (
+    curve,
+    estimate_arm,
+    scores_along,
+    scores_at,
+    tokens_at_equal_time,
+)
 from nemo_ibtpo.experiments.training_study.run_results import Measurement
 
 
@@ -46,6 +52,27 @@ def test_runs_are_compared_at_the_tokens_of_the_shortest() -> None:
     row = estimate_arm("b", "a", [long, run("a", 1, [0.75])], ["t"])
     assert row is not None and row.difference is not None
     assert (row.final.mean, row.difference.mean) == pytest.approx((0.5, -0.25))
+
+
+def test_an_evaluation_after_training_is_what_counts() -> None:
+    runs = [
+        replace(run("a", 1, [0.5]), final=(0.25, 0.75, 1.0)),
+        replace(run("b", 1, [1.0]), final=(0.5, 0.75, 1.0)),
+    ]
+    row = estimate_arm("b", "a", runs, ["t"])
+    assert row is not None and row.difference is not None and row.difference_along is not None
+    assert (row.final.mean, row.difference.mean) == pytest.approx((0.75, 0.25 / 3))
+    assert row.difference_along.mean == pytest.approx(0.25), "the way there is known from the smaller evaluations"
+    assert row.timed is None and row.difference_timed is None
+
+
+def test_dear_tokens_are_fewer_at_equal_time() -> None:
+    runs = [run("cheap", 1, [0.5]), run("dear", 1, [1.0])]  # 100 tokens each
+    costs = {"cheap": 1.0, "dear": 4.0}
+    assert tokens_at_equal_time(runs, costs) == {"cheap": 100, "dear": 25}
+    row = estimate_arm("dear", "cheap", runs, ["t"], costs)
+    assert row is not None and row.timed is not None and row.difference_timed is not None
+    assert (row.timed.mean, row.difference_timed.mean) == pytest.approx((0.25, -0.25))
 
 
 def test_the_budget_is_averaged_over_tokens_not_over_evaluations() -> None:

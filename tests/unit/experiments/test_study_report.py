@@ -21,7 +21,7 @@ PAGE = Path("results.md")
 def study(directory: Path) -> Study:
     tasks = (Task("t", Path("t.yaml"), {}, Path("model")), Task("u", Path("u.yaml"), {}, Path("model")))
     groups = (Group("arms", (1, 2), "a", {"a": [], "b": []}), Group("ablations", (1,), "b", {"c": []}))
-    return Study("tiny", directory / "runs", tasks, groups, ())
+    return Study("tiny", directory / "runs", tasks, groups, (), None, None)
 
 
 def test_results_survive_their_file(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ class VerifierPool:
     def set_problems(self, problems: Sequence[Problem]) -> None:
         """The problems whose responses are submitted from now on; replaces those known before."""
         if problems:
-            self._start_workers()
+            self._start_workers(problems)
         # A verifier does not need the prompt, and every verification sends its problem to a worker.
         self._problems = {problem.problem_id: replace(problem, prompt_tokens=()) for problem in problems}
 
@@ -154,7 +154,7 @@ class VerifierPool:
         Raises:
             UserError: a reward function cannot be called.
         """
-        self._start_workers()
+        self._start_workers(problems)
         if defects := self._call(worker.function_defects, self._parts):
             raise UserError(f"reward function: {defects[0]}")
         if not self.uses_verifiers:
@@ -180,13 +180,15 @@ class VerifierPool:
                 return None
         return text.strip() or None if problem.verifier in WHOLE_RESPONSE else extract_boxed(text)
 
-    def _start_workers(self) -> None:
+    def _start_workers(self, problems: Sequence[Problem]) -> None:
+        """Start processes that have the problems' verifiers; each import takes seconds."""
         if self._workers:
             return
         config = self._config
         limits = Limits(int(config.memory_gib * _GIB), config.write_files, config.network)
         names = [part.function for part in self._parts if part.function != VERIFIER]
-        self._workers = [WorkerProcess(config.timeout_s, limits, names) for _ in range(config.num_workers)]
+        used = sorted({problem.verifier for problem in problems}) if self.uses_verifiers else []
+        self._workers = [WorkerProcess(config.timeout_s, limits, names, used) for _ in range(config.num_workers)]
         for process in self._workers:
             self._idle.put(process)
 

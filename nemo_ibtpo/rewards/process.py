@@ -39,10 +39,17 @@ class WorkerProcess:
         timeout_s: wall-clock limit of a call.
         limits: of the process.
         preload: reward functions that it imports before it takes a call.
+        verifiers: that it imports as well; others come when a problem asks for them.
     """
 
-    def __init__(self, timeout_s: float, limits: Limits | None = None, preload: Sequence[str] = ()) -> None:
-        self._arguments = (timeout_s, limits or Limits(), tuple(preload))
+    def __init__(
+        self,
+        timeout_s: float,
+        limits: Limits | None = None,
+        preload: Sequence[str] = (),
+        verifiers: Sequence[str] = ("exact", "math"),
+    ) -> None:
+        self._arguments = (timeout_s, limits or Limits(), tuple(preload), tuple(verifiers))
         # multiprocessing would end what is left at exit by SIGTERM, which does not reach it, and wait.
         self._started_last: list[multiprocessing.process.BaseProcess] = []
         Finalize(self, _kill_all, (self._started_last,), exitpriority=1)
@@ -84,7 +91,7 @@ class WorkerProcess:
 
     def _start(self) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(worker.MODULES)
+        context.set_forkserver_preload(worker.modules(self._arguments[-1]))
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=worker.serve, args=(theirs, *self._arguments), daemon=True)
         resource_tracker.ensure_running()  # on its own: it would unblock the signals

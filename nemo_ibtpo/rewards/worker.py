@@ -14,7 +14,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
@@ -27,9 +27,6 @@ from nemo_ibtpo.rewards import functions, verifiers
 from nemo_ibtpo.rewards.answers import has_lookalike_number
 from nemo_ibtpo.rewards.limits import Limits, limit_process
 from nemo_ibtpo.rewards.verifiers import WHOLE_RESPONSE, Verdict, Verifier
-
-# What a process needs; the fork server imports it once for all of them. A verifier of an extra comes when it is used.
-MODULES = [__name__, *(f"{verifiers.__name__}.{name}" for name in ("choice", "exact", "math", "reasoning_gym"))]
 
 Outcome = Verdict | Literal["scored", "error", "timeout", "crash"]
 
@@ -117,18 +114,25 @@ def gold_defect(problem: Problem) -> str | None:
 
 
 @cache
+def modules(names: Iterable[str]) -> list[str]:
+    """What a process imports that runs these verifiers; the fork server does it once for all of them."""
+    return [__name__, *(f"{verifiers.__name__}.{name}" for name in sorted(names))]
+
+
 def _verifier(name: str) -> Verifier:
     return cast(Verifier, import_module(f"{verifiers.__name__}.{name}"))
 
 
-def serve(connection: Connection, timeout_s: float, limits: Limits, preload: Sequence[str]) -> None:
+def serve(
+    connection: Connection, timeout_s: float, limits: Limits, preload: Sequence[str], verifier_names: Sequence[str]
+) -> None:
     """Say ``READY``, then answer calls ``(function, args)`` with ``(result, None)`` or ``(None, traceback)``.
 
     Ends when the other end of the pipe is closed, by SIGALRM when a call exceeds ``timeout_s``, and with status
-    ``OUT_OF_MEMORY`` when one runs out of memory. Importing a verifier or a function of ``preload`` takes seconds and
-    is no part of a call.
+    ``OUT_OF_MEMORY`` when one runs out of memory. Importing a verifier, of ``verifier_names`` or because a problem
+    asks for it, or a function of ``preload`` takes seconds and is no part of a call.
     """
-    for module in MODULES:
+    for module in modules(verifier_names):
         import_module(module)
     for name in preload:
         with contextlib.suppress(ValueError):  # function_defects reports it

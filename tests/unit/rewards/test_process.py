@@ -122,3 +122,21 @@ def test_a_signal_to_the_owner_s_process_group_ends_neither_worker_nor_fork_serv
     owner.stdin.write("once more\n")
     _, errors = owner.communicate(timeout=60)  # the worker does not keep its owner from leaving
     assert (owner.returncode, errors) == (0, "")
+
+
+VERIFIERS = """
+from nemo_ibtpo.data.problems import Problem
+from nemo_ibtpo.rewards import worker
+from nemo_ibtpo.rewards.process import WorkerProcess
+process = WorkerProcess(1.0, verifiers=["exact"])
+for name in ("exact", "math", "reasoning_gym"):
+    print(process.call(eval, f"'nemo_ibtpo.rewards.verifiers.{name}' in __import__('sys').modules"))
+print(process.call(worker.verify, "2.0", Problem("p", "1 + 1?", "2", "math", {}, (1,))))
+process.close()
+"""
+
+
+def test_a_verifier_comes_when_a_problem_asks_for_it() -> None:
+    """Importing one takes seconds, for which a run that does not use it shall not wait."""
+    done = subprocess.run([sys.executable, "-c", VERIFIERS], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.split() == ["True", "False", "False", "correct"]

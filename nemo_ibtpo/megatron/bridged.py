@@ -31,7 +31,7 @@ _REFUSED: dict[str, tuple[Any, str]] = {
     "num_moe_experts": (None, "experts"),
     "mtp_num_layers": (None, "layers that predict several tokens"),
     "heterogeneous_block_specs": (False, "layers of several kinds"),
-    "position_embedding_type": ("rope", "positions"),
+    "position_embedding_type": ("rope", "positions of another kind"),
 }
 # Layers may share one specification, which then has been given ours already.
 _STANDARD_ATTENTION = ("DotProductAttention", "TEDotProductAttention", TreeAttention.__name__)

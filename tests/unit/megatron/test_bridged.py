@@ -35,7 +35,7 @@ SIZES: dict[str, Any] = {"num_layers": 2, "hidden_size": 8, "num_attention_heads
         (TransformerConfig(**SIZES, window_size=(128, 0)), "sliding-window attention (window_size=(128, 0))"),
         (TransformerConfig(**SIZES, num_moe_experts=4), "experts (num_moe_experts=4)"),
         (TransformerConfig(**SIZES, rotary_interleaved=True), "interleaved rotary positions"),
-        (SimpleNamespace(position_embedding_type="yarn"), "positions (position_embedding_type=yarn)"),
+        (SimpleNamespace(position_embedding_type="yarn"), "positions of another kind (position_embedding_type=yarn)"),
         (TransformerConfig(**SIZES), "TransformerConfig is no provider of a GPTModel"),
     ],
 )

@@ -21,8 +21,8 @@ def unsupported(config: Mapping[str, Any]) -> str | None:
             return f"{name}=true is not supported"
     if (activation := config.get("hidden_act") or "silu") != "silu":
         return f"hidden_act '{activation}' is not supported, only 'silu'"
-    if others := sorted({str(kind) for kind in config.get("layer_types") or []} - {"full_attention"}):
-        return f"layers with {others[0]} are not supported (layer_types); only full_attention is"
+    if (reason := _other_layers(config)) is not None:
+        return reason
     if (reason := unsupported_rope(config)) is not None:
         return reason
     step = config.get("decoder_sparse_step", 1)
@@ -32,6 +32,12 @@ def unsupported(config: Mapping[str, Any]) -> str | None:
             f"{config.get('mlp_only_layers')}, decoder_sparse_step={step})"
         )
     return None
+
+
+def _other_layers(config: Mapping[str, Any]) -> str | None:
+    """What kind of layer there is besides full attention."""
+    others = sorted({str(kind) for kind in config.get("layer_types") or []} - {"full_attention"})
+    return f"layers with {others[0]} are not supported (layer_types); only full_attention is" if others else None
 
 
 _ROPE_THROUGH_BRIDGE = ("default", "linear", "llama3")
@@ -58,8 +64,8 @@ def unsupported_through_bridge(config: Mapping[str, Any]) -> str | None:
     for name, meaning in _OTHER_ATTENTION.items():
         if config.get(name):
             return f"{meaning} ({name}) is not supported, only standard attention in dense decoders"
-    if others := sorted({str(kind) for kind in config.get("layer_types") or []} - {"full_attention"}):
-        return f"layers with {others[0]} are not supported (layer_types); only full_attention is"
+    if (reason := _other_layers(config)) is not None:
+        return reason
     if config.get("sliding_window") is not None and config.get("use_sliding_window", True):
         return (
             f"sliding-window attention is not supported (sliding_window is {config['sliding_window']}); set it to "

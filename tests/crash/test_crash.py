@@ -5,8 +5,9 @@ Two ranks train with a checkpoint after every step, so that about half of the ki
 finished run is compared bit for bit with one that was never disturbed, and every process must have gone. Trees are
 carried over from step to step, so that at most moments some are half grown.
 
-The suite takes two kills and four signals; ``make test-crash`` takes 20 kills, and 20 of a run without such trees.
-Not exercised: a machine that loses its power (what is on the disk then depends on fsync, which is called).
+The suite takes one warning, one kill and two signals; ``make test-crash`` takes 20 kills and more moments, and the
+same of a run without such trees. Not exercised: a machine that loses its power (what is on the disk then depends on
+fsync, which is called).
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from comparing_runs import assert_same_run
 from crash.interrupted import Attempt, kill
 from tiny_job import write_tiny_job
 
-KILLS = int(os.environ.get("NEMO_IBTPO_CRASH_KILLS", "2"))
-STEPS = 4 + 2 * KILLS
+KILLS = int(os.environ.get("NEMO_IBTPO_CRASH_KILLS", "1"))
+STEPS = 5 + 2 * KILLS
 WORDS = [
     "actor.tensor_model_parallel_size=2",
     "rollout.num_replicas=null",
@@ -44,7 +45,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_job(tmp_path_factory.mktemp("job"))
 
 
-@pytest.fixture(scope="module", params=[WORDS + CARRY, WORDS] if KILLS > 2 else [WORDS + CARRY])
+@pytest.fixture(scope="module", params=[WORDS + CARRY, WORDS] if KILLS > 1 else [WORDS + CARRY])
 def words(request: pytest.FixtureRequest) -> list[str]:
     return request.param
 
@@ -57,8 +58,10 @@ def undisturbed(recipe: Path, words: list[str], tmp_path_factory: pytest.TempPat
     return output
 
 
-# When a signal comes: before and while the data is read, and in training.
-PHASES = ["met", "validation data: ", "training data: ", "step 1"] if KILLS > 2 else ["met", "step 1"]
+# When a signal comes, before and while the data is read and in training, and to whom: torchrun hands it on.
+SIGNALS = [("met", "ranks"), ("step 1", "launcher")]
+if KILLS > 1:
+    SIGNALS += [("validation data: ", "ranks"), ("training data: ", "ranks"), ("step 1", "ranks")]
 
 
 def finish(recipe: Path, output: Path, words: list[str]) -> str:
@@ -67,15 +70,32 @@ def finish(recipe: Path, output: Path, words: list[str]) -> str:
     return attempt.said
 
 
+def stopped(attempt: Attempt, output: Path, reason: str) -> int:
+    """The step at which a run has stopped because it was asked to."""
+    assert attempt.wait() == 1  # torchrun's own status says nothing
+    status = json.loads((output / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("requeue", reason), attempt.said[-6000:]
+    assert "nemo_ibtpo/" not in attempt.said, "a traceback of ours besides that of torchrun"
+    return int(status["step"])
+
+
 @pytest.mark.timeout(3600)
-def test_killed(recipe: Path, words: list[str], undisturbed: Path, tmp_path: Path) -> None:
-    rng = random.Random(KILLS)
+def test_warned_and_killed(recipe: Path, words: list[str], undisturbed: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
+    attempt = Attempt(recipe, output, *words)
+    one = attempt.ranks()[1]
+    attempt.wait_for_step(2)
+    os.kill(one, signal.SIGUSR1)
+    step = stopped(attempt, output, "SIGUSR1")
+    assert step >= 2 and "exitcode  : 85" in attempt.said
+
+    rng = random.Random(KILLS)
     for number in range(KILLS):
         attempt = Attempt(recipe, output, *words)
         ranks = attempt.ranks()
-        if number < 2:  # at least two fall into training, whatever the speed of the machine
-            attempt.wait_for_step(2 + number)
+        if number == 0:  # at least one falls into training, whatever the speed of the machine
+            attempt.wait_for_step(step + 1)
+            assert f"resuming after step {step} of {STEPS}" in attempt.said
             time.sleep(rng.uniform(0, 1))
         else:
             time.sleep(rng.uniform(0, 8))
@@ -89,8 +109,8 @@ def test_killed(recipe: Path, words: list[str], undisturbed: Path, tmp_path: Pat
     assert_same_run(output, undisturbed, STEPS)
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_signal_to_process_groups(recipe: Path, tmp_path: Path, phase: str) -> None:
+@pytest.mark.parametrize(("phase", "to"), SIGNALS)
+def test_signals(recipe: Path, tmp_path: Path, phase: str, to: str) -> None:
     """As torchrun sends it when a rank is lost, and Slurm: the ranks save and leave, no helper goes before."""
     output = tmp_path / "out"
     attempt = Attempt(recipe, output, *WORDS)
@@ -99,36 +119,8 @@ def test_signal_to_process_groups(recipe: Path, tmp_path: Path, phase: str) -> N
         attempt.wait_for_step(1)
     elif phase != "met":
         attempt.wait_for_line(phase)
-    for rank in ranks:
+    if to == "launcher":
+        os.kill(attempt.launcher, signal.SIGTERM)
+    for rank in ranks if to == "ranks" else []:
         os.killpg(rank, signal.SIGTERM)
-    attempt.wait()
-    status = json.loads((output / "status.json").read_text())
-    assert (status["state"], status["reason"]) == ("requeue", "SIGTERM"), attempt.said[-6000:]
-    assert "nemo_ibtpo/" not in attempt.said, "a traceback of ours besides that of torchrun"
-
-
-def test_signals(recipe: Path, words: list[str], undisturbed: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-
-    attempt = Attempt(recipe, output, *words)
-    one = attempt.ranks()[1]
-    attempt.wait_for_step(2)
-    os.kill(one, signal.SIGUSR1)
-    assert attempt.wait() == 1  # torchrun's own status says nothing
-    status = json.loads((output / "status.json").read_text())
-    assert (status["state"], status["reason"]) == ("requeue", "SIGUSR1"), attempt.said[-6000:]
-    assert status["step"] >= 2
-    assert "exitcode  : 85" in attempt.said
-
-    attempt = Attempt(recipe, output, *words)
-    attempt.ranks()
-    attempt.wait_for_step(status["step"] + 1)
-    assert f"resuming after step {status['step']} of {STEPS}" in attempt.said
-    os.kill(attempt.launcher, signal.SIGTERM)
-    assert attempt.wait() == 1
-    status = json.loads((output / "status.json").read_text())
-    assert (status["state"], status["reason"]) == ("requeue", "SIGTERM"), attempt.said[-6000:]
-
-    finish(recipe, output, words)
-    assert_same_run(output, undisturbed, STEPS)
-    assert f"this run is complete: {STEPS} steps" in finish(recipe, output, words)  # there is nothing left to do
+    stopped(attempt, output, "SIGTERM")

@@ -17,10 +17,18 @@ settings.load_profile("nemo_ibtpo")
 
 # Files of tests/unit that take more than some seconds, or processes of their own: not in `make check`.
 SLOW = {
+    "test_attention_cuda",
+    "test_carry_over",
+    "test_clipped",
+    "test_comparison",
+    "test_demo_training",
+    "test_exp_manager",
     "test_functions",
+    "test_gradient_arms",
     "test_hostile_answers",
     "test_ifeval",
     "test_imitation",
+    "test_library",
     "test_logprobs_memory",
     "test_memory",
     "test_pool",
@@ -28,12 +36,16 @@ SLOW = {
     "test_recipe_files",
     "test_round_trip",
     "test_sampler_choices",
+    "test_scorers",
     "test_smollm2",
+    "test_sources",
     "test_study_file",
     "test_study_report",
     "test_trackers",
     "test_vllm_cpu_weights",
     "test_vllm_engine",
+    "test_vllm_process",
+    "test_window",
 }
 
 

@@ -55,6 +55,7 @@ ALLOWED: dict[str, set[str]] = {
         "inspection",
         "losses",
         "methods",
+        "planning",
         "reporting",
         "rewards",
         "rollout",

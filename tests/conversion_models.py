@@ -50,11 +50,11 @@ def weights_of(directory: Path) -> dict[str, torch.Tensor]:
 
 def convert_to(source: Path, output: Path, **options: Any) -> None:
     """``nemo-ibtpo convert hf-to-megatron``."""
-    options = {"dtype": None, "force": False, "verify": False} | options
+    options = {"provider": "own", "dtype": None, "force": False, "verify": False} | options
     hf_to_megatron(source, output, console=RunConsole(0), **options)
 
 
 def convert_back(source: Path, output: Path, **options: Any) -> None:
     """``nemo-ibtpo convert megatron-to-hf``."""
-    options = {"dtype": None, "max_shard_bytes": 10**9, "force": False, "verify": False} | options
+    options = {"provider": "own", "dtype": None, "max_shard_bytes": 10**9, "force": False, "verify": False} | options
     megatron_to_hf(source, output, console=RunConsole(0), **options)

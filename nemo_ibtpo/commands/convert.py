@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.model_directory import read_model_directory
+from nemo_ibtpo.config.validation import check_bridge
 from nemo_ibtpo.conversion.checks import check_checkpoint, check_output
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ examples:
   nemo-ibtpo convert hf-to-megatron /models/Qwen3-8B /checkpoints/qwen3-8b
   nemo-ibtpo convert hf-to-megatron /models/Llama-3.1-70B /checkpoints/llama-70b --dtype bf16
   nemo-ibtpo convert hf-to-megatron /models/Qwen3-0.6B /checkpoints/qwen3-0.6b --verify --force
+  nemo-ibtpo convert hf-to-megatron /models/Minitron-4B-Base /checkpoints/minitron-4b --provider bridge
 
 The checkpoint (megatron/ in torch_dist format, model/, manifest.json) loads under every TP x PP x EP layout. One
 process; it holds one parameter at a time, so that host memory need not hold the model (--verify does hold it).
@@ -33,6 +35,7 @@ examples:
   nemo-ibtpo convert megatron-to-hf runs/tiny/checkpoints/latest /models/tiny
   nemo-ibtpo convert megatron-to-hf runs/tiny/checkpoints/step_20 /models/tiny --verify
   nemo-ibtpo convert megatron-to-hf /checkpoints/llama-70b /models/llama-70b --dtype bf16 --max-shard-size 5GB
+  nemo-ibtpo convert megatron-to-hf runs/minitron/checkpoints/latest /models/minitron --provider bridge
 
 The checkpoint may come from a run of any layout, with or without optimizer state. One process; it holds one shard of
 the output at a time (--verify holds the model).
@@ -62,6 +65,13 @@ def add_parser(commands: Subparsers, argv: Sequence[str]) -> None:
         )
         direction.add_argument("source", type=Path, help=source)
         direction.add_argument("output", type=Path, help="directory to write, which appears when it is complete")
+        direction.add_argument(
+            "--provider",
+            choices=("own", "bridge"),
+            default="own",
+            help="who knows the model: this package, or megatron-bridge for further dense decoders, which needs it "
+            "and Transformer Engine (default: %(default)s; docs/models.md)",
+        )
         direction.add_argument("--dtype", choices=_DTYPES, help="type of the written weights (default: as they are)")
         if name == "megatron-to-hf":
             direction.add_argument(
@@ -72,7 +82,9 @@ def add_parser(commands: Subparsers, argv: Sequence[str]) -> None:
             )
         direction.add_argument("--force", action="store_true", help="replace the output if it is there")
         direction.add_argument(
-            "--verify", action="store_true", help="load both sides in float32 and compare their logits on a sample"
+            "--verify",
+            action="store_true",
+            help="load both sides in float32, compare their logits on a sample (with --provider bridge on a GPU)",
         )
 
 
@@ -85,9 +97,11 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"{output} holds the source; choose another place for the output")
     max_shard_bytes = _bytes(arguments.max_shard_size) if arguments.direction == "megatron-to-hf" else 0
     if arguments.direction == "hf-to-megatron":
-        read_model_directory(str(source))
+        read_model_directory(str(source), arguments.provider)
     else:
-        check_checkpoint(source)
+        check_checkpoint(source, arguments.provider)
+    if arguments.provider == "bridge":
+        check_bridge("--provider bridge")
     check_output(output, arguments.force)
 
     # These import torch and Megatron.
@@ -95,6 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
     from nemo_ibtpo.reporting.progress import RunConsole
 
     common = {
+        "provider": arguments.provider,
         "dtype": arguments.dtype,
         "force": arguments.force,
         "verify": arguments.verify,

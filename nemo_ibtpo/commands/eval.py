@@ -139,6 +139,7 @@ def _as_hugging_face(configs: Sequence[EvalConfig]) -> list[EvalConfig]:
         megatron_to_hf(
             source,
             converted,
+            provider=configs[0].model.provider,
             dtype=None,
             max_shard_bytes=_MAX_SHARD_BYTES,
             force=True,

@@ -75,7 +75,8 @@ def read_config(file: Path, provider: Provider = "own") -> dict[str, Any]:
     if provider == "own" and architecture not in SUPPORTED_ARCHITECTURES:
         raise UserError(
             f"{file}: architecture {architecture} is not supported; supported are "
-            f"{', '.join(SUPPORTED_ARCHITECTURES)}, and more with model.provider=bridge (docs/models.md)"
+            f"{', '.join(SUPPORTED_ARCHITECTURES)}, and more with model.provider=bridge, or --provider bridge "
+            "of convert (docs/models.md)"
         )
     if provider == "bridge" and (reason := unsupported_through_bridge(config)) is not None:
         raise UserError(f"{file}: {reason}")

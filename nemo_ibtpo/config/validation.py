@@ -69,14 +69,18 @@ def validate(config: RunConfig | EvalConfig, scope: Scope | Literal["eval"], wor
         check_world_size(config, world_size)
     if scope in ("train", "sample", "gradients"):
         if config.model.provider == "bridge":
-            check_bridge()
+            check_bridge("model.provider=bridge")
         check_model(config, read_model_directory(config.model.path, config.model.provider))
     if scope != "plan":
         check_output_dir(config.output_dir)
 
 
-def check_bridge() -> None:
-    """Whether megatron-bridge can be there; evaluations do not need it, since no actor is built."""
+def check_bridge(asked: str) -> None:
+    """Whether megatron-bridge can be there; evaluations do not need it, since no actor is built.
+
+    Args:
+        asked: the setting or option that asks for it.
+    """
     absent = [
         package
         for package, module in (("megatron-bridge", "megatron.bridge"), ("transformer-engine", "transformer_engine"))
@@ -84,7 +88,7 @@ def check_bridge() -> None:
     ]
     refuse_if(
         bool(absent),
-        f"model.provider=bridge needs {' and '.join(absent)}, not installed here: pip install --no-deps "
+        f"{asked} needs {' and '.join(absent)}, not installed here: pip install --no-deps "
         "megatron-bridge, and transformer-engine[pytorch], which wants CUDA (docs/models.md)",
     )
 

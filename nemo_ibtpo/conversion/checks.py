@@ -7,10 +7,15 @@ from pathlib import Path
 from nemo_ibtpo.checkpoints import MEGATRON, MODEL
 from nemo_ibtpo.checkpoints.manifest import FILE_NAME, DamagedError, read_manifest
 from nemo_ibtpo.config.errors import UserError
+from nemo_ibtpo.config.model_directory import Provider, read_config
 
 
-def check_checkpoint(source: Path) -> None:
-    """Whether a directory is a checkpoint whose files have the sizes that its manifest promises.
+def check_checkpoint(source: Path, provider: Provider) -> None:
+    """Whether a directory is a checkpoint of a model that can be built, of files as large as its manifest promises.
+
+    Args:
+        source: the directory.
+        provider: who knows the model.
 
     Raises:
         UserError: it is not.
@@ -25,6 +30,7 @@ def check_checkpoint(source: Path) -> None:
             read_manifest(source)
         except DamagedError as error:
             raise UserError(f"{source} is damaged: {error}") from error
+    read_config(source / MODEL / "config.json", provider)
 
 
 def check_output(output: Path, force: bool) -> None:

@@ -17,14 +17,15 @@ from torch import Tensor
 from nemo_ibtpo.checkpoints import MEGATRON, MODEL
 from nemo_ibtpo.checkpoints.manifest import describe, file_names, write_manifest
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.config.model_directory import read_model_directory
+from nemo_ibtpo.config.model_directory import Provider, read_model_directory
+from nemo_ibtpo.conversion.architectures import architecture_of
 from nemo_ibtpo.conversion.checks import check_checkpoint, check_output
 from nemo_ibtpo.conversion.places import VOCABULARY, Place, places
 from nemo_ibtpo.conversion.torch_dist import TorchDistReader, write_torch_dist
-from nemo_ibtpo.conversion.verify import verify_logits
+from nemo_ibtpo.conversion.verify import check_verifiable, verify_logits
 from nemo_ibtpo.dtypes import TORCH_DTYPES
-from nemo_ibtpo.megatron.architecture import load_architecture
 from nemo_ibtpo.megatron.safetensors_io import SafetensorsDirectory, complete_config, copy_companions, write_model
+from nemo_ibtpo.megatron.weights import check_names
 from nemo_ibtpo.reporting.progress import RunConsole
 
 # What a training checkpoint holds besides weights.
@@ -32,11 +33,19 @@ _NOT_WEIGHTS = ("optimizer.", "chained_", "extra", "rng")
 
 
 def hf_to_megatron(
-    source: Path, output: Path, *, dtype: str | None, force: bool, verify: bool, console: RunConsole
+    source: Path,
+    output: Path,
+    *,
+    provider: Provider,
+    dtype: str | None,
+    force: bool,
+    verify: bool,
+    console: RunConsole,
 ) -> None:
     """Write a Megatron checkpoint (``megatron/``, ``model/``, ``manifest.json``) of a Hugging Face model directory.
 
     Args:
+        provider: who knows the model, this package or megatron-bridge.
         dtype: of the checkpoint; None keeps the model's.
         force: replace ``output`` if it is there.
         verify: load both and compare their logits.
@@ -44,9 +53,12 @@ def hf_to_megatron(
     Raises:
         UserError: anything that the user can mend; ``output`` is as it was.
     """
-    read_model_directory(str(source))
-    architecture = load_architecture(source)
+    if verify:
+        check_verifiable(provider)
+    read_model_directory(str(source), provider)
+    architecture = architecture_of(source, provider)
     weights = SafetensorsDirectory(source)
+    check_names(weights, architecture)
     to = _target_dtype({weights.header(name)[0] for name in weights}, dtype, source)
     for place in places(architecture):
         for name, shape in place.rule.shapes.items():
@@ -67,7 +79,7 @@ def hf_to_megatron(
         complete_config(staging / MODEL / "config.json", to)
         write_manifest(staging, describe(staging, file_names(staging), sync=True))
         if verify:
-            console.say(verify_logits(source, staging / MEGATRON, to))
+            console.say(verify_logits(source, staging / MEGATRON, to, provider))
     console.say(f"Megatron checkpoint written to {output} ({_spoken(to)})")
 
 
@@ -75,6 +87,7 @@ def megatron_to_hf(
     source: Path,
     output: Path,
     *,
+    provider: Provider,
     dtype: str | None,
     max_shard_bytes: int,
     force: bool,
@@ -85,6 +98,7 @@ def megatron_to_hf(
 
     Args:
         source: directory with ``megatron/`` and ``model/``.
+        provider: who knows the model, this package or megatron-bridge.
         dtype: of the model; None keeps the checkpoint's.
         max_shard_bytes: most bytes of weights in one file, unless a single weight is larger.
         force: replace ``output`` if it is there.
@@ -93,8 +107,10 @@ def megatron_to_hf(
     Raises:
         UserError: anything that the user can mend; ``output`` is as it was.
     """
-    check_checkpoint(source)
-    architecture = load_architecture(source / MODEL)
+    if verify:
+        check_verifiable(provider)
+    check_checkpoint(source, provider)
+    architecture = architecture_of(source / MODEL, provider)
     reader = TorchDistReader(source / MEGATRON)
     everything = places(architecture)
     _check_stored(reader, everything)
@@ -112,7 +128,7 @@ def megatron_to_hf(
 
             write_model(staging, weights(), like=source / MODEL, write=True, max_shard_bytes=max_shard_bytes)
         if verify:
-            console.say(verify_logits(staging, source / MEGATRON, to))
+            console.say(verify_logits(staging, source / MEGATRON, to, provider))
     console.say(f"Hugging Face model written to {output} ({_spoken(to)})")
 
 

@@ -11,12 +11,12 @@ import re
 from dataclasses import dataclass
 
 from nemo_ibtpo.megatron.architecture import Architecture
-from nemo_ibtpo.megatron.weights import Rule, rules
+from nemo_ibtpo.megatron.weights import FUSED_NORMS, Rule, rules
 
 _OF_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 _OF_EXPERT = re.compile(r"mlp\.experts\.local_experts\.(\d+)\.(.+)")
-_NORMS = {"input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight"}
-_NORMS_OF_DENSE_LAYERS = {"pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight"}
+_NORMS = {ours: fused for fused, ours in FUSED_NORMS.items()}
+_NORMS_BESIDE_EXPERTS = {ours: fused for ours, fused in _NORMS.items() if not fused.startswith("mlp.")}
 VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
 
 
@@ -51,7 +51,7 @@ def _place(name: str, rule: Rule, arch: Architecture) -> Place:
         return Place(name, (), (), shape, rule)
     index: tuple[int, ...] = (int(layer[1]),)
     stacked: tuple[int, ...] = (arch.num_layers,)
-    norms = _NORMS if arch.experts else _NORMS | _NORMS_OF_DENSE_LAYERS
+    norms = _NORMS_BESIDE_EXPERTS if arch.experts else _NORMS
     inside = norms.get(layer[2], layer[2])
     if arch.experts is not None and (expert := _OF_EXPERT.fullmatch(inside)):
         index, stacked = (*index, int(expert[1])), (*stacked, arch.experts.number)

@@ -19,7 +19,6 @@ from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.config.rope import rope_parameters
 from nemo_ibtpo.megatron.architecture import Architecture, Bridge, load_config, rotary
 from nemo_ibtpo.megatron.bridged import refuse_unusual
-from nemo_ibtpo.megatron.safetensors_io import SafetensorsDirectory
 from nemo_ibtpo.megatron.weights import (
     Rule,
     gate_and_up,
@@ -37,8 +36,12 @@ _OF_HIDDEN = re.compile(r".*(_layernorm\.(weight|bias)|\.linear_proj\.bias|\.lin
 _PLAIN = ("AutoMapping", "ColumnParallelMapping", "ReplicatedMapping", "RowParallelMapping")
 
 
-def load_bridged(model_path: Path) -> Architecture:
+def load_bridged(model_path: Path, names: Iterable[str]) -> Architecture:
     """Ask megatron-bridge how a Hugging Face model is built and laid out.
+
+    Args:
+        model_path: directory with its ``config.json``.
+        names: of its weights, since the library lists more than any one model of a family has.
 
     Raises:
         UserError: the library cannot be imported, does not know the model, or knows it to be one that the actor
@@ -58,8 +61,7 @@ def load_bridged(model_path: Path) -> Architecture:
         raise UserError(f"{model_path}: megatron-bridge does not take this model: {reason}") from error
     refuse_unusual(provider)
     architecture = _architecture(provider, config)
-    found = set(SafetensorsDirectory(model_path))
-    rules = bridged_rules(mappings, architecture, provider.gated_linear_unit, found)
+    rules = bridged_rules(mappings, architecture, provider.gated_linear_unit, set(names))
     return replace(architecture, bridge=Bridge(provider, rules))
 
 

@@ -193,7 +193,7 @@ def rules(arch: Architecture) -> dict[str, Rule]:
 
 
 # Transformer Engine fuses a norm with the linear layer behind it and names the weight after that layer.
-_FUSED_NORMS = {
+FUSED_NORMS = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
     "self_attention.linear_qkv.layer_norm_bias": "input_layernorm.bias",
     "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
@@ -217,7 +217,7 @@ def global_name(name: str, layer_numbers: Sequence[int], first_expert: int = 0) 
     match = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", name)
     if match is None:
         return name
-    inside = _FUSED_NORMS.get(match[2], match[2])
+    inside = FUSED_NORMS.get(match[2], match[2])
     if of_expert := _EXPERT.fullmatch(inside) or _GROUPED_EXPERT.fullmatch(inside):
         number = first_expert + int(of_expert["expert"])
         inside = f"mlp.experts.local_experts.{number}.{of_expert['layer']}.weight"

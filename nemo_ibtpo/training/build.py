@@ -101,10 +101,11 @@ def build(
 def _build_actor(config: RunConfig, context: ParallelContext) -> MegatronActor:
     model_path, trainer, longest = Path(config.model.path), config.trainer, trajectory_tokens(config)
     by_bridge = config.model.provider == "bridge"
-    architecture = load_bridged(model_path) if by_bridge else load_architecture(model_path, longest)
+    weights = SafetensorsDirectory(model_path)
+    architecture = load_bridged(model_path, weights) if by_bridge else load_architecture(model_path, longest)
     return MegatronActor(
         architecture,
-        SafetensorsDirectory(model_path),
+        weights,
         actor=config.actor,
         optimizer=config.optimizer,
         total_updates=trainer.max_steps * trainer.num_prompts_per_step // trainer.num_prompts_per_update,

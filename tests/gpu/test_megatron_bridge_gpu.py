@@ -4,7 +4,8 @@ Why it matters: a conversion that is wrong the same way in both directions survi
 second opinion about names and layouts: its model, built of Transformer Engine's layers, takes in our checkpoint, and
 its exporter writes the Hugging Face weights.
 
-A family that only Bridge knows is built through it (``model.provider=bridge``) and held against transformers.
+A family that only Bridge knows is built through it (``model.provider=bridge``) and held against transformers, and
+converted both ways.
 
 Optional: skipped where ``megatron-bridge`` is not installed or does not import, which it does not without Transformer
 Engine. Never run so far.
@@ -68,7 +69,10 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("config", [GemmaConfig(**SIZES), NemotronConfig(**SIZES)], ids=["gemma", "nemotron"])
+CONFIGS = [GemmaConfig(**SIZES), NemotronConfig(**SIZES)]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["gemma", "nemotron"])
 def test_a_family_that_only_bridge_knows(config: PretrainedConfig, tmp_path: Path) -> None:
     reason = "megatron-bridge is not installed, or does not import"
     pytest.importorskip("megatron.bridge", reason=reason, exc_type=ImportError)
@@ -83,7 +87,7 @@ def test_a_family_that_only_bridge_knows(config: PretrainedConfig, tmp_path: Pat
     context = parallel.initialize(actor_config, 1)
     try:
         actor = MegatronActor(
-            load_bridged(tmp_path),
+            load_bridged(tmp_path, weights),
             weights,
             actor=actor_config,
             optimizer=None,
@@ -104,3 +108,16 @@ def test_a_family_that_only_bridge_knows(config: PretrainedConfig, tmp_path: Pat
     np.testing.assert_allclose(logits, expected, atol=0.05 * np.abs(expected).max())
     assert exported.keys() == set(weights)
     assert [name for name in exported if not torch.equal(exported[name].cpu(), weights[name])] == []
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["gemma", "nemotron"])
+def test_conversion_through_bridge(config: PretrainedConfig, tmp_path: Path) -> None:
+    """``verify`` loads each checkpoint into Bridge's model, whose layers name what they want of it."""
+    reason = "megatron-bridge is not installed, or does not import"
+    pytest.importorskip("megatron.bridge", reason=reason, exc_type=ImportError)
+    source = write_toy_model(tmp_path / "hf", config=config, dtype=torch.bfloat16)
+    convert_to(source, tmp_path / "megatron", provider="bridge", verify=True)
+    convert_back(tmp_path / "megatron", tmp_path / "back", provider="bridge", verify=True)
+    before, after = weights_of(source), weights_of(tmp_path / "back")
+    assert after.keys() == before.keys()
+    assert [name for name in after if not torch.equal(after[name], before[name])] == []

@@ -24,7 +24,7 @@ from nemo_ibtpo.reporting.progress import RunConsole
 from pathlib import Path
 source, output, direction = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 warm_up = output.with_name(f"warm-up-{direction}")  # loads what is loaded when it is first used
-options = {"dtype": None, "force": True, "verify": False, "console": RunConsole(1)}
+options = {"provider": "own", "dtype": None, "force": True, "verify": False, "console": RunConsole(1)}
 if direction == "megatron-to-hf":
     convert, options["max_shard_bytes"] = megatron_to_hf, 10_000_000
 else:

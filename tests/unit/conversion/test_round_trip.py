@@ -85,4 +85,4 @@ def test_verification_sees_a_wrong_weight(tmp_path: Path, family: str, capsys: p
 
     other = write_toy_model(tmp_path / "other", family, change="model.layers.2.self_attn.v_proj.weight")
     with pytest.raises(UserError, match="verification failed: logits of Hugging Face and Megatron differ by up to"):
-        verify_logits(other, tmp_path / "megatron" / "megatron", torch.float32)
+        verify_logits(other, tmp_path / "megatron" / "megatron", torch.float32, "own")

@@ -8,12 +8,13 @@ import without Transformer Engine: the entries of a registry stand here as what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from bridge_stand_in import OURS, REGISTRY, AutoMapping, RMSNorm2ZeroCenteredRMSNormMapping
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from toy_models import config_of
@@ -55,42 +56,6 @@ def test_tree_attention_takes_the_place_of_the_standard_one() -> None:
     spec.submodules.self_attention.submodules.core_attention = torch.nn.Identity
     with pytest.raises(UserError, match=r"attention SelfAttention with Identity is not standard"):
         _with_tree_attention(spec, None, None)
-
-
-@dataclass
-class AutoMapping:
-    megatron_param: str
-    hf_param: Any
-
-
-class QKVMapping(AutoMapping): ...
-
-
-class GatedMLPMapping(AutoMapping): ...
-
-
-class RMSNorm2ZeroCenteredRMSNormMapping(AutoMapping): ...
-
-
-OURS, THEIRS = "decoder.layers.*", "model.layers.*"
-REGISTRY = [
-    AutoMapping("embedding.word_embeddings.weight", "model.embed_tokens.weight"),
-    AutoMapping("output_layer.weight", "lm_head.weight"),
-    AutoMapping("decoder.final_layernorm.weight", "model.norm.weight"),
-    AutoMapping(f"{OURS}.self_attention.linear_qkv.layer_norm_weight", f"{THEIRS}.input_layernorm.weight"),
-    AutoMapping(f"{OURS}.mlp.linear_fc1.layer_norm_weight", f"{THEIRS}.post_attention_layernorm.weight"),
-    AutoMapping(f"{OURS}.self_attention.q_layernorm.weight", f"{THEIRS}.self_attn.q_norm.weight"),
-    AutoMapping(f"{OURS}.self_attention.k_layernorm.weight", f"{THEIRS}.self_attn.k_norm.weight"),
-    AutoMapping(f"{OURS}.self_attention.linear_proj.weight", f"{THEIRS}.self_attn.o_proj.weight"),
-    AutoMapping(f"{OURS}.mlp.linear_fc2.weight", f"{THEIRS}.mlp.down_proj.weight"),
-    *(
-        QKVMapping(
-            f"{OURS}.self_attention.linear_qkv.{kind}", {p: f"{THEIRS}.self_attn.{p}_proj.{kind}" for p in "qkv"}
-        )
-        for kind in ("weight", "bias")
-    ),
-    GatedMLPMapping(f"{OURS}.mlp.linear_fc1.weight", {p: f"{THEIRS}.mlp.{p}_proj.weight" for p in ("gate", "up")}),
-]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])

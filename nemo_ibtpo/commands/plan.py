@@ -77,11 +77,11 @@ def run(arguments: argparse.Namespace) -> None:
     world_size = arguments.world_size if arguments.world_size is not None else default_world_size(config)
     if world_size < 1:
         raise UserError(f"--world-size {world_size} must be above 0")
-    hf_config, file = find_config(config.model.path)
+    hf_config, file = find_config(config.model.path, config.model.provider)
     plan = make_plan(config, hf_config, world_size, assumptions, lengths)
     suggestion = suggest(config, hf_config, world_size, assumptions, lengths) if plan.problem else None
     write = as_json if arguments.json else as_text
-    print(write(plan, source_of(file, config.model.path), assumptions, suggestion))
+    print(write(plan, source_of(plan, file), assumptions, suggestion))
 
 
 def _assumptions(arguments: argparse.Namespace) -> Assumptions:

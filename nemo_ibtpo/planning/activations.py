@@ -48,7 +48,9 @@ def layer_bytes(shape: ModelShape, layout: Layout, actor: ActorConfig, recompute
 def _mlp_bytes(shape: ModelShape, layout: Layout, *, on_cpu: bool) -> float:
     size = layout.itemsize
     if not shape.experts:
-        return (5 if on_cpu else 3) * shape.ffn / layout.tensor * size
+        # Without a gate: what goes into the activation, and what comes out of it.
+        kept = 2 if not shape.gated else 3 if shape.fused and not on_cpu else 5
+        return kept * shape.ffn / layout.tensor * size
     # Every tensor-parallel rank routes tokens of its own; balanced, as many come back as are sent.
     sent = shape.experts_per_token / layout.sequence
     router = (6 * shape.experts + 3 * shape.experts_per_token) * _FP32 / layout.sequence
@@ -95,7 +97,8 @@ def layer_backward_bytes(shape: ModelShape, layout: Layout, actor: ActorConfig, 
         )
         wide += shape.experts_per_token * h
     else:
-        wide, weight = shape.ffn / layout.tensor, 2 * shape.ffn * shape.hidden // layout.tensor
+        wide = shape.ffn / layout.tensor
+        weight = (shape.mlp_matrices - 1) * shape.ffn * shape.hidden // layout.tensor
     again = layer_bytes(shape, layout, actor, "none") - h * size if actor.recompute == "full" else 0.0
     return tokens * ((2 if on_cpu else 3) * wide * size + 2 * h * size + again) + weight * size
 

@@ -125,7 +125,7 @@ def chunk_parameters(shape: ModelShape, layout: Layout, stage: int, chunk: int) 
         layer.append(shape.experts * h)
         experts = [2 * shape.expert_ffn * h, shape.expert_ffn * h] * (shape.experts // layout.expert)
     else:
-        layer += [2 * shape.ffn * h // t, shape.ffn * h // t]
+        layer += [(shape.mlp_matrices - 1) * shape.ffn * h // t, shape.ffn * h // t]
     dense, embedding, shared = layer * layout.layers(shape), layout.vocab(shape) * h, 0
     first = stage == chunk == 0
     last = stage == layout.pipeline - 1 and chunk == layout.chunks - 1

@@ -17,7 +17,7 @@ from nemo_ibtpo.config.rope import positions
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.planning.assumptions import Assumptions
 from nemo_ibtpo.planning.memory import MemoryPlan, plan_memory, shortage
-from nemo_ibtpo.planning.model_shape import ModelShape, shape_of
+from nemo_ibtpo.planning.model_shape import ModelShape, assumed_through_bridge, shape_of
 from nemo_ibtpo.planning.parameters import Layout, layout_of
 from nemo_ibtpo.planning.timing import Work, predict_seconds, work_of
 
@@ -74,7 +74,7 @@ def make_plan(
     """
     check_world_size(config, world_size)
     check_model(config, hf_config)
-    shape, layout = shape_of(hf_config), layout_of(config, world_size)
+    shape, layout = shape_of(hf_config, config.model.provider), layout_of(config, world_size)
     work = work_of(config, layout, assumptions, lengths.prompt, lengths.response)
     memory = plan_memory(config, shape, layout, work.passes, assumptions)
     problem = shortage(config, memory, assumptions)
@@ -186,7 +186,9 @@ def _changed(section: Any, path: Sequence[str], value: Any) -> Any:
     return dataclasses.replace(section, **{name: _changed(getattr(section, name), rest, value) if rest else value})
 
 
-def source_of(file: Path, model_path: str) -> str:
-    """Where a model's sizes were found, in words."""
-    local = file == Path(model_path) / "config.json"
-    return f"{file}" if local else f"the card {file} ({model_path} is not there)"
+def source_of(plan: Plan, file: Path) -> str:
+    """Where a model's sizes were found, in words, and what was assumed of it."""
+    model = plan.config.model
+    local = file == Path(model.path) / "config.json"
+    source = f"{file}" if local else f"the card {file} ({model.path} is not there)"
+    return source if model.provider == "own" else f"{source}; {assumed_through_bridge(plan.shape)}"

@@ -31,7 +31,7 @@ def seconds_per_token(study: Study, on: SimulatedOn) -> Mapping[str, float]:
     for group in study.groups:
         for arm, overrides in group.arms.items():
             config = compose(on.recipe, list(overrides))
-            hf_config, _ = find_config(config.model.path)
+            hf_config, _ = find_config(config.model.path, config.model.provider)
             lengths = Lengths(on.prompt_tokens, on.response_tokens)
             plan = make_plan(config, hf_config, default_world_size(config), Assumptions(), lengths)
             found[arm] = plan.step_seconds / plan.work.sampled

@@ -54,6 +54,51 @@ def test_a_config_json_goes_before_a_card(tmp_path: Path, recipe: str, capsys: p
     assert plan["parameters"] == layers * (2 * 32 * h + 2 * 16 * h + 2 * h + 16 + 3 * 48 * h) + 2 * vocab * h + h
 
 
+@pytest.mark.parametrize(
+    ("changes", "matrices", "embeddings", "assumed"),
+    [
+        (
+            {"architectures": ["NemotronForCausalLM"], "hidden_act": "relu2"},
+            2,
+            2,
+            "MLPs without a gate, embeddings untied",
+        ),
+        (
+            {"architectures": ["GemmaForCausalLM"], "model_type": "gemma", "hidden_act": "gelu"},
+            3,
+            1,
+            "MLPs with a gate, embeddings tied",
+        ),
+    ],
+    ids=["nemotron", "gemma"],
+)
+def test_a_model_of_megatron_bridge(
+    tmp_path: Path,
+    recipe: str,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    matrices: int,
+    embeddings: int,
+    assumed: str,
+) -> None:
+    model = write_model_directory(tmp_path / "model", **changes)
+    words = (recipe, f"model.path={model}", "model.provider=bridge")
+    plan = planned(capsys, *words)
+    h, layers, vocab = HF_CONFIG["hidden_size"], HF_CONFIG["num_hidden_layers"], HF_CONFIG["vocab_size"]
+    attention_and_norms = 2 * 32 * h + 2 * 16 * h + 2 * h
+    assert plan["parameters"] == layers * (attention_and_norms + matrices * 48 * h) + embeddings * vocab * h + h
+    assert assumed in plan["model_source"]
+    # Two tensor-parallel ranks hold half of the matrices each, rows of the vocabulary included, and all norms.
+    norms = layers * 2 * h + h
+    gradients = plan["memory_bytes"]["train"]["gradients"]
+    assert gradients == pytest.approx(4 * ((plan["parameters"] - norms) / 2 + norms), rel=0.05)
+    file = model / "config.json"
+    unclear = {"hidden_act": "gelu", "model_type": "starcoder2"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | unclear))
+    assert cli.main(["plan", *words]) == 2
+    assert "config.json (hidden_act gelu) does not say whether an MLP has a gate" in capsys.readouterr().err
+
+
 def test_what_does_not_fit_comes_with_changes_that_do(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     plan = planned(capsys, recipe, "--gpu-memory-gb", "48")
     assert not plan["fits"]

@@ -17,7 +17,7 @@ what a kernel costs apart from what a tree shares. With ``--shape all`` there is
 With ``--context-parallel 2 4`` the sequence is dealt over so many ranks as well, whose shares are computed here one
 after the other, without a network. ``context_parallel`` says for each number how evenly time and pairs lie (mean
 over largest), how long the slowest rank takes against the undealt sequence, and the bytes of keys and values that all
-ranks receive in a forward pass, over the fewest that their queries need.
+ranks receive in a forward pass, which are the fewest that their queries need, over those of gathering all of them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from workloads import SHAPES, Shape, grow_tree, paths
 
 from nemo_ibtpo.megatron.tree_attention import attention_kernel
-from nemo_ibtpo.tree.context_parallel import deal, padded_length
+from nemo_ibtpo.tree.context_parallel import deal, keys_of_ranks, padded_length
 from nemo_ibtpo.tree.packing import concat, pack_tree
 
 WAYS = ("tree", "dense", "flat", "flash")
@@ -156,23 +156,19 @@ def dealt_over(passes: Passes, num_ranks: int, undealt_s: float, repetitions: in
         torch.randn(1, heads, len(ends), case.head_dim, device=device, dtype=dtype)
         for heads in (case.heads, case.groups, case.groups)
     )
-    shares, needed = [], 0
+    shares = []
     for own in dealt:
         queries = torch.from_numpy(own).to(device)
         shares.append(Share(passes, q[:, :, queries], k, v, passes.kernel.prepare(ends, queries)))
-        # A key is needed where the next of the rank's queries, itself or a later one, lies in its subtree.
-        key = np.arange(dealt.size)
-        following = np.append(own, dealt.size)[np.searchsorted(own, key)]
-        needed += int((following < ends.cpu().numpy()).sum()) - len(own)
+    received = sum(map(len, keys_of_ranks(dealt, ends.cpu().numpy()))) - dealt.size
     seconds = [float(np.median(times.wall)) for times in in_turn([one.run for one in shares], repetitions, device)]
     pairs = np.pad(passes.depth + 1, (0, dealt.size - len(passes.depth)), constant_values=1)[dealt].sum(axis=1)
-    received = num_ranks * dealt.size - dealt.size
     return {
         "time_balance": float(np.mean(seconds) / max(seconds)),
         "pair_balance": float(pairs.mean() / pairs.max()),
         "slowest_over_undealt": max(seconds) / undealt_s,
         "received_mib": received * 2 * case.groups * case.head_dim * dtype.itemsize / MIB,
-        "received_over_needed": received / needed if needed else 1.0,
+        "received_over_all": received / ((num_ranks - 1) * dealt.size),
     }
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from nemo_ibtpo.losses import LossInputs
 from nemo_ibtpo.megatron.kept_tokens import kept_tokens
 from nemo_ibtpo.megatron.tree_attention import ContextShare, TreeSequence
-from nemo_ibtpo.tree.context_parallel import deal
+from nemo_ibtpo.tree.context_parallel import deal, keys_of_ranks
 from nemo_ibtpo.tree.packing import FloatArray, IntArray, PackedBatch
 
 
@@ -47,14 +47,9 @@ class ModelInputs:
         self._batch, self._device, self.num_tokens = batch, device, len(batch)
         self.tokens = self._to_device(np.pad(batch.tokens, (0, padding))[own])
         self.depth = self._to_device(np.pad(batch.depth, (0, padding))[own])
-        self._share: ContextShare | None = None
-        if context.size() > 1:
-            self._share = ContextShare(self._to_device(own), self._to_device(np.argsort(dealt.ravel())), context)
-        self.sequence = TreeSequence(
-            qkv_format="sbhd",
-            subtree_end=self._to_device(np.concatenate((batch.subtree_end, alone))),
-            share=self._share,
-        )
+        subtree_end = np.concatenate((batch.subtree_end, alone))
+        self._share = self._shared(dealt, subtree_end, context) if context.size() > 1 else None
+        self.sequence = TreeSequence(qkv_format="sbhd", subtree_end=self._to_device(subtree_end), share=self._share)
         here, rows = predicted_here(batch, own)
         self._here, self.rows = self._to_device(here), self._to_device(rows)
         self.in_loss = self._to_device(np.flatnonzero(batch.in_loss))
@@ -94,6 +89,17 @@ class ModelInputs:
             negative=in_loss(batch.negative),
             denominator=denominator,
             lag=None if batch.lag is None else in_loss(batch.lag),
+        )
+
+    def _shared(self, dealt: IntArray, subtree_end: IntArray, context: dist.ProcessGroup) -> ContextShare:
+        keys, own = keys_of_ranks(dealt, subtree_end), dealt[context.rank()]
+        needed_here = np.isin(dealt, keys[context.rank()])
+        return ContextShare(
+            queries=self._to_device(own),
+            sent=[self._to_device(np.flatnonzero(np.isin(own, theirs))) for theirs in keys],
+            received=[self._to_device(row[needed]) for row, needed in zip(dealt, needed_here, strict=True)],
+            length=dealt.size,
+            group=context,
         )
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:

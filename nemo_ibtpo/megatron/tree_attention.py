@@ -4,10 +4,10 @@
 Megatron's ``packed_seq_params``, which recomputation passes on untouched. ``TreeAttention`` is the
 ``core_attention`` of every layer: token i attends to token j iff ``j <= i < subtree_end[j]``.
 
-With context parallelism each rank has a share of the sequence's tokens. Keys and values of all ranks are gathered and
-put in the order of the sequence, and a rank's queries attend to them by the same rule, with i and j storage indices
-in the whole sequence. The backward pass sums the gradients of keys and values over the ranks and leaves each rank
-those of its own tokens. With grouped heads keys and values are small beside queries.
+With context parallelism each rank has a share of the sequence's tokens. It gets the keys and values that its queries
+attend to (:class:`ContextShare`), puts them in the order of the sequence, and its queries attend to them by the same
+rule, with i and j storage indices in the whole sequence. The backward pass returns the gradients of keys and values
+to the ranks that hold the tokens, which sum them. With grouped heads keys and values are small beside queries.
 
 The device chooses the kernel: FlexAttention on a GPU (:mod:`.attention_cuda`), scaled dot-product attention on a
 CPU (:mod:`.attention_cpu`). Both are modules with the same two functions.
@@ -15,6 +15,7 @@ CPU (:mod:`.attention_cpu`). Both are modules with the same two functions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -22,10 +23,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.tensor_parallel.mappings import (
-    gather_from_sequence_parallel_region,
-    reduce_from_tensor_model_parallel_region,
-)
+from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_parallel_region
 from torch import Tensor
 
 from nemo_ibtpo.megatron import attention_cpu, attention_cuda
@@ -58,23 +56,62 @@ class ContextShare:
 
     Attributes:
         queries: [L] storage indices of its tokens.
-        slots: [T] where each token of the sequence lies among the tokens of all ranks, one rank after the other.
+        sent: for each rank, places among these tokens of those whose keys that rank needs.
+        received: for each rank, storage indices of the tokens that it sends here.
+        length: T.
         group: the ranks that share the sequence, L tokens on each.
     """
 
     queries: Tensor
-    slots: Tensor
+    sent: Sequence[Tensor]
+    received: Sequence[Tensor]
+    length: int
     group: dist.ProcessGroup
 
-    def gather(self, own_L: Tensor) -> Tensor:
-        """[T, ...] in the order of the sequence from this rank's [L, ...]; gradients are summed over the ranks."""
-        everyones = gather_from_sequence_parallel_region(own_L, tensor_parallel_output_grad=True, group=self.group)
-        return everyones.index_select(0, self.slots)
+    def exchange(self, own_L: Tensor) -> Tensor:
+        """[T, ...] in the order of the sequence from the [L, ...] of all ranks; 0 for tokens not needed here.
+
+        A token's gradient is the sum of what all ranks send back.
+        """
+        rows: Tensor = _Exchange.apply(own_L, self)
+        return rows
 
     def merge(self, own: Tensor, places: Tensor, length: int) -> Tensor:
         """[length, ...] from the rows of all ranks, each at its place; a rank gets the gradients of its own rows."""
         spread = own.new_zeros(length, *own.shape[1:]).index_copy(0, places, own)
         return reduce_from_tensor_model_parallel_region(spread, group=self.group)
+
+
+class _Exchange(torch.autograd.Function):
+    """Rows to the ranks that need them, and their gradients back."""
+
+    @staticmethod
+    def forward(ctx: Any, own_L: Tensor, share: ContextShare) -> Tensor:
+        ctx.share, ctx.num_own = share, len(own_L)
+        rows = _all_to_all(
+            own_L.index_select(0, torch.cat(list(share.sent))), share.sent, share.received, share.group
+        )
+        spread = own_L.new_zeros(share.length, *own_L.shape[1:])
+        return spread.index_copy_(0, torch.cat(list(share.received)), rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient_T,), share = gradients, ctx.share
+        rows = gradient_T.index_select(0, torch.cat(list(share.received)))
+        returned = _all_to_all(rows, share.received, share.sent, share.group)
+        # In float32, and in the order of the ranks: the same bits each time.
+        total = torch.zeros(ctx.num_own, *gradient_T.shape[1:], dtype=torch.float32, device=gradient_T.device)
+        for places, part in zip(share.sent, returned.split([len(own) for own in share.sent]), strict=True):
+            total[places] += part
+        return total.to(gradient_T.dtype), None
+
+
+def _all_to_all(rows: Tensor, sent: Sequence[Tensor], received: Sequence[Tensor], group: dist.ProcessGroup) -> Tensor:
+    """The rows that all ranks have for this one, from those that this one has for each, rank after rank."""
+    sizes, expected = [len(own) for own in sent], [len(own) for own in received]
+    result = rows.new_empty(sum(expected), *rows.shape[1:])
+    dist.all_to_all_single(result, rows.contiguous(), expected, sizes, group=group)
+    return result
 
 
 @dataclass
@@ -126,7 +163,7 @@ class TreeAttention(torch.nn.Module):
         """
         if packed_seq_params.share is not None:
             both = torch.cat((key, value), dim=1)  # one message for the two
-            key, value = packed_seq_params.share.gather(both).split(1, dim=1)
+            key, value = packed_seq_params.share.exchange(both).split(1, dim=1)
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         kernel = attention_kernel(query.device)
         out = kernel.attend(q, k, v, packed_seq_params.prepared, self.softmax_scale)

@@ -48,6 +48,23 @@ def deal(depth_T: IntArray, multiple: int, num_ranks: int) -> IntArray:
     return (first[:, :, None] + np.arange(block)).reshape(num_ranks, -1)
 
 
+def keys_of_ranks(dealt: IntArray, subtree_end_T: IntArray) -> list[IntArray]:
+    """The tokens that each rank's queries attend to, its own included.
+
+    Token j is one of them if the rank has a query i in ``j <= i < subtree_end[j]``.
+
+    Args:
+        dealt: as :func:`deal` returned it.
+        subtree_end_T: exclusive end of each token's subtree, padding included.
+
+    Returns:
+        Increasing storage indices, of different number for each rank.
+    """
+    key_T = np.arange(dealt.size)
+    following_T = (np.append(own, dealt.size)[np.searchsorted(own, key_T)] for own in dealt)
+    return [np.flatnonzero(next_query < subtree_end_T) for next_query in following_T]
+
+
 def _blocks(length: int, multiple: int, num_ranks: int) -> tuple[int, int]:
     """Tokens of a block, and blocks of a rank."""
     wanted = length // (num_ranks * _BLOCKS_PER_RANK) if num_ranks > 1 else 1

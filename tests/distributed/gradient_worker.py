@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +16,6 @@ import torch
 import torch.distributed as dist
 from layouts import enter
 from loss_settings import loss_config
-from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from packing_oracles import unpack_paths
 from parity_worker import actor_config
 from torch import Tensor
@@ -240,6 +238,14 @@ def predicted_where_the_token_lies(batch: PackedBatch, own_L: IntArray) -> tuple
     return here[own], rows[own]
 
 
+class OwnGradientsAlone(tree_attention._Exchange):
+    """Each rank keeps the gradients that its own queries give to the keys of its own tokens."""
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].index_select(0, ctx.share.queries), None
+
+
 def context_mistake(mistake: str | None) -> contextlib.AbstractContextManager[Any]:
     """Within it, context-parallel ranks do something wrong."""
     owners = {
@@ -249,10 +255,7 @@ def context_mistake(mistake: str | None) -> contextlib.AbstractContextManager[An
     if mistake in owners:
         return mock.patch.object(inputs, "predicted_here", owners[mistake])
     if mistake == "gradients of keys not summed":
-        alone = functools.partial(gather_from_sequence_parallel_region, tensor_parallel_output_grad=False)
-        return mock.patch.object(
-            tree_attention, "gather_from_sequence_parallel_region", lambda x, group, **_: alone(x, group=group)
-        )
+        return mock.patch.object(tree_attention, "_Exchange", OwnGradientsAlone)
     return contextlib.nullcontext()
 
 

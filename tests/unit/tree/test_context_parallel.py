@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from packing_oracles import pack_trees
 from strategies import trees
 
-from nemo_ibtpo.tree.context_parallel import deal, padded_length
+from nemo_ibtpo.tree.context_parallel import deal, keys_of_ranks, padded_length
 from nemo_ibtpo.tree.packing import IntArray
 from nemo_ibtpo.tree.tree import Tree
 
@@ -29,6 +29,15 @@ def test_every_token_is_on_one_rank(forest: list[Tree], multiple: int, num_ranks
     blocks = dealt.reshape(num_ranks, -1, multiple)  # what a kernel works on at once is neighbours
     assert (blocks - blocks[:, :, :1] == np.arange(multiple)).all() and (blocks[:, :, 0] % multiple == 0).all()
     assert 0 <= dealt.size - len(depth) < max(num_ranks * multiple, len(depth) / 32 + num_ranks * multiple)
+
+
+@given(st.lists(trees(), min_size=1, max_size=3), st.integers(1, 3), st.integers(1, 4))
+def test_ranks_get_the_keys_that_their_queries_attend_to(forest: list[Tree], multiple: int, num_ranks: int) -> None:
+    packed = pack_trees(forest)
+    dealt = deal(packed.depth, multiple, num_ranks)
+    ends = np.concatenate((packed.subtree_end, np.arange(len(packed), dealt.size) + 1))
+    expected = [[j for j in range(dealt.size) if any(j <= i < ends[j] for i in own.tolist())] for own in dealt]
+    assert [keys.tolist() for keys in keys_of_ranks(dealt, ends)] == expected
 
 
 def chain(length: int) -> IntArray:

@@ -7,19 +7,24 @@ largest relative difference over all parameters between the two gradients.
 
     python benchmarks/tree_training.py --shape paper
 
-The last line is JSON; with ``--shape all`` there is one for each shape, the paper's last. On a GPU the model is a
-random one of Qwen2.5-1.5B's shape in bf16 and the model FLOP utilisation is reported too.
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node=2 benchmarks/tree_training.py     # the sequence dealt over two ranks
+
+Under torchrun all ranks are context-parallel; memory is not measured then. The last line is JSON; with ``--shape
+all`` there is one for each shape, the paper's last. On a GPU the model is a random one of Qwen2.5-1.5B's shape in
+bf16 and the model FLOP utilisation is reported too.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from measure import MIB, describe, in_fresh_process, in_turn, peak_memory, ratio, report
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2Config
@@ -36,6 +41,7 @@ from nemo_ibtpo.tree.microbatches import assemble, schedule
 from nemo_ibtpo.tree.packing import PackedBatch, pack_tree, take
 
 SIDES = ("packed", "duplicated")
+RANKS = int(os.environ.get("WORLD_SIZE", "1"))  # that share a sequence
 MODELS = {
     "tiny": Qwen2Config(
         vocab_size=128,
@@ -91,7 +97,12 @@ class Step:
 
     def __init__(self, case: Case) -> None:
         actor_config = ActorConfig(
-            **defaults("actor") | {"use_distributed_optimizer": False, "max_tokens_per_microbatch": case.max_tokens}
+            **defaults("actor")
+            | {
+                "use_distributed_optimizer": False,
+                "max_tokens_per_microbatch": case.max_tokens,
+                "context_parallel_size": RANKS,
+            }
         )
         optimizer = replace(OptimizerConfig(**defaults("optimizer")), lr=1e-30, weight_decay=0.0)
         context = parallel.initialize(actor_config, seed=0)
@@ -121,7 +132,13 @@ class Step:
         self.attended = {"packed": attended_pairs(trees), "duplicated": attended_pairs(chains)}
         self.batches = {}
         for side, batches in zip(SIDES, (trees, chains), strict=True):
-            plan = schedule(batches, max_tokens=case.max_tokens, num_ranks=1, attention_weight=0.0)
+            plan = schedule(
+                batches,
+                max_tokens=case.max_tokens,
+                num_ranks=1,
+                multiple_of=self.actor.microbatch_multiple,
+                attention_weight=0.0,
+            )
             self.batches[side] = [assemble(pieces, dict(enumerate(batches))) for pieces in plan.ranks[0]]
         self.actor.prepare_for_training()
 
@@ -190,21 +207,27 @@ def max_relative_error(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> 
 
 def measure(name: str, case: Case, repetitions: int) -> None:
     """Measure one shape and print what was found."""
-    memory = in_fresh_process(step_memory, case)
+    memory = in_fresh_process(step_memory, case) if RANKS == 1 else None
     step = Step(case)
     error = max_relative_error(step.gradients("packed"), step.gradients("duplicated"))
     packed, duplicate = in_turn([partial(step.run, side) for side in SIDES], repetitions, step.device)
     times = {"packed": packed, "duplicated": duplicate}
     device = describe(step.device)
-    print(f"{name}: {case.trees} tree(s) of (B0, L, K, B) = {case.shape.growth}, model {case.model}, {device}")
+    if dist.get_rank() > 0:
+        parallel.shutdown()
+        return
+    print(
+        f"{name}: {case.trees} tree(s) of (B0, L, K, B) = {case.shape.growth}, model {case.model}, "
+        f"{RANKS} rank(s), {device}"
+    )
     utilisation = {}
     for side in SIDES:
         line = f"  {side:10} {step.tokens[side]:6} tokens in {len(step.batches[side])} micro-batch(es), "
-        line += f"step {times[side]}, memory {memory[side] / MIB:.0f} MiB"
+        line += f"step {times[side]}" + (f", memory {memory[side] / MIB:.0f} MiB" if memory else "")
         peak = next((flops for word, flops in PEAK_FLOPS.items() if word in device), None)
         if peak is not None:
             flops = model_flops(step.architecture, step.tokens[side], step.attended[side])
-            utilisation[f"mfu_{side}"] = flops / float(np.median(times[side].wall)) / peak
+            utilisation[f"mfu_{side}"] = flops / float(np.median(times[side].wall)) / peak / RANKS
             line += f", {utilisation[f'mfu_{side}']:.1%} of the peak throughput"
         print(line)
     token_ratio = step.tokens["duplicated"] / step.tokens["packed"]
@@ -215,10 +238,11 @@ def measure(name: str, case: Case, repetitions: int) -> None:
         token_ratio=token_ratio,
         step_time_ratio=step_time_ratio,
         cpu_time_ratio=ratio(duplicate.cpu, packed.cpu),
-        peak_memory_ratio=memory["duplicated"] / memory["packed"],
+        peak_memory_ratio=memory["duplicated"] / memory["packed"] if memory else None,
         max_grad_rel_err=error,
         device=device,
         model=case.model,
+        ranks=RANKS,
         repetitions=repetitions,
         **{f"tokens_{side}": step.tokens[side] for side in SIDES},
         **{f"step_s_{side}": float(np.median(times[side].wall)) for side in SIDES},

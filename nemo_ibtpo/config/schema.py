@@ -56,8 +56,13 @@ class ActorConfig:
     """Shard norms and residuals over the tensor-parallel ranks."""
     use_distributed_optimizer: bool
     """Shard optimizer state over the data- and context-parallel ranks."""
-    overlap_grad_reduce: bool
-    """Reduce gradients over the data-parallel ranks while the backward pass of the last micro-batch goes on."""
+    overlap_grad_reduce: bool | None
+    """Reduce gradients over the data-parallel ranks while the backward pass of the last micro-batch goes on; null:
+    on GPUs."""
+    overlap_param_gather: bool | None
+    """Gather the distributed optimizer's weights while the forward pass of the next update goes on, instead of at the
+    end of the optimizer step; whoever else needs the weights first waits for them. null: on GPUs, if
+    use_distributed_optimizer and overlap_grad_reduce are on."""
     grad_bucket_size: PositiveInt | None
     """Parameters whose gradients are reduced at a time with overlap_grad_reduce; null leaves it to Megatron-Core,
     40 million or a million for each data-parallel rank."""

@@ -65,7 +65,7 @@ def validate(config: RunConfig | EvalConfig, scope: Scope | Literal["eval"], wor
     if scope in ("train", "study"):
         _check_logger(config)
         _check_timeouts(config)
-        _check_reduction(config.actor)
+        _check_overlap(config.actor)
         check_world_size(config, world_size)
     if scope in ("train", "sample", "gradients"):
         if config.model.provider == "bridge":
@@ -261,12 +261,22 @@ def _check_sampling(config: RunConfig) -> None:
     )
 
 
-def _check_reduction(actor: ActorConfig) -> None:
-    """Gradients are reduced in buckets only while the backward pass goes on."""
+def _check_overlap(actor: ActorConfig) -> None:
+    """What data-parallel ranks exchange while they compute: gradients and weights, in the same buckets."""
     refuse_if(
-        actor.grad_bucket_size is not None and not actor.overlap_grad_reduce,
+        actor.grad_bucket_size is not None and actor.overlap_grad_reduce is False,
         f"actor.grad_bucket_size={actor.grad_bucket_size} has no meaning for actor.overlap_grad_reduce=false; set "
         "that to true, or the size to null",
+    )
+    refuse_if(
+        actor.overlap_param_gather is True and not actor.use_distributed_optimizer,
+        "actor.overlap_param_gather=true has no meaning for actor.use_distributed_optimizer=false, with which every "
+        "rank updates all of its weights; set it to null or false",
+    )
+    refuse_if(
+        actor.overlap_param_gather is True and actor.overlap_grad_reduce is not True,
+        "actor.overlap_param_gather=true gathers weights in the buckets of actor.overlap_grad_reduce; set that to "
+        "true, too",
     )
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
@@ -35,6 +35,7 @@ from nemo_ibtpo.losses import Loss
 from nemo_ibtpo.megatron import checkpoint
 from nemo_ibtpo.megatron.architecture import Architecture
 from nemo_ibtpo.megatron.compat import AUX_LOSS_COUNTS_TENSOR_PARALLEL_GROUP
+from nemo_ibtpo.megatron.data_parallel import WeightGather, data_parallel
 from nemo_ibtpo.megatron.host_copies import HostCopies
 from nemo_ibtpo.megatron.inputs import ModelInputs
 from nemo_ibtpo.megatron.logprobs import tree_logprobs
@@ -98,17 +99,8 @@ class MegatronActor:
             self._copies = HostCopies(torch.nn.ModuleList(chunks))
             if keep_reference:
                 self._copies.save(REFERENCE)
-            ddp_config = DistributedDataParallelConfig(
-                grad_reduce_in_fp32=True,
-                use_distributed_optimizer=actor.use_distributed_optimizer,
-                overlap_grad_reduce=actor.overlap_grad_reduce,
-                bucket_size=actor.grad_bucket_size,
-            )
-            self._chunks = [DistributedDataParallel(config, ddp_config, chunk) for chunk in chunks]
-            if actor.overlap_grad_reduce:
-                # Gradients are reduced in the backward pass of a chunk's last micro-batch, not in those before it.
-                no_sync = [chunk.no_sync for chunk in self._chunks]
-                config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
+            self._chunks = data_parallel(chunks, config, actor, context.device)
+            self._gather = WeightGather(self._chunks)
             self._offload = Offload(actor.offload, self._chunks, None)
             if optimizer is not None:
                 self._optimizer, self._lr_scheduler = build_optimizer(
@@ -180,7 +172,7 @@ class MegatronActor:
             return logprobs_T
 
         with self._context.scope():
-            self._offload.bring_weights()
+            self._bring_weights()
             results = self._run(batches, spread, forward_only=True)
             return [self._from_last_stage(results, i, (len(b),)).cpu().numpy() for i, b in enumerate(batches)]
 
@@ -197,16 +189,17 @@ class MegatronActor:
             return inputs.gather_rows(own_LV.float().contiguous())
 
         with self._context.scope():
-            self._offload.bring_weights()
+            self._bring_weights()
             results = self._run(batches, gather, forward_only=True)
             vocab = self._architecture.vocab_size
             return [self._from_last_stage(results, i, (len(b), vocab)).cpu().numpy() for i, b in enumerate(batches)]
 
     def reference_logprobs(self, batches: Sequence[PackedBatch]) -> list[FloatArray]:
         """:meth:`logprobs` under the frozen reference policy."""
-        self._offload.bring_weights()
-        with self._copies.swapped_in(REFERENCE):
-            return self.logprobs(batches)
+        with self._context.scope():
+            self._bring_weights()
+            with self._copies.swapped_in(REFERENCE):
+                return self.logprobs(batches)
 
     @property
     def learning_rate(self) -> float:
@@ -262,6 +255,7 @@ class MegatronActor:
                 before_step()
             self._refuse_non_finite(metrics)
             _, grad_norm, _ = self._optimizer.step()
+            self._gather.after_step()
             metrics |= {"grad_norm": float(grad_norm), "lr": self.learning_rate}
             self._lr_scheduler.step(increment=1)
             return metrics
@@ -273,7 +267,7 @@ class MegatronActor:
         """
         with self._context.scope():
             self._offload.park_training_state()
-            self._offload.bring_weights()
+            self._bring_weights()
             yield from self._exporter.named_weights()
             self._leave_device()
 
@@ -284,7 +278,7 @@ class MegatronActor:
         """
         with self._context.scope():
             self._offload.park_training_state()
-            self._offload.bring_weights()
+            self._bring_weights()
             return self._exporter.shards()
 
     def release_weights(self) -> None:
@@ -300,6 +294,7 @@ class MegatronActor:
                 may be taken when it has been.
         """
         with self._context.scope():
+            self._gather.finish()
             extra = {"scheduler_steps": int(self._lr_scheduler.num_steps)}
             memory = self._snapshot_memory if copied else None
             return checkpoint.training_state(self._chunks, self._optimizer, extra, memory)
@@ -334,7 +329,7 @@ class MegatronActor:
             UserError: the checkpoint is of another model.
         """
         with self._context.scope():
-            self._offload.bring_weights()
+            self._bring_weights()
             checkpoint.load_weights(path, self._chunks)
             with torch.no_grad():
                 for chunk in self._chunks:
@@ -350,8 +345,14 @@ class MegatronActor:
         with self._context.scope():
             yield from self._exporter.named_gradients()
 
+    def _bring_weights(self) -> None:
+        """All weights of this rank are on the device, for whoever reads them outside the forward pass of training."""
+        self._offload.bring_weights()
+        self._gather.finish()
+
     def _leave_device(self) -> None:
         """Make room on the device for an engine that samples."""
+        self._gather.finish()
         self._offload.park_training_state()
         self._offload.park_weights()
         self._release_cache()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from comparing_runs import tensors
 from gradient_worker import OPTIMIZER
 from layouts import enter
 from parity_worker import Layout, actor_config
@@ -40,6 +41,7 @@ def make_actor(
     aux_loss: float | None = 0.0,
     sharded: bool = True,
     offload: Any = "none",
+    buckets: dict[str, Any] | None = None,
     **optimizer: Any,
 ) -> MegatronActor:
     model = random_model(family)
@@ -47,7 +49,11 @@ def make_actor(
         architecture_from_config(model.config),
         hf_weights(model),
         actor=replace(
-            actor_config(*layout), moe_aux_loss_coef=aux_loss, use_distributed_optimizer=sharded, offload=offload
+            actor_config(*layout),
+            moe_aux_loss_coef=aux_loss,
+            use_distributed_optimizer=sharded,
+            offload=offload,
+            **(buckets or {}),
         ),
         optimizer=replace(OPTIMIZER, **optimizer),
         total_updates=10,
@@ -184,6 +190,49 @@ def offload(level: str, layout: Layout, dtype: torch.dtype, *, sharded: bool) ->
     }
 
 
+def gathered_meanwhile(layout: Layout, dtype: torch.dtype, directory: Path, **kind: Any) -> dict[str, bool]:
+    """A life whose weights are gathered in the next forward pass, beside one where the optimizer step does it."""
+
+    def make(gathers: bool) -> MegatronActor:
+        buckets = {"overlap_grad_reduce": True, "overlap_param_gather": gathers, "grad_bucket_size": 3000}
+        return make_actor(layout, dtype, lr=1e-2, clip_grad=1.0, buckets=buckets, **kind)
+
+    batches = make_batches()[:2]  # an even number, for interleaved pipelines
+
+    def train(actor: MegatronActor, steps: int = 1) -> list[Any]:
+        return [actor.train_step(batches, likelihood, 100) for _ in range(steps)]
+
+    def live(gathers: bool) -> tuple[list[Any], list[dict[str, Tensor]], bool]:
+        actor = make(gathers)
+        seen = train(actor, 2)
+        at_once = [p.clone() for chunk in actor._chunks for p in chunk.parameters()]
+        handed_out = [weights(actor)]
+        whole = all(map(torch.equal, at_once, (p for chunk in actor._chunks for p in chunk.parameters())))
+        seen += train(actor) + [row.tolist() for row in actor.reference_logprobs(batches)]
+        seen += train(actor) + [row.tolist() for row in actor.logprobs(batches)] + train(actor)
+        actor.save(directory / str(gathers))
+        seen += train(actor)
+        handed_out.append(weights(actor))
+        return seen, handed_out, whole
+
+    (expected, expected_weights, _), (found, found_weights, whole) = live(False), live(True)
+    loaded = make(True)
+    train(loaded)  # a state of its own, which has to give way
+    loaded.load(directory / str(True))
+    train(loaded)
+    first, second = (tensors(directory / str(gathers)) for gathers in (False, True))
+    results = {
+        "the same is seen": found == expected,
+        "weights are the same": all(map(same, found_weights, expected_weights)),
+        "goes on from a checkpoint": same(weights(loaded), found_weights[-1]),
+        "checkpoints are the same": all(torch.equal(first[name], second[name]) for name in first),
+        "incomplete after a step": not whole,
+    }
+    everyone: list[dict[str, bool]] = [results] * dist.get_world_size()
+    dist.all_gather_object(everyone, results)
+    return {name: all(own[name] for own in everyone) for name in results}
+
+
 def non_finite(kind: str) -> dict[str, Any]:
     actor, batches = make_actor((1, 2, False, None), torch.float32), make_batches()
     before = weights(actor)
@@ -208,6 +257,7 @@ def non_finite(kind: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    root = Path(sys.argv[1]).parent
     checks = {
         "reference_policy": lambda: reference_policy("qwen3", (2, 2, True, None)),
         "reference_policy experts": lambda: reference_policy("qwen3_moe", EXPERT_LAYOUT),
@@ -220,10 +270,16 @@ def main() -> None:
                 ("unsharded bf16", torch.bfloat16, False),
             )
         },
+        "gathered meanwhile pp2-vpp2-dp2 bf16": lambda: gathered_meanwhile(
+            (1, 2, False, 2), torch.bfloat16, root / "gathered"
+        ),
         "learning_rate": learning_rate,
         "clipping": lambda: clipping("qwen3", (2, 2, False, None)),
         "clipping experts": lambda: clipping("qwen3_moe", EXPERT_LAYOUT),
         "clipping experts ep1": lambda: clipping("qwen3_moe", (2, 1, True, None)),
+        "gathered meanwhile tp2-sp-dp2-ep2": lambda: gathered_meanwhile(
+            (2, 1, True, None, 2), torch.float32, root / "gathered_experts", family="qwen3_moe", offload="all"
+        ),
         "clipping context": lambda: clipping("qwen3_moe", CONTEXT_LAYOUT),
         "aux_loss": lambda: aux_loss((1, 1, False, None, 2)),
         "aux_loss tp2-pp2": lambda: aux_loss(EXPERT_LAYOUT),

@@ -317,6 +317,7 @@ def gradient_error(
         sequence_parallel=case["sp"],
         use_distributed_optimizer=distributed_optimizer,
         overlap_grad_reduce=case["overlap"],
+        overlap_param_gather=case["overlap"] and distributed_optimizer,
         grad_bucket_size=case["bucket"],
         recompute=case["recompute"],
         offload="none",

@@ -41,6 +41,7 @@ def actor_config(
         sequence_parallel=sequence,
         use_distributed_optimizer=True,
         overlap_grad_reduce=False,
+        overlap_param_gather=False,
         grad_bucket_size=None,
         recompute="none",
         offload="none",

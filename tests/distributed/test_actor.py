@@ -1,7 +1,8 @@
-"""The actor's life on real ranks: reference policy, off-loading, learning rate, clipping, bf16, what is not finite.
+"""The actor's life on real ranks: reference policy, off-loading, late gathering, learning rate, clipping, bf16, NaN.
 
 Why it matters: each of these fails silently. A reference policy that moves makes the KL term 0, bf16 without fp32
-main weights drops every small update, and a NaN that one rank keeps to itself destroys the weights of all.
+main weights drops every small update, and a NaN that one rank keeps to itself destroys the weights of all. Weights
+that are gathered late are old for whoever reads them too early: an engine, a checkpoint, the copy of the policy.
 
 Four gloo ranks, Megatron's own schedule and optimizer. Not exercised: GPUs, loss scaling (bf16 needs none).
 """
@@ -46,6 +47,13 @@ def test_off_loading_changes_nothing_and_empties_the_device(
     # Two moments, and main weights beside bf16 ones, over two data-parallel ranks where they are sharded.
     of_a_parameter = (8 if kind == "fp32" else 12) / (1 if "unsharded" in kind else 2)
     assert result["training state parked"] >= 0.9 * of_a_parameter * result["parameters"]
+
+
+@pytest.mark.parametrize("layout", ["pp2-vpp2-dp2 bf16", "tp2-sp-dp2-ep2"])
+def test_weights_gathered_in_the_next_forward_pass_are_the_same(
+    results: dict[str, dict[str, Any]], layout: str
+) -> None:
+    assert [name for name, holds in results[f"gathered meanwhile {layout}"].items() if not holds] == []
 
 
 def test_learning_rate_warms_up_from_the_first_step_and_decays(results: dict[str, dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -28,6 +29,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from nemo_ibtpo.config.schema import ActorConfig
 from nemo_ibtpo.megatron import bridged
 from nemo_ibtpo.megatron.architecture import Architecture, Experts
+from nemo_ibtpo.megatron.fused_accumulation import Fusion, apex_not_needed, fused_accumulation
 from nemo_ibtpo.megatron.local_layers import RMSNorm, local_layer_spec
 from nemo_ibtpo.megatron.rotary import DepthRotaryEmbedding
 from nemo_ibtpo.megatron.tree_attention import TreeAttention
@@ -54,7 +56,6 @@ def transformer_config(
     """Megatron's configuration of the architecture under the actor's parallel layout."""
     on_gpu = device.type == "cuda"
     interleaved = actor.virtual_pipeline_model_parallel_size is not None
-    with_te = HAVE_TE and on_gpu
     recompute: dict[str, dict[str, Any]] = {
         "none": {},
         "selective": {"recompute_granularity": "selective"},
@@ -92,7 +93,7 @@ def transformer_config(
         "bias_activation_fusion": on_gpu,
         "bias_dropout_fusion": False,
         "masked_softmax_fusion": False,
-        "gradient_accumulation_fusion": False,
+        "gradient_accumulation_fusion": fusion_of(architecture, device).on,
         "deallocate_pipeline_outputs": on_gpu,
         **recompute[actor.recompute],
     }
@@ -113,9 +114,19 @@ def transformer_config(
         softmax_scale=_softmax_scale(architecture),
         add_qkv_bias=architecture.qkv_bias,
         qk_layernorm=architecture.qk_norm,
-        **_experts_config(architecture.experts, grouped=with_te),
+        **_experts_config(architecture.experts, grouped=_with_engine(device)),
         **layout,
     )
+
+
+def fusion_of(architecture: Architecture, device: torch.device) -> Fusion:
+    """Whether the model's linear layers accumulate gradients in their products, and why."""
+    return fused_accumulation(device, engine_installed=HAVE_TE, bridged=architecture.bridge is not None)
+
+
+def _with_engine(device: torch.device) -> bool:
+    """Transformer Engine's layers are taken where they are installed, and cannot be run without a GPU."""
+    return HAVE_TE and device.type == "cuda"
 
 
 def _softmax_scale(architecture: Architecture) -> float | None:
@@ -173,18 +184,19 @@ def _build_chunk(
         model = bridged.build_chunk(config, vocab_size, **ends)
     else:
         layer, final_norm = _layer_spec(architecture, device)
-        model = GPTModel(
-            config=config,
-            transformer_layer_spec=TransformerBlockSubmodules(
-                layer_specs=[layer] * get_num_layers_to_build(config, vp_stage), layer_norm=final_norm
-            ),
-            vocab_size=vocab_size,
-            max_sequence_length=architecture.max_position_embeddings,
-            parallel_output=True,
-            share_embeddings_and_output_weights=architecture.tied_embeddings,
-            position_embedding_type="mrope",
-            **ends,
-        )
+        with apex_not_needed() if _with_engine(device) else contextlib.nullcontext():
+            model = GPTModel(
+                config=config,
+                transformer_layer_spec=TransformerBlockSubmodules(
+                    layer_specs=[layer] * get_num_layers_to_build(config, vp_stage), layer_norm=final_norm
+                ),
+                vocab_size=vocab_size,
+                max_sequence_length=architecture.max_position_embeddings,
+                parallel_output=True,
+                share_embeddings_and_output_weights=architecture.tied_embeddings,
+                position_embedding_type="mrope",
+                **ends,
+            )
     model.rotary_pos_emb = DepthRotaryEmbedding(architecture.inv_freq)
     if model.post_process:
         # The class alone: the weight may be the embedding's, and hooks and checkpoints know the layer by its place.
@@ -204,10 +216,9 @@ def output_weight(model: GPTModel) -> torch.Tensor:
 def _layer_spec(architecture: Architecture, device: torch.device) -> tuple[ModuleSpec, type]:
     """A layer with tree attention, and the norm behind the last one.
 
-    Transformer Engine's linear layers and norms on a GPU where it is installed, Megatron's own elsewhere. The
-    former cannot be run without a GPU.
+    Transformer Engine's linear layers and norms on a GPU where it is installed, Megatron's own elsewhere.
     """
-    if not (HAVE_TE and device.type == "cuda"):
+    if not _with_engine(device):
         return local_layer_spec(architecture), RMSNorm
     experts = architecture.experts.number if architecture.experts else None
     layer = get_gpt_layer_with_transformer_engine_spec(

@@ -25,6 +25,7 @@ from nemo_ibtpo.dtypes import TORCH_DTYPES
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import load_architecture
 from nemo_ibtpo.megatron.bridged_weights import load_bridged
+from nemo_ibtpo.megatron.model import fusion_of
 from nemo_ibtpo.megatron.parallel import ParallelContext
 from nemo_ibtpo.megatron.safetensors_io import SafetensorsDirectory, write_model
 from nemo_ibtpo.methods import make_method
@@ -71,7 +72,7 @@ def build(
     check_enough_problems(config, len(prompts))
     in_flight = make_trees_in_flight(config)
 
-    actor = _build_actor(config, context)
+    actor = _build_actor(config, context, console)
     digests = {"training": prompts.digest, "validation": problems_digest(validation)}
     store = CheckpointStore(config, actor, digests, console)
     stack.callback(store.close)
@@ -98,11 +99,13 @@ def build(
     return Parts(config, sources, sampling, method, actor, transport, output, store, stop, clock), state
 
 
-def _build_actor(config: RunConfig, context: ParallelContext) -> MegatronActor:
+def _build_actor(config: RunConfig, context: ParallelContext, console: RunConsole) -> MegatronActor:
     model_path, trainer, longest = Path(config.model.path), config.trainer, trajectory_tokens(config)
     by_bridge = config.model.provider == "bridge"
     weights = SafetensorsDirectory(model_path)
     architecture = load_bridged(model_path, weights) if by_bridge else load_architecture(model_path, longest)
+    if context.device.type == "cuda":
+        console.say(f"fused gradient accumulation: {fusion_of(architecture, context.device).why}")
     return MegatronActor(
         architecture,
         weights,

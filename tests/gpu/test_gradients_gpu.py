@@ -1,7 +1,8 @@
 """The gradient of a step on one GPU is the formula's.
 
 Why it matters: on a GPU attention, layers (Transformer Engine's where it is installed), fused optimizer and memory
-handling are other code than on a CPU.
+handling are other code than on a CPU. Where Transformer Engine or apex is installed, all cases accumulate gradients
+in the products of linear layers; with a budget there are several micro-batches to add up.
 
 The cases of tests/distributed/test_gradients.py that one rank can run, in float32, against transformers in float64
 on the CPU. Not exercised: several GPUs, bf16.
@@ -21,6 +22,8 @@ CASES: dict[str, dict[str, Any]] = {
     "budget 64": {"max_tokens": 64},
     "grpo": {"method": "grpo"},
     "sequence_mean": {"normalization": "sequence_mean"},
+    "reduced meanwhile in buckets": {"max_tokens": 97, "overlap": True, "bucket": 5000},
+    "experts budget 64": {"family": "qwen3_moe", "max_tokens": 64},
     "recompute selective": {"recompute": "selective"},
     "recompute full": {"recompute": "full"},
 }

@@ -92,6 +92,35 @@ def test_offloaded_state_leaves_the_gpu_and_comes_back(offload: str) -> None:
         assert before - torch.cuda.memory_allocated() >= parameters * (18 if offload == "all" else 16)
 
 
+def test_weights_gathered_in_the_next_forward_pass_are_the_same() -> None:
+    buckets = {"overlap_grad_reduce": True, "grad_bucket_size": 3000}
+    plain, gathering = (make_actor(**buckets, overlap_param_gather=gathers) for gathers in (False, True))
+    assert gathering._chunks[0].use_forward_hook
+    for _ in range(2):
+        expected, found = train(plain, 2), train(gathering, 2)
+        for theirs, ours in zip(expected, found, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-3)  # some sums on a GPU have no order
+        before, after = weights(plain), weights(gathering)
+        for name in before:
+            torch.testing.assert_close(after[name], before[name], rtol=0.02, atol=1e-3)
+
+
+def test_linear_layers_accumulate_gradients_in_their_products() -> None:
+    actor = make_actor()
+    if not actor._config.gradient_accumulation_fusion:
+        pytest.skip("neither Transformer Engine nor apex with fused_weight_gradient_mlp_cuda is installed")
+    train(actor, 1)
+    fused = [
+        name
+        for chunk in actor._chunks
+        for name, parameter in chunk.module.named_parameters()
+        if parameter.grad_added_to_main_grad
+    ]
+    linear = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
+    assert all(any(layer in name for name in fused) for layer in linear)
+    assert all(any(layer in name for layer in linear) for name in fused)
+
+
 @pytest.mark.skipif(find_spec("transformer_engine") is None, reason="Transformer Engine is not installed")
 def test_layers_are_transformer_engines() -> None:
     modules = {

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
-from unittest import mock  # used as the standard library's scoped attribute replacement
 
 import torch
 from megatron.core.tensor_parallel import layers
@@ -47,5 +46,9 @@ def apex_not_needed() -> Iterator[None]:
     For an output layer that stands beside Transformer Engine's layers: it asks for apex, and multiplies nothing
     (:class:`.model.OutputLayer`).
     """
-    with mock.patch.object(layers, "_grad_accum_fusion_available", True):
+    found = layers._grad_accum_fusion_available
+    layers._grad_accum_fusion_available = True
+    try:
         yield
+    finally:
+        layers._grad_accum_fusion_available = found

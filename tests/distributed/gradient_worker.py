@@ -384,10 +384,14 @@ def gradient_error(
 
 
 def main() -> None:
-    from test_gradients import CASES, DISTRIBUTED_OPTIMIZER_CASES
+    from test_gradients import CASES, DISTRIBUTED_OPTIMIZER_CASES, EIGHT_RANKS_CASES
 
-    cases = [(name, DEFAULT | case, False) for name, case in CASES.items()]
-    cases += [(name, DEFAULT | case, True) for name, case in DISTRIBUTED_OPTIMIZER_CASES.items()]
+    plain, sharded_state = {
+        "four": (CASES, DISTRIBUTED_OPTIMIZER_CASES),
+        "eight": (EIGHT_RANKS_CASES, dict[str, Any]()),
+    }[sys.argv[2]]
+    cases = [(name, DEFAULT | case, False) for name, case in plain.items()]
+    cases += [(name, DEFAULT | case, True) for name, case in sharded_state.items()]
     cases.sort(key=lambda entry: tuple(entry[1][key] or 0 for key in ("tp", "pp", "vpp", "cp", "ep")))
     enter(actor_config(1, 1, False, None))  # starts torch.distributed
     references = all_references([case for _, case, _ in cases])

@@ -113,12 +113,12 @@ def gold_defect(problem: Problem) -> str | None:
     return _verifier(problem.verifier).gold_defect(problem)
 
 
-@cache
 def modules(names: Iterable[str]) -> list[str]:
     """What a process imports that runs these verifiers; the fork server does it once for all of them."""
     return [__name__, *(f"{verifiers.__name__}.{name}" for name in sorted(names))]
 
 
+@cache
 def _verifier(name: str) -> Verifier:
     return cast(Verifier, import_module(f"{verifiers.__name__}.{name}"))
 

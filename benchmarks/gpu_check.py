@@ -2,6 +2,8 @@
 
     python benchmarks/gpu_check.py --wheels DIRECTORY --out DIRECTORY --seconds 540
 
+Tests wait for compilers most of their time, so all of them run at once; benchmarks run one after the other, alone.
+
 The machine brings Python with torch, Triton, transformers and pytest; what else is needed comes as wheels, which are
 installed beside it without their dependencies (megatron-core at least). Each part is a process of its own with a time
 limit of its own, cut to what is left of the whole. A line of ``parts.jsonl`` is written when a part ends, so that
@@ -24,12 +26,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+_RUNNING: set[int] = set()  # process groups
+_RESPONSES = ["--long", "512", "--prompts", "16", "--batch", "256", "--repetitions", "1"]
 _VERSIONS = (
     "import torch, triton, transformers, megatron.core; "
     "print(torch.__version__, triton.__version__, transformers.__version__, megatron.core.__version__); "
@@ -45,39 +51,51 @@ class Part:
         name: of its log.
         arguments: of Python.
         seconds: its time limit.
+        alone: whether nothing else may run beside it.
     """
 
     name: str
     arguments: Sequence[str]
     seconds: float
+    alone: bool
 
 
 def test(name: str, seconds: float) -> Part:
     """A file of ``tests/gpu``."""
-    return Part(name, ["-m", "pytest", "-rsfE", "--durations=4", f"tests/gpu/test_{name}_gpu.py"], seconds)
+    return Part(name, ["-m", "pytest", "-rsfE", "--durations=4", f"tests/gpu/test_{name}_gpu.py"], seconds, False)
 
 
 def benchmark(name: str, arguments: Sequence[str], seconds: float, *, tiny: bool, script: str | None = None) -> Part:
     """A script beside this one, or its tiny form."""
     arguments = ["--tiny", "--repetitions", "1"] if tiny else arguments
-    return Part(f"benchmark_{name}", [f"benchmarks/{script or name}.py", *arguments], seconds)
+    return Part(f"benchmark_{name}", [f"benchmarks/{script or name}.py", *arguments], seconds, True)
 
 
 def parts_of(tiny: bool) -> list[Part]:
     """All parts, in the order in which they are wanted should time run out."""
     return [
-        Part("versions", ["-c", _VERSIONS], 60),
-        test("logprobs", 90),
-        test("training", 90),
-        test("tree_attention", 150),
-        test("gradients", 110),
+        Part("versions", ["-c", _VERSIONS], 60, True),
+        test("logprobs", 200),
+        test("training", 200),
+        test("tree_attention", 240),
+        test("gradients", 240),
+        test("circle", 240),
+        test("megatron_bridge", 90),
         benchmark("logprobs", ["--vocab-sizes", "151936", "--repetitions", "5"], 60, tiny=tiny),
         benchmark("tree_training", ["--repetitions", "3"], 120, tiny=tiny),
         benchmark("attention", ["--repetitions", "5"], 60, tiny=tiny),
+        benchmark("whole_step", [], 240, tiny=tiny),
+        benchmark("sampling", ["--card", "Qwen3-1.7B-Base", *_RESPONSES], 240, tiny=tiny),
         benchmark("depth_first", ["--repetitions", "3"], 90, tiny=tiny),
-        test("circle", 300),
-        test("megatron_bridge", 90),
     ]
+
+
+def stop(*_: object) -> None:
+    """Take along what was started."""
+    for group in list(_RUNNING):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+    sys.exit("gpu_check: stopped")
 
 
 def status_of(returncode: int | None, output: str) -> str:
@@ -121,6 +139,7 @@ def run(part: Part, limit: float, log: Path, environment: dict[str, str]) -> dic
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        _RUNNING.add(process.pid)
         try:
             returncode: int | None = process.wait(limit)
         except subprocess.TimeoutExpired:
@@ -129,6 +148,7 @@ def run(part: Part, limit: float, log: Path, environment: dict[str, str]) -> dic
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            _RUNNING.discard(process.pid)
     output = log.read_text(errors="replace")
     ended = {
         "part": part.name,
@@ -142,6 +162,24 @@ def run(part: Part, limit: float, log: Path, environment: dict[str, str]) -> dic
     if ended["status"] not in ("passed", "skipped"):
         ended["end_of_log"] = output[-1500:]
     return ended
+
+
+def run_all(
+    parts: Sequence[Part], slowness: float, deadline: float, out: Path, environment: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+    """What became of each part, as it ends: neighbours that need not be alone run at once."""
+
+    def end_of(part: Part) -> dict[str, Any]:
+        left = deadline - time.monotonic()
+        if left < 5:
+            return {"part": part.name, "status": "not started", "seconds": 0.0}
+        return run(part, min(slowness * part.seconds, left), out / f"{part.name}.log", environment)
+
+    for alone, group in groupby(parts, key=lambda part: part.alone):
+        together = list(group)
+        with ThreadPoolExecutor(1 if alone else len(together)) as pool:
+            for ended in as_completed([pool.submit(end_of, part) for part in together]):
+                yield ended.result()
 
 
 def install(wheels: Path | None, site: Path) -> None:
@@ -195,16 +233,10 @@ def main() -> None:
         }
         ask = [sys.executable, "-c", "import sys, torch; sys.exit(not torch.cuda.is_available())"]
         has_gpu = subprocess.run(ask, env=environment, check=False).returncode == 0
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit("gpu_check: stopped"))
-        for part in parts_of(tiny=not has_gpu):
-            if options.only and part.name not in options.only:
-                continue
-            left = deadline - time.monotonic()
-            if left < 5:
-                ended: dict[str, Any] = {"part": part.name, "status": "not started", "seconds": 0.0}
-            else:
-                limit = part.seconds if has_gpu else 4 * part.seconds  # a CPU is slow even at starting
-                ended = run(part, min(limit, left), options.out / f"{part.name}.log", environment)
+        signal.signal(signal.SIGTERM, stop)
+        parts = [part for part in parts_of(tiny=not has_gpu) if not options.only or part.name in options.only]
+        slowness = 1 if has_gpu else 4  # a CPU is slow even at starting
+        for ended in run_all(parts, slowness, deadline, options.out, environment):
             rows.append(ended)
             line = json.dumps(ended)
             print(line, flush=True)

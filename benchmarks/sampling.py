@@ -1,16 +1,17 @@
 """Growing trees on vLLM against sampling independent responses: wall time, tokens, worth of the trajectories.
 
-Five sides in turn in one run, on the same engine, model, prompts and limits, each with an empty prefix cache:
+Sides in turn in one run, on the same engine, model, prompts and limits, each with an empty prefix cache:
 
 - ``independent_8``, ``independent_12``: so many independent responses a prompt;
 - ``ib_rounds``: 12 trajectories a prompt grown by the IB-Score, with a barrier: a round begins when the round before
   is sampled and scored for all prompts;
 - ``ib_barrier_free``: the same without one, as training does it;
+- ``ib_window_4``: with up to four sequences of a tree in flight (``sampler.max_sequences_per_tree``);
 - ``ib_replayed``: the requests of ``ib_barrier_free``, all of them handed over at once. Nothing waits for a branch
   point or a verifier here: what this costs is vLLM's price for requests of such lengths, and only the rest growth's.
 
 Model, problems, lengths and real verifier processes are a recipe's, or ``--long``: a random model of 5 million
-parameters, prompts of 64 tokens, responses of half to one and a half times as many tokens in steps of 16, rewards by
+parameters, or with ``--card`` of the shape of a recipe's model, prompts of 64 tokens, responses of half to one and a half times as many tokens in steps of 16, rewards by
 the parity of their tokens. There prefixes are many blocks of the cache long, as in training on reasoning; the demo's
 fill none.
 
@@ -18,6 +19,7 @@ fill none.
     python benchmarks/sampling.py
     python benchmarks/sampling.py --long 128 --prompts 24 --batch 12
     python benchmarks/sampling.py --recipe smollm2-135m --prompts 16 --batch 8
+    python benchmarks/sampling.py --card Qwen3-1.7B-Base --long 512 --prompts 16 --batch 256    # on a GPU, in bf16
 
 Ratios are to ``independent_8``, medians over the repetitions. The last line is JSON: for each side ``wall_ratio``,
 ``token_ratio``, ``wall_per_token_ratio``, ``cpu_per_token_ratio`` (CPU seconds of vLLM's process, which other work on
@@ -32,7 +34,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -42,8 +44,8 @@ import numpy as np
 import psutil
 import torch
 from measure import FloatArray, describe, in_turn
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
-from workloads import IB_SCORE, defaults, rollout_config
+from transformers import AutoConfig, AutoTokenizer, Qwen3Config
+from workloads import IB_SCORE, defaults, model_card, rollout_config, write_random_model
 
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.config.schema import SamplerConfig
@@ -141,6 +143,10 @@ class Recorder:
         self.unanswered -= len(rollouts)
         return rollouts
 
+    def progress(self, at_least: Mapping[Hashable, int]) -> Mapping[Hashable, int]:
+        """See ``RolloutSource``."""
+        return self.source.progress(at_least)
+
     @property
     def occupancy(self) -> float:
         """Share of the batch's places that were taken, over the whole time."""
@@ -232,15 +238,15 @@ def of_recipe(recipe: str, prompts: int, scratch: Path | None) -> Workload:
     )
 
 
-def of_length(response_tokens: int, prompts: int, scratch: Path) -> Workload:
+def of_length(response_tokens: int, prompts: int, card: str | None, scratch: Path) -> Workload:
     """A random model and responses of that length on average."""
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(LONG_MODEL).save_pretrained(scratch / "model")
+    shape = LONG_MODEL if card is None else AutoConfig.from_pretrained(str(model_card(card)))
+    write_random_model(shape, scratch / "model")
     make_tokenizer(["1 + 2"]).save_pretrained(scratch / "model")
     rng = np.random.default_rng(0)
     return Workload(
         scratch / "model",
-        [GrowthTask(str(i), tuple(rng.integers(LONG_MODEL.vocab_size, size=64).tolist())) for i in range(prompts)],
+        [GrowthTask(str(i), tuple(rng.integers(shape.vocab_size, size=64).tolist())) for i in range(prompts)],
         Parity(),
         FixedWidthSplitter(16),
         eos_token_ids=(),
@@ -254,10 +260,18 @@ def of_length(response_tokens: int, prompts: int, scratch: Path) -> Workload:
 
 
 def sampler_config(
-    name: Literal["ib", "independent"], trajectories: int, in_flight: int, min_new_tokens: int
+    name: Literal["ib", "independent"],
+    trajectories: int,
+    in_flight: int,
+    min_new_tokens: int,
+    window: int | None = None,
 ) -> SamplerConfig:
     """The defaults of a sampler with so many trajectories, in ``independent``'s only round."""
-    values = defaults(f"sampler/{name}") | {"max_trees_in_flight": in_flight, "min_new_tokens": min_new_tokens}
+    values = defaults(f"sampler/{name}") | {
+        "max_trees_in_flight": in_flight,
+        "min_new_tokens": min_new_tokens,
+        "max_sequences_per_tree": window,
+    }
     if name == "independent":
         values["initial_rollouts"] = trajectories
     config = SamplerConfig(**values)
@@ -269,6 +283,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="tiny", help="says model, problems and lengths")
     parser.add_argument("--long", type=int, metavar="TOKENS", help="random responses of about this length instead")
+    parser.add_argument("--card", help="with --long: random weights in the shape of this card of recipes/models")
     parser.add_argument("--prompts", type=int, default=96, help="all of them grow at once")
     parser.add_argument("--batch", type=int, default=32, help="sequences that the engine decodes at once")
     parser.add_argument("--repetitions", type=int, default=3)
@@ -276,17 +291,18 @@ def main() -> None:
     options = parser.parse_args()
     if options.tiny:
         options.prompts = 4
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as scratch:
         if options.long:
-            work = of_length(options.long, options.prompts, Path(scratch))
+            work = of_length(options.long, options.prompts, options.card, Path(scratch))
         else:
             work = of_recipe(options.recipe, options.prompts, Path(scratch) if options.tiny else None)
         engine = VLLMEngine(
             work.model,
             rollout_config(kv_cache_gib=work.kv_cache_gib, max_batch_size=options.batch),
             sampling=SamplingParams(eos_token_ids=work.eos_token_ids),
-            dtype=torch.float32,
-            device=torch.device("cpu"),
+            dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+            device=device,
             max_model_len=work.max_prompt_tokens + work.max_new_tokens,
             log_path=Path(scratch) / "vllm.log",
         )
@@ -346,10 +362,11 @@ def main() -> None:
             "independent_12": growth(sampler_config("independent", 12, *size)),
             "ib_rounds": growth(sampler_config("ib", 12, *size), barrier=True),
             "ib_barrier_free": growth(sampler_config("ib", 12, *size)),
+            "ib_window_4": growth(sampler_config("ib", 12, *size, window=4)),
             "ib_replayed": replay,
         }
         functions = [side(*named) for named in sides.items()]
-        times = dict(zip(sides, in_turn(functions, options.repetitions, torch.device("cpu")), strict=True))
+        times = dict(zip(sides, in_turn(functions, options.repetitions, device), strict=True))
         engine.close()
         work.close()
 
@@ -376,9 +393,10 @@ def main() -> None:
             "eff_rate": float(np.mean([len(set(tree.rewards().tolist())) > 1 for tree in trees])),
             "avg_rate": float(np.mean([tree.rewards().mean() for tree in trees])),
         }
+        figures["wall_s"] = float(np.median(times[name].wall))
         result[name] = {key: float(f"{value:.4g}") for key, value in figures.items()}
         print(f"{name:16} {times[name]}, {sampled.mean():.0f} tokens, {result[name]}", flush=True)
-    result |= {"prompts": options.prompts, "batch": options.batch, "device": describe(torch.device("cpu"))}
+    result |= {"prompts": options.prompts, "batch": options.batch, "device": describe(device)}
     print(json.dumps(result), flush=True)
 
 

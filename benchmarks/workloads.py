@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 import yaml
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from nemo_ibtpo.config.schema import (
     IBScoreConfig,
@@ -51,6 +53,30 @@ def rollout_config(*, kv_cache_gib: float, **changes: Any) -> RolloutConfig:
     vllm = VLLMEngineConfig(**values.pop("vllm") | {"kv_cache_gib": kv_cache_gib})
     transformers = TransformersEngineConfig(**values.pop("transformers"))
     return RolloutConfig(**values | changes, vllm=vllm, transformers=transformers)
+
+
+def model_card(name: str) -> Path:
+    """The configuration of a recipe's model.
+
+    Raises:
+        SystemExit: there is none of that name.
+    """
+    cards = _CONF.parent / "recipes" / "models"
+    if not (path := cards / f"{name}.json").is_file():
+        raise SystemExit(f"--card {name}: there is {', '.join(sorted(card.stem for card in cards.glob('*.json')))}")
+    return path
+
+
+def write_random_model(shape: PretrainedConfig, directory: Path) -> None:
+    """Random weights, in bf16 where they are made on a GPU."""
+    torch.manual_seed(0)
+    on_gpu = torch.cuda.is_available()
+    with torch.device("cuda" if on_gpu else "cpu"):
+        model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16 if on_gpu else torch.float32)
+    model.save_pretrained(directory)
+    del model
+    if on_gpu:
+        torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ def test_engine_and_actor_agree_after_every_refit(tmp_path: Path) -> None:
         timeout=400,
         check=False,
     )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    logs = "".join(log.read_text(errors="replace")[-6000:] for log in tmp_path.glob("out/vllm/*.log"))
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:] + logs
     rows = read_metrics(tmp_path / "out" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1, 2]
     for row in rows[1:]:

@@ -11,9 +11,9 @@ Sides in turn in one run, on the same engine, model, prompts and limits, each wi
   point or a verifier here: what this costs is vLLM's price for requests of such lengths, and only the rest growth's.
 
 Model, problems, lengths and real verifier processes are a recipe's, or ``--long``: a random model of 5 million
-parameters, or with ``--card`` of the shape of a recipe's model, prompts of 64 tokens, responses of half to one and a half times as many tokens in steps of 16, rewards by
-the parity of their tokens. There prefixes are many blocks of the cache long, as in training on reasoning; the demo's
-fill none.
+parameters, or with ``--card`` of the shape of a recipe's model; prompts of 64 tokens, responses of half to one and a
+half times as many tokens in steps of 16, rewards by the parity of their tokens. There prefixes are many blocks of the
+cache long, as in training on reasoning; the demo's fill none.
 
     make demo                                          # makes the model
     python benchmarks/sampling.py

@@ -81,7 +81,7 @@ def parts_of(tiny: bool) -> list[Part]:
         test("gradients", 240),
         test("megatron_bridge", 90),
         test("circle", 240, alone=True),  # vLLM refuses to start where others free memory meanwhile
-        benchmark("logprobs", ["--vocab-sizes", "151936", "--repetitions", "5"], 60, tiny=tiny),
+        benchmark("logprobs", ["--vocab-sizes", "151936", "--repetitions", "5"], 90, tiny=tiny),
         benchmark("tree_training", ["--repetitions", "3"], 120, tiny=tiny),
         benchmark("attention", ["--repetitions", "5"], 60, tiny=tiny),
         benchmark("whole_step", [], 240, tiny=tiny),

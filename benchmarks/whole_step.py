@@ -128,7 +128,15 @@ def train(side: str, directory: Path, options: argparse.Namespace, extra: list[s
         [sys.executable, "-m", "nemo_ibtpo.cli", "train", *settings], directory / side, options.repetitions + 1
     )
     wall = time.perf_counter() - began
-    wanted = ("time/", "perf/", "train/sampled_tokens", "train/unique", "train/duplicated", "train/trajectories")
+    wanted = (
+        "time/",
+        "perf/",
+        "mismatch/token",
+        "train/sampled_tokens",
+        "train/unique",
+        "train/duplicated",
+        "train/trajectories",
+    )
     names = [name for name in rows[-1] if name.startswith(wanted)]
     counted = [row for row in rows if row["step"] > 1]
     start_s = wall - sum(row.get("perf/step_s", 0.0) for row in rows)
@@ -142,13 +150,20 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=2, help="steps, after one that is not counted")
     parser.add_argument("--mean-tokens", type=int, default=512, help="of a response")
     parser.add_argument("--max-new-tokens", type=int, default=1024)
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="further settings of every side")
     parser.add_argument("--tiny", action="store_true", help="seconds on any machine; its figures mean nothing")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    extra, shape = [], AutoConfig.from_pretrained(str(model_card(CARD)))
+    extra, shape = options.set, AutoConfig.from_pretrained(str(model_card(CARD)))
     if options.tiny:
         options.prompts, options.max_new_tokens, options.mean_tokens, shape = 2, 24, 16, TINY_SHAPE
-        extra = ["rollout=transformers", "model.dtype=fp32", "data.max_prompt_tokens=32", "sampler.min_new_tokens=4"]
+        extra = [
+            *extra,
+            "rollout=transformers",
+            "model.dtype=fp32",
+            "data.max_prompt_tokens=32",
+            "sampler.min_new_tokens=4",
+        ]
     result: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as scratch:
         write_job(Path(scratch), shape, options.mean_tokens)

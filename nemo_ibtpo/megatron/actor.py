@@ -240,7 +240,8 @@ class MegatronActor:
             if len(inputs.in_loss) == 0:
                 # A micro-batch without a token in the loss still takes part in the backward pass.
                 value = value + logprobs_N.sum()
-            report = {name: own.detach() for name, own in sums.items()} | {"loss": value.detach()}
+            # A loss may make a sum of its own, such as a count, which lies where torch makes tensors by default.
+            report = {name: own.detach().to(value.device) for name, own in sums.items()} | {"loss": value.detach()}
             return value, torch.zeros((), dtype=torch.int), report
 
         with self._context.scope():

@@ -6,6 +6,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.transformer.moe.router import TopKRouter
 
 AUX_LOSS_COUNTS_TENSOR_PARALLEL_GROUP = (
@@ -23,3 +25,18 @@ def with_router(mlp: Any, router: type) -> Any:
     if isinstance(mlp, partial):
         return partial(mlp, submodules=replace(mlp.keywords["submodules"], router=router))
     return replace(mlp, submodules=replace(mlp.submodules, router=router))
+
+
+@torch.enable_grad()
+def renew_gradient_hooks(chunk: DistributedDataParallel) -> None:
+    """Add gradients to Megatron's buffers again after weights have been on another device.
+
+    torch gives a tensor that has been there a new gradient accumulator. Megatron's hooks stay with the old one: from
+    then on gradients would lie beside the buffers, which the optimizer reads, and these would stay zero.
+    """
+    hooked = [parameter for parameter in chunk.module.parameters() if parameter.requires_grad]
+    for index, (parameter, old) in enumerate(zip(hooked, chunk.grad_accs, strict=True)):
+        accumulator = parameter.expand_as(parameter).grad_fn.next_functions[0][0]
+        if accumulator is not old:
+            accumulator.register_hook(chunk._make_backward_post_hook(parameter))
+            chunk.grad_accs[index] = accumulator

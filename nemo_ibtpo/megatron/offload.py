@@ -18,6 +18,8 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
 from torch import Tensor
 
+from nemo_ibtpo.megatron.compat import renew_gradient_hooks
+
 Level = Literal["none", "optimizer", "all"]
 
 
@@ -58,11 +60,13 @@ class Offload:
 
     def bring_weights(self) -> None:
         """Weights are on the device when this returns."""
-        self._weights.bring()
+        if self._weights.bring():
+            for chunk in self._chunks:
+                renew_gradient_hooks(chunk)
 
     def bring_all(self) -> None:
         """Everything is on the device when this returns; gradients are zero if they were given up."""
-        self._weights.bring()
+        self.bring_weights()
         self._training.bring()
         if not self._has_gradients:
             for chunk in self._chunks:
@@ -112,8 +116,9 @@ class _Parking:
         for device, _ in self._storages:
             device.resize_(0)
 
-    def bring(self) -> None:
-        """Move what is parked back."""
+    def bring(self) -> bool:
+        """Move what is parked back; whether there was anything."""
+        anything = bool(self._parked)
         for device, host in self._storages:
             device.resize_(host.nbytes())
             device.copy_(host, non_blocking=True)
@@ -121,6 +126,7 @@ class _Parking:
             tensor.data = on_device
         self._wait()
         self._parked, self._storages = [], []
+        return anything
 
     def _host_storage(self, key: Any, like: torch.UntypedStorage) -> torch.UntypedStorage:
         if key not in self._pinned:

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.losses import LossInputs, LossOutput
+from nemo_ibtpo.megatron import offload as offloading
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import architecture_from_config
 from nemo_ibtpo.tree.node import ROOT
@@ -190,6 +192,17 @@ def offload(level: str, layout: Layout, dtype: torch.dtype, *, sharded: bool) ->
     }
 
 
+def off_another_device(layout: Layout) -> bool:
+    """Off-loading where torch gives weights new gradient accumulators, as on a GPU: there the parked tensor is of
+    another device, here of another dtype."""
+
+    def elsewhere(storage: torch.UntypedStorage, like: Tensor) -> Tensor:
+        return torch.empty_like(like, dtype=torch.float64)
+
+    with patch.object(offloading, "_view", elsewhere):
+        return bool(offload("all", layout, torch.bfloat16, sharded=True)["same"])
+
+
 def gathered_meanwhile(layout: Layout, dtype: torch.dtype, directory: Path, **kind: Any) -> dict[str, bool]:
     """A life whose weights are gathered in the next forward pass, beside one where the optimizer step does it."""
 
@@ -270,6 +283,7 @@ def main() -> None:
                 ("unsharded bf16", torch.bfloat16, False),
             )
         },
+        "off another device": lambda: off_another_device((1, 2, False, None)),
         "gathered meanwhile pp2-vpp2-dp2 bf16": lambda: gathered_meanwhile(
             (1, 2, False, 2), torch.bfloat16, root / "gathered"
         ),

@@ -49,6 +49,10 @@ def test_off_loading_changes_nothing_and_empties_the_device(
     assert result["training state parked"] >= 0.9 * of_a_parameter * result["parameters"]
 
 
+def test_weights_that_were_on_another_device_are_trained(results: dict[str, dict[str, Any]]) -> None:
+    assert results["off another device"]
+
+
 @pytest.mark.parametrize("layout", ["pp2-vpp2-dp2 bf16", "tp2-sp-dp2-ep2"])
 def test_weights_gathered_in_the_next_forward_pass_are_the_same(
     results: dict[str, dict[str, Any]], layout: str

@@ -84,7 +84,7 @@ def parts_of(tiny: bool) -> list[Part]:
         benchmark("logprobs", ["--vocab-sizes", "151936", "--repetitions", "5"], 90, tiny=tiny),
         benchmark("tree_training", ["--repetitions", "3"], 120, tiny=tiny),
         benchmark("attention", ["--repetitions", "5"], 60, tiny=tiny),
-        benchmark("whole_step", [], 240, tiny=tiny),
+        benchmark("whole_step", ["--sides", "window_4", "grpo", "--repetitions", "1"], 260, tiny=tiny),
         benchmark("sampling", ["--card", "Qwen3-1.7B-Base", *_RESPONSES], 240, tiny=tiny),
         benchmark("depth_first", ["--repetitions", "3"], 90, tiny=tiny),
     ]

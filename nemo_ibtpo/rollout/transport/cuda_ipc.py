@@ -1,4 +1,4 @@
-"""Weights through CUDA IPC: an engine on one GPU reads them where its rank has gathered them. Never run so far."""
+"""Weights through CUDA IPC: an engine on one GPU reads them where its rank has gathered them."""
 
 from __future__ import annotations
 

@@ -35,6 +35,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 _RUNNING: set[int] = set()  # process groups
+_ON_GPU = ["--device", "cuda", "--dtype", "bf16", "--repetitions", "3"]
 _RESPONSES = ["--long", "512", "--prompts", "16", "--batch", "256", "--repetitions", "1"]
 _VERSIONS = (
     "import torch, triton, transformers, megatron.core; "
@@ -86,6 +87,8 @@ def parts_of(tiny: bool) -> list[Part]:
         benchmark("attention", ["--repetitions", "5"], 60, tiny=tiny),
         benchmark("whole_step", ["--sides", "window_4", "grpo", "--repetitions", "1"], 260, tiny=tiny),
         benchmark("sampling", ["--card", "Qwen3-1.7B-Base", *_RESPONSES], 240, tiny=tiny),
+        benchmark("saving", ["--tensor", "1", "--pipeline", "1", *_ON_GPU], 60, tiny=tiny),
+        benchmark("refit", _ON_GPU, 60, tiny=tiny),
         benchmark("depth_first", ["--repetitions", "3"], 90, tiny=tiny),
     ]
 

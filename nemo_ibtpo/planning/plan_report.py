@@ -50,6 +50,7 @@ def as_json(plan: Plan, source: str, assumptions: Assumptions, suggestion: Sugge
             "worst_phase": plan.memory.worst.name,
             "engine_cache_tokens": plan.memory.engine.cache_tokens,
             "host_bytes": dict(plan.memory.host),
+            "host_bytes_of_a_node": _node_bytes(plan, assumptions),
             "tokens": dataclasses.asdict(plan.work),
             "seconds": dict(plan.seconds),
             "longest_paths": [dataclasses.asdict(path) for path in _paths(plan, assumptions)],
@@ -72,7 +73,12 @@ def _memory(plan: Plan, assumptions: Assumptions) -> Iterator[str]:
     engine = plan.memory.engine
     yield f"  the engine's keys and values have room for {engine.cache_tokens:,} tokens"
     host = " + ".join(f"{name} {size / GIB:.1f}" for name, size in plan.memory.host.items() if size)
-    yield f"  host memory of a rank: {host or 'nothing'}"
+    yield f"  host memory of a rank: {host or 'nothing'}; of a node: at most {_node_bytes(plan, assumptions) / GIB:.1f}"
+
+
+def _node_bytes(plan: Plan, assumptions: Assumptions) -> float:
+    """Host memory of a node whose ranks all take as much as the one that takes the most."""
+    return sum(plan.memory.host.values()) * min(plan.world_size, assumptions.gpus_per_node)
 
 
 def _seconds(plan: Plan) -> Iterator[str]:

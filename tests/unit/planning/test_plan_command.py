@@ -134,6 +134,11 @@ def test_copy_of_what_is_saved(recipe: str, capsys: pytest.CaptureFixture[str]) 
     assert "copy of what is saved" not in planned(capsys, recipe, "checkpoint.async_save=false")["host_bytes"]
 
 
+def test_host_memory_of_a_node_is_that_of_its_ranks(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = planned(capsys, recipe)  # two nodes of eight
+    assert plan["host_bytes_of_a_node"] == pytest.approx(8 * sum(plan["host_bytes"].values()))
+
+
 def test_text(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", recipe, "actor.recompute=full"]) == 0
     text = capsys.readouterr().out

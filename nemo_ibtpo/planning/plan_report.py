@@ -73,7 +73,8 @@ def _memory(plan: Plan, assumptions: Assumptions) -> Iterator[str]:
     engine = plan.memory.engine
     yield f"  the engine's keys and values have room for {engine.cache_tokens:,} tokens"
     host = " + ".join(f"{name} {size / GIB:.1f}" for name, size in plan.memory.host.items() if size)
-    yield f"  host memory of a rank: {host or 'nothing'}; of a node: at most {_node_bytes(plan, assumptions) / GIB:.1f}"
+    node = _node_bytes(plan, assumptions) / GIB
+    yield f"  host memory of a rank: {host or 'nothing'}; of a node: at most {node:.1f}"
 
 
 def _node_bytes(plan: Plan, assumptions: Assumptions) -> float:

@@ -131,6 +131,7 @@ class Worker:
             stop_token_ids=list(params.eos_token_ids),
             ignore_eos=True,  # vLLM's idea of the end; ours stands above
             logprobs=self._max_kept if self._with_kept else 0,  # of so many likeliest tokens beside the sampled one
+            flat_logprobs=True,  # an object for each of them takes longer to make than a GPU takes for a step
             detokenize=self._stops,
             skip_special_tokens=False,
             spaces_between_special_tokens=False,
@@ -244,7 +245,7 @@ def _engine_arguments(start: Start) -> dict[str, Any]:
 def _finished(output: Any, *, with_kept: bool) -> FinishedRequest:
     """What vLLM's ``RequestOutput`` says of a finished request."""
     answer = output.outputs[0]
-    kept = tuple(map(_kept, answer.logprobs)) if with_kept else ()
+    kept = _kept(answer.logprobs) if with_kept else ()
     tokens, logprobs = _sampled(answer)
     reason: FinishReason
     if answer.finish_reason == "length":
@@ -258,15 +259,21 @@ def _finished(output: Any, *, with_kept: bool) -> FinishedRequest:
 
 def _sampled(answer: Any) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Token ids and their log-probabilities of vLLM's ``CompletionOutput``."""
-    tokens = tuple(answer.token_ids)
-    return tokens, tuple(entry[token].logprob for token, entry in zip(tokens, answer.logprobs, strict=False))
+    values, starts = answer.logprobs.logprobs, answer.logprobs.start_indices  # the sampled token's comes first
+    return tuple(answer.token_ids), tuple(values[start] for start in starts[: len(answer.token_ids)])
 
 
-def _kept(entry: Mapping[int, Any]) -> bytes:
-    """What a token was drawn from: of the likeliest tokens those that the filters left a probability."""
-    return np.array(
-        sorted(token for token, own in entry.items() if own.logprob > -math.inf), dtype=np.int32
-    ).tobytes()
+def _kept(logprobs: Any) -> tuple[bytes, ...]:
+    """What each token was drawn from: of the likeliest tokens those that the filters left a probability.
+
+    Args:
+        logprobs: vLLM's ``FlatLogprobs``: of each token the sampled one, then as many of the likeliest.
+    """
+    ids = np.array(logprobs.token_ids, dtype=np.int32).reshape(len(logprobs), -1)
+    left = np.array(logprobs.logprobs).reshape(ids.shape) > -math.inf
+    left[:, 0] &= (ids[:, 1:] != ids[:, :1]).all(axis=1)  # the sampled token is one of the likeliest, too, mostly
+    ids = np.sort(np.where(left, ids, np.iinfo(np.int32).max), axis=1)
+    return tuple(row[:count].tobytes() for row, count in zip(ids, left.sum(axis=1), strict=True))
 
 
 def main(descriptor: int) -> None:

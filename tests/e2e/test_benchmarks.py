@@ -75,11 +75,18 @@ def test_refit_reaches_vllm() -> None:
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 def test_sampling_compares_its_sides() -> None:
     result = run_tiny("sampling", "--repetitions", "1")
-    sides = {"independent_8": 8, "independent_12": 12, "ib_rounds": 12, "ib_barrier_free": 12, "ib_replayed": 12}
-    for side, trajectories in sides.items():
+    of_trees = ("independent_12", "ib_rounds", "ib_barrier_free", "ib_window_4", "ib_replayed")
+    for side, trajectories in {"independent_8": 8, **dict.fromkeys(of_trees, 12)}.items():
         assert result[side]["trajectories"] == trajectories
         assert result[side]["occupancy"] <= 1  # more would be a count of work that was not done
     assert result["independent_8"]["token_ratio"] == result["independent_8"]["wall_ratio"] == 1
     free = result["ib_barrier_free"]["token_ratio"]
     assert result["ib_replayed"]["occupancy"] > result["ib_barrier_free"]["occupancy"]  # no request waits for another
     assert result["ib_rounds"]["token_ratio"] == pytest.approx(free, rel=0.05)  # the same trees, but for last bits
+
+
+def test_whole_step_times_the_phases_of_a_step() -> None:
+    result = run_tiny("whole_step", "--repetitions", "1", "--sides", "window_4")["window_4"]
+    assert result["train/trajectories_per_prompt"] == 12
+    phases = [result[f"time/{name}_s"] for name in ("rollout", "reference_logprobs", "train", "refit")]
+    assert 0 < sum(phases) <= result["perf/step_s"]

@@ -44,8 +44,8 @@ import numpy as np
 import psutil
 import torch
 from measure import FloatArray, describe, in_turn
-from transformers import AutoConfig, AutoTokenizer, Qwen3Config
-from workloads import IB_SCORE, defaults, model_card, rollout_config, write_random_model
+from transformers import AutoConfig, AutoTokenizer
+from workloads import IB_SCORE, SMALL_SHAPE, defaults, model_card, rollout_config, write_random_model
 
 from nemo_ibtpo.config.loader import compose
 from nemo_ibtpo.config.schema import SamplerConfig
@@ -62,18 +62,6 @@ from nemo_ibtpo.tree.growth import GrowthTask, grow
 from nemo_ibtpo.tree.rollouts import RewardSource, Rollout, RolloutRequest, RolloutSource
 from nemo_ibtpo.tree.steps import FixedWidthSplitter, Splitter, StepSplitter
 from nemo_ibtpo.tree.tree import Tree
-
-LONG_MODEL = Qwen3Config(
-    vocab_size=2048,
-    hidden_size=256,
-    intermediate_size=704,
-    num_hidden_layers=6,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    head_dim=32,
-    max_position_embeddings=4096,
-    tie_word_embeddings=True,
-)
 
 
 class Barrier:
@@ -240,7 +228,7 @@ def of_recipe(recipe: str, prompts: int, scratch: Path | None) -> Workload:
 
 def of_length(response_tokens: int, prompts: int, card: str | None, scratch: Path) -> Workload:
     """A random model and responses of that length on average."""
-    shape = LONG_MODEL if card is None else AutoConfig.from_pretrained(str(model_card(card)))
+    shape = SMALL_SHAPE if card is None else AutoConfig.from_pretrained(str(model_card(card)))
     write_random_model(shape, scratch / "model")
     make_tokenizer(["1 + 2"]).save_pretrained(scratch / "model")
     rng = np.random.default_rng(0)

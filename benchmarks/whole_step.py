@@ -28,8 +28,8 @@ import psutil
 import torch
 from measure import describe
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerFast, Qwen3Config
-from workloads import model_card, write_random_model
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
+from workloads import SMALL_SHAPE, model_card, write_random_model
 
 from nemo_ibtpo.reporting.metrics import read_metrics
 
@@ -42,20 +42,9 @@ SIDES = {
 }
 _STEP_TOKENS = 64  # about: one word in so many ends a line
 _REWARD = "def reward(response, answer):\n    return float(len(response) % 2)\n"
-TINY_SHAPE = Qwen3Config(
-    vocab_size=512,
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=2,
-    head_dim=32,
-    max_position_embeddings=2048,
-    tie_word_embeddings=True,
-)
 
 
-def write_job(directory: Path, shape: Qwen3Config, mean_tokens: int) -> None:
+def write_job(directory: Path, shape: PretrainedConfig, mean_tokens: int) -> None:
     """Model, tokenizer, problems and reward."""
     model = directory / "model"
     write_random_model(shape, model)
@@ -156,7 +145,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     extra, shape = options.set, AutoConfig.from_pretrained(str(model_card(CARD)))
     if options.tiny:
-        options.prompts, options.max_new_tokens, options.mean_tokens, shape = 2, 24, 16, TINY_SHAPE
+        options.prompts, options.max_new_tokens, options.mean_tokens, shape = 2, 24, 16, SMALL_SHAPE
         extra = [
             *extra,
             "rollout=transformers",

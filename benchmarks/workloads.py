@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen3Config
 
 from nemo_ibtpo.config.schema import (
     IBScoreConfig,
@@ -45,6 +45,18 @@ def defaults(section: str) -> dict[str, Any]:
 IB_SCORE = IBScoreConfig(**defaults("ib_score"))
 METHOD = defaults("method/ibtpo")["method"]
 LOSS = LossConfig(**defaults("loss/clipped"))
+
+SMALL_SHAPE = Qwen3Config(
+    vocab_size=2048,
+    hidden_size=256,
+    intermediate_size=704,
+    num_hidden_layers=6,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=32,
+    max_position_embeddings=4096,
+    tie_word_embeddings=True,
+)
 
 
 def rollout_config(*, kv_cache_gib: float, **changes: Any) -> RolloutConfig:

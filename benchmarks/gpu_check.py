@@ -178,9 +178,10 @@ def run_all(
             return {"part": part.name, "status": "not started", "seconds": 0.0}
         return run(part, min(slowness * part.seconds, left), out / f"{part.name}.log", environment)
 
-    for alone, group in groupby(parts, key=lambda part: part.alone):
+    # None waits in a pool, from where it would start after a stop.
+    for _, group in groupby(parts, key=lambda part: part.name if part.alone else ""):
         together = list(group)
-        with ThreadPoolExecutor(1 if alone else len(together)) as pool:
+        with ThreadPoolExecutor(len(together)) as pool:
             for ended in as_completed([pool.submit(end_of, part) for part in together]):
                 yield ended.result()
 

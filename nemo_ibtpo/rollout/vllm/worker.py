@@ -131,7 +131,7 @@ class Worker:
             stop_token_ids=list(params.eos_token_ids),
             ignore_eos=True,  # vLLM's idea of the end; ours stands above
             logprobs=self._max_kept if self._with_kept else 0,  # of so many likeliest tokens beside the sampled one
-            flat_logprobs=True,  # an object for each of them takes longer to make than a GPU takes for a step
+            flat_logprobs=True,  # an object for each of them takes milliseconds of every decoding step
             detokenize=self._stops,
             skip_special_tokens=False,
             spaces_between_special_tokens=False,

@@ -17,8 +17,7 @@ output_dir: {directory}/out
 model: {{path: {directory}/model, dtype: fp32}}
 actor: {{device: cpu, max_tokens_per_microbatch: 256}}
 optimizer: {{lr: 1.0e-3}}
-# With one tree at a time the engine's batches, and so the last bits of log-probabilities, depend on no clock.
-sampler: {{initial_rollouts: 3, rounds: 2, min_new_tokens: 4, max_trees_in_flight: 1}}
+sampler: {{initial_rollouts: 3, rounds: 2, min_new_tokens: 4}}
 rollout:
   max_new_tokens: 24
   max_batch_size: 16
@@ -41,6 +40,10 @@ probe: {{num_prompts: 2, initial_rollouts: 2, branch_points: 1, rollouts_per_bra
 checkpoint: {{save_period: 2}}
 logger: {{tensorboard: false}}
 """
+
+
+# With one tree at a time the engine's batches, and so the last bits of log-probabilities, depend on no clock.
+BITWISE = "sampler.max_trees_in_flight=1"
 
 
 def write_tiny_job(directory: Path) -> Path:

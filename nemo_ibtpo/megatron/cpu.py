@@ -38,7 +38,8 @@ class _NullStream:
 
 
 def _is_cuda(device: Any) -> bool:
-    return isinstance(device, str | torch.device) and str(device).startswith("cuda")
+    # A tuple: every call of torch comes by here, and `str | torch.device` is made each time.
+    return isinstance(device, (str, torch.device)) and str(device).startswith("cuda")
 
 
 class _CudaToCpu(TorchFunctionMode):

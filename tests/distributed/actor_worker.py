@@ -19,7 +19,7 @@ from gradient_worker import OPTIMIZER
 from layouts import enter
 from parity_worker import Layout, actor_config
 from torch import Tensor
-from toy_models import VOCAB, checkpoint_names, hf_weights, random_model, random_tree
+from toy_models import VOCAB, checkpoint_names, hf_weights, random_model, random_tree, shared_model
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 from nemo_ibtpo.config.errors import UserError
@@ -46,7 +46,7 @@ def make_actor(
     buckets: dict[str, Any] | None = None,
     **optimizer: Any,
 ) -> MegatronActor:
-    model = random_model(family)
+    model = shared_model(family)
     return MegatronActor(
         architecture_from_config(model.config),
         hf_weights(model),

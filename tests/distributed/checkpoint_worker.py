@@ -15,7 +15,7 @@ from comparing_runs import tensors
 from gradient_worker import OPTIMIZER
 from layouts import enter
 from parity_worker import Layout, actor_config
-from toy_models import VOCAB, hf_weights, random_model
+from toy_models import VOCAB, hf_weights, shared_model
 
 from nemo_ibtpo.config.errors import UserError
 from nemo_ibtpo.megatron.actor import MegatronActor
@@ -33,7 +33,7 @@ OTHER_EXPERTS: list[Layout] = [(1, 1, False, None, 4), (2, 2, True, None, 2)]
 def make_actor(
     layout: Layout, *, dtype: torch.dtype = torch.float32, sharded: bool = True, family: str = "qwen3"
 ) -> MegatronActor:
-    model = random_model(family)
+    model = shared_model(family)
     config = replace(actor_config(*layout), use_distributed_optimizer=sharded)
     settings = replace(OPTIMIZER, lr=1e-2, warmup_steps=3, decay_style="linear", weight_decay=0.1, clip_grad=1.0)
     return MegatronActor(

@@ -19,7 +19,7 @@ from loss_settings import loss_config
 from packing_oracles import unpack_paths
 from parity_worker import actor_config
 from torch import Tensor
-from toy_models import VOCAB, checkpoint_names, hf_weights, random_model, random_tree
+from toy_models import VOCAB, checkpoint_names, hf_weights, random_model, random_tree, shared_model
 
 from nemo_ibtpo.collectives import all_ranks
 from nemo_ibtpo.config.schema import ActorConfig, IBScoreConfig, LossConfig, OptimizerConfig
@@ -327,7 +327,7 @@ def gradient_error(
         collective_timeout_s=600.0,
     )
     context = enter(actor_config)
-    model = random_model(case["family"])
+    model = shared_model(case["family"])
     actor = MegatronActor(
         architecture_from_config(model.config),
         hf_weights(model),

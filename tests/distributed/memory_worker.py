@@ -14,7 +14,7 @@ from actor_worker import likelihood, make_batches
 from gradient_worker import OPTIMIZER
 from layouts import enter
 from parity_worker import Layout, actor_config
-from toy_models import hf_weights, random_model
+from toy_models import hf_weights, shared_model
 
 from nemo_ibtpo.megatron.actor import MegatronActor
 from nemo_ibtpo.megatron.architecture import architecture_from_config
@@ -44,7 +44,7 @@ def storages(tensors: list[torch.Tensor]) -> float:
 
 def check(family: str, layout: Layout, dtype: torch.dtype, sharded: bool) -> list[dict[str, Any]]:
     """What every rank holds and what is predicted for its stage."""
-    model = random_model(family)
+    model = shared_model(family)
     config = replace(actor_config(*layout), use_distributed_optimizer=sharded)
     actor = MegatronActor(
         architecture_from_config(model.config),

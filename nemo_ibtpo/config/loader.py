@@ -205,6 +205,9 @@ def compose_each(recipe: str, overrides: Sequence[str], changes: Iterable[Mappin
     Args:
         recipe, overrides: what the runs have in common.
         changes: of each run, values by their dotted key.
+
+    Raises:
+        UserError: as :func:`compose`.
     """
     made = composition(recipe, overrides)
     composed = made.compose()

@@ -23,13 +23,11 @@ from tiny_job import BITWISE, write_tiny_job
 from nemo_ibtpo.tree.trees_in_flight import read_trees
 
 HERE = Path(__file__).resolve().parent
+RUN = ["rollout.num_replicas=null", "trainer.refill=3", BITWISE]
 LAYOUT = [
     "actor.tensor_model_parallel_size=2",
     "actor.pipeline_model_parallel_size=2",
     "actor.sequence_parallel=true",
-    "rollout.num_replicas=null",
-    "trainer.refill=3",
-    BITWISE,
 ]
 
 
@@ -45,9 +43,9 @@ def train(num_ranks: int, recipe: Path, output: Path, *words: str, script: str =
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     root = tmp_path_factory.mktemp("resume")
     recipe = write_tiny_job(root / "job")
-    train(4, recipe, root / "whole", *LAYOUT)
-    train(4, recipe, root / "halves", *LAYOUT, "trainer.max_steps=2")
-    return root / "whole", root / "halves", train(4, recipe, root / "halves", *LAYOUT)
+    train(4, recipe, root / "whole", *RUN, *LAYOUT)
+    train(4, recipe, root / "halves", *RUN, *LAYOUT, "trainer.max_steps=2")
+    return root / "whole", root / "halves", train(4, recipe, root / "halves", *RUN, *LAYOUT)
 
 
 def test_halves_are_the_whole(runs: tuple[Path, Path, str]) -> None:
@@ -74,7 +72,7 @@ def test_prompts_and_trees_are_the_same(runs: tuple[Path, Path, str]) -> None:
 
 def test_another_layout_goes_on(runs: tuple[Path, Path, str]) -> None:
     whole, _, _ = runs
-    said = train(2, whole.parent / "job" / "job.yaml", whole, "trainer.max_steps=5", *LAYOUT[-3:])
+    said = train(2, whole.parent / "job" / "job.yaml", whole, "trainer.max_steps=5", *RUN)
     assert "resuming after step 4 of 5" in said
     assert "saved on 4 ranks, loaded on 2" in said
     assert [row["step"] for row in logged(whole)] == [0, 1, 2, 3, 4, 5]

@@ -7,7 +7,9 @@ still.
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -65,10 +67,16 @@ class Attempt:
         self._wait(ready, "the ranks never met")
         return [int(name.rpartition(":")[2]) for name in json.loads(status.read_text())["processes"]]
 
-    def wait_for_step(self, step: int) -> None:
-        """Wait until a step has been logged."""
+    def last_step(self) -> int:
+        """The highest step that has been logged, 0 before the first."""
         metrics = self._output / "metrics.jsonl"
-        self._wait(lambda: metrics.exists() and f'"step": {step},' in metrics.read_text(), f"no step {step}")
+        logged = metrics.read_text() if metrics.exists() else ""
+        return max((int(number) for number in re.findall(r'"step": (\d+),', logged)), default=0)
+
+    def wait_for_step(self, step: int, at_most_s: float = math.inf) -> None:
+        """Wait until a step has been logged, or for so many seconds."""
+        end = time.monotonic() + at_most_s
+        self._wait(lambda: self.last_step() >= step or time.monotonic() > end, f"no step {step}")
 
     def wait_for_line(self, text: str) -> None:
         """Wait until the run has said something."""

@@ -4,8 +4,8 @@ Two fleets of eight engines, with the memory and the speed that the planner work
 one node, and a 70B model on eight nodes, eight GPUs an engine. Responses are log-normal, with a mean of 1,000 tokens
 and at most 2,048, or of 4,000 and at most 16,384; a branch samples a uniform share of a response. Side by side: 8 and
 12 independent responses, trees of 12 trajectories grown serially and with windows of 2, 4, 8 and 12, trees of 10
-trajectories of which 6 start at the prompt (``start_6``), and, with a window of 2 or 4, also 1.25, 1.5 and 2 times the
-trees of a step in flight.
+trajectories of which 6 start at the prompt (``start_6``), with a window of 4 also 1.25, 1.5 and 2 times the trees of
+a step in flight, and with one of 2 also 1.25 times.
 
 Lengths are counted in quanta of some tokens, so that 64 prompts a step take a minute of a processor core. The last
 line is JSON: by fleet and prompts (the long responses marked), by sampler, wall time and tokens of a step over those

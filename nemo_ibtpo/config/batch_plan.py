@@ -20,6 +20,9 @@ def batch_plan(config: RunConfig, world_size: int) -> str:
     growth = f"{sampler.initial_rollouts} from the prompt"
     if sampler.name == "full":
         growth += f", {1 + sampler.rollouts_per_branch} from every segment on {sampler.rounds - 1} levels"
+    elif sampler.rounds > 1 and sampler.max_sequences_per_tree is not None:
+        branches = per_tree - sampler.initial_rollouts
+        growth += f" + {_count(branches, 'branch')}, {sampler.max_sequences_per_tree} in flight"
     elif sampler.rounds > 1:
         per_round = sampler.branch_points * sampler.rollouts_per_branch
         growth += f" + {_count(sampler.rounds - 1, 'round')} of {per_round}"
@@ -65,5 +68,5 @@ def batch_plan(config: RunConfig, world_size: int) -> str:
 
 
 def _count(number: int, noun: str) -> str:
-    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if noun.endswith("h") else f"{noun}s"
     return f"{number:,} {noun if number == 1 else plural}"

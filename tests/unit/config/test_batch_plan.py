@@ -13,7 +13,7 @@ RECIPE = """\
 defaults: [config, {override /data: reasoning_gym}, _self_]
 model: {path: some/model, dtype: fp32}
 actor: {tensor_model_parallel_size: 2, pipeline_model_parallel_size: 2, max_tokens_per_microbatch: 4096}
-sampler: {initial_rollouts: 4, rounds: 3, branch_points: 2, rollouts_per_branch: 3}
+sampler: {initial_rollouts: 4, rounds: 3, branch_points: 2, rollouts_per_branch: 3, max_sequences_per_tree: null}
 rollout: {max_new_tokens: 100}
 data: {max_prompt_tokens: 50, train: {path: chain_sum}}
 trainer: {max_steps: 40, num_prompts_per_step: 16, num_prompts_per_update: 8}
@@ -42,6 +42,11 @@ def test_plan(config: RunConfig) -> None:
         "  saved    after every 10 steps and the last step, when stopped; the newest 2 and the 1 of the highest "
         "accuracy are kept; resume: auto",
     ]
+
+
+def test_plan_with_a_window(config: RunConfig) -> None:
+    windowed = replace(config.sampler, rounds=9, branch_points=1, rollouts_per_branch=1, max_sequences_per_tree=4)
+    assert "(4 from the prompt + 8 branches, 4 in flight) = 192" in batch_plan(replace(config, sampler=windowed), 8)
 
 
 def test_plan_with_shared_sequences(config: RunConfig) -> None:

@@ -6,6 +6,7 @@ float32 numbers, and take four bytes each then; others keep eight.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate, chain, pairwise
 from typing import Any, get_args
@@ -47,10 +48,9 @@ def nodes_from_arrays(arrays: dict[str, NDArray[Any]]) -> list[Node]:
     """The nodes that :func:`nodes_to_arrays` was called with."""
     per_token = {name: _split(arrays[name].tolist(), arrays[f"{name}_length"]) for name in _PER_TOKEN}
     kept = _split(_split(arrays["kept"].tobytes(), arrays["kept_bytes"]), arrays["kept_length"])
-    numbers = zip(*(arrays[name].tolist() for name in _NUMBERS), strict=True)
+    numbers = zip(*(arrays[name].tolist() for name in (*_NUMBERS, "finish_reason", "reward")), strict=True)
     nodes: list[Node] = []
-    for index, (parent, draws, round) in enumerate(numbers):
-        reward = float(arrays["reward"][index])
+    for index, (parent, draws, round, reason, reward) in enumerate(numbers):
         nodes.append(
             Node(
                 index,
@@ -59,8 +59,8 @@ def nodes_from_arrays(arrays: dict[str, NDArray[Any]]) -> list[Node]:
                 tuple(per_token["logprobs"][index]),
                 draws,
                 round,
-                finish_reason=_REASONS[arrays["finish_reason"][index]],
-                reward=None if np.isnan(reward) else reward,
+                finish_reason=_REASONS[reason],
+                reward=None if math.isnan(reward) else reward,
                 versions=tuple(per_token["versions"][index]),
                 kept=tuple(kept[index]),
             )

@@ -17,7 +17,7 @@ well if all ranks are done earlier then.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,12 +125,15 @@ def schedule(
     Raises:
         ValueError: there is no tree, or a trajectory is longer than ``max_tokens``.
     """
-    trees = list(layouts)
-    if not trees:
-        raise ValueError("no tree to schedule: every group was dropped")
     # Smaller pieces lie more evenly on ranks and repeat more ancestors: of some sizes, the one that is done first.
-    sizes = (max_tokens // divisor for divisor in (1, 2, 4, 8))
-    dealt = (_deal(trees, size, max_tokens, num_ranks, attention_weight, whole_runs) for size in sizes)
+    sizes = [max_tokens // divisor for divisor in (1, 2, 4, 8)]
+    pieces: list[list[Piece]] = [[] for _ in sizes]
+    for tree, laid in enumerate(layouts):  # one at a time: layouts of long responses take gigabytes
+        for own, cut_up in zip(pieces, _in_sizes(tree, laid, sizes, attention_weight, whole_runs), strict=True):
+            own += cut_up
+    if not pieces[0]:
+        raise ValueError("no tree to schedule: every group was dropped")
+    dealt = (_deal(own, max_tokens, num_ranks, attention_weight) for own in pieces)
     ranks, loads = min(dealt, key=lambda plan: max(plan[1]))
     passes = -(-max(map(len, ranks)) // multiple_of) * multiple_of
     # The first token of a prompt is in no loss. An empty pass would leave the other ranks waiting.
@@ -147,26 +150,28 @@ def schedule(
     )
 
 
+def _in_sizes(
+    tree: int, laid: Layout | PackedBatch, sizes: Sequence[int], attention_weight: float, whole_runs: bool
+) -> Iterator[list[Piece]]:
+    """A tree in pieces of about each size, or of the first and largest one where those would repeat too much."""
+    max_tokens, path = sizes[0], int(laid.depth.max()) + 1
+    large = cut(tree, laid, max_tokens, whole_runs=whole_runs)
+    allowed = _MOST_REPEATED * sum(_cost(piece, attention_weight) for piece in large)
+    for size in sizes:
+        fits = max(size, path)
+        small = large if fits >= max_tokens else cut(tree, laid, fits, whole_runs=whole_runs)
+        yield small if sum(_cost(piece, attention_weight) for piece in small) <= allowed else large
+
+
+def _cost(piece: Piece, attention_weight: float) -> float:
+    return piece.tokens + attention_weight * piece.pairs
+
+
 def _deal(
-    trees: Sequence[Layout | PackedBatch],
-    size: int,
-    max_tokens: int,
-    num_ranks: int,
-    attention_weight: float,
-    whole_runs: bool,
+    pieces: Sequence[Piece], max_tokens: int, num_ranks: int, attention_weight: float
 ) -> tuple[list[list[list[Piece]]], list[float]]:
-    """Trees in pieces of about ``size`` tokens on the ranks, and the cost of each rank."""
-
-    def cost(piece: Piece) -> float:
-        return piece.tokens + attention_weight * piece.pairs
-
-    pieces: list[Piece] = []
-    for tree, laid in enumerate(trees):
-        large = cut(tree, laid, max_tokens, whole_runs=whole_runs)
-        small = cut(tree, laid, min(max(size, int(laid.depth.max()) + 1), max_tokens), whole_runs=whole_runs)
-        repeated = sum(map(cost, small)) / sum(map(cost, large))
-        pieces += small if repeated <= _MOST_REPEATED else large
-    costs = [cost(piece) for piece in pieces]
+    """Pieces on the ranks, and the cost of each rank."""
+    costs = [_cost(piece, attention_weight) for piece in pieces]
     loads = [0.0] * num_ranks
     ranks: list[list[list[Piece]]] = [[] for _ in range(num_ranks)]
     for i in sorted(range(len(pieces)), key=lambda i: -costs[i]):

@@ -145,12 +145,13 @@ def layout(tree: Tree) -> Layout:
     storage_end_N = np.empty_like(lengths_N)
     storage_end_N[order] = np.cumsum(lengths_N[order])
     start_N = storage_end_N - lengths_N
-    depth_N = np.zeros_like(lengths_N)
-    subtree_end_N = storage_end_N.copy()
+    # Lists in these loops: single entries of an array are slow to reach.
+    depths, subtree_ends = [0] * len(tree.nodes), storage_end_N.tolist()
     for node in tree.nodes[1:]:
-        depth_N[node.index] = depth_N[node.parent] + lengths_N[node.parent]
+        depths[node.index] = depths[node.parent] + len(tree.nodes[node.parent].tokens)
     for node in reversed(tree.nodes[1:]):
-        subtree_end_N[node.parent] = max(subtree_end_N[node.parent], subtree_end_N[node.index])
+        subtree_ends[node.parent] = max(subtree_ends[node.parent], subtree_ends[node.index])
+    depth_N, subtree_end_N = np.array(depths), np.array(subtree_ends)
     # The last row of storage_end_N stands in for the root's parent, which index -1 picks; then it is -1.
     before_N = np.where(parent_N >= 0, storage_end_N[parent_N] - 1, -1)
 

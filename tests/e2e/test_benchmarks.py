@@ -50,9 +50,10 @@ def test_attention_compares_the_same_outputs() -> None:
 
 def test_overhead_accounts_for_every_part() -> None:
     result = run_tiny("overhead")
-    names = ("scoring", "exchange", "metrics", "advantages", "credit", "schedule", "packing")
+    names = ("scoring", "writing_trees", "reading_trees", "metrics", "advantages", "credit", "schedule", "packing")
     parts = [result[f"{name}_s"] for name in names]
     assert abs(sum(parts) - result["overhead_s"]) < 1e-2 * result["overhead_s"]
+    assert 0 < result["overhead_share_of_a_rank"] < result["overhead_share"]
 
 
 def test_tree_records_are_written() -> None:

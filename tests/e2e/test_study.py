@@ -78,3 +78,16 @@ def test_only_what_is_missing_is_made_and_the_report_is_of_all(root: Path) -> No
         "4 of 4 runs are complete" in text and "grpo 1.00, ibtpo " in text and "| at equal time, minus grpo |" in text
     )
     assert len((report / "results.jsonl").read_text().splitlines()) == 4
+
+
+def test_too_few_problems_are_refused_before_training(root: Path) -> None:
+    """Of 40 sums of two digits some are the same, which only reading them tells."""
+    text = STUDY.read_text().replace("tasks/sums.yaml", str(STUDY.parent / "tasks" / "sums.yaml"))
+    text = text.replace("studies/short", "studies/few").replace("  num_prompts: 8\n", "  num_prompts: 40\n")
+    overrides = ["data.validation.size=40", "data.train.options.min_terms=2", "data.train.options.max_terms=2"]
+    text = text.replace("data.validation.size=8", "\n  - ".join(overrides))
+    (root / "few.yaml").write_text(text)
+    command = command_line("study", "run", str(root / "few.yaml"))
+    failed, said = try_ranks(1, command, root / "log", directory=root)
+    assert failed and "num_prompts=40, but data.validation has 3" in said, said[-3000:]
+    assert not list((root / "runs" / "studies" / "few").glob("**/metrics.jsonl"))

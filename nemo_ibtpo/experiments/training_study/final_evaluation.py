@@ -37,7 +37,7 @@ class FinalEvaluator:
             UserError: the model cannot be loaded.
         """
         directory = Path(run.config.output_dir)
-        parts = self._parts_of(run)
+        parts = self.open(run)
         config = replace(run.config, model=replace(run.config.model, path=str(directory / "hf")))
         with open_engine(config, parts, directory) as engine:
             engine.set_sampling(replace(engine.sampling, temperature=config.trainer.val_temperature))
@@ -53,7 +53,12 @@ class FinalEvaluator:
             )
         result.to_jsonl(directory / FINAL)
 
-    def _parts_of(self, run: Run) -> SamplingParts:
+    def open(self, run: Run) -> SamplingParts:
+        """Read the problems of the run's task, if they are not open yet.
+
+        Raises:
+            UserError: there are too few of them.
+        """
         if run.task.name not in self._parts:
             # The same problems for all runs: all of them in the order of the file, not of a seed.
             config = replace(run.config, data=replace(run.config.data, shuffle=False))

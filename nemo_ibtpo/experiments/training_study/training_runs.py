@@ -53,6 +53,8 @@ def run_study(study: Study, console: RunConsole) -> str | None:
                     continue
                 console.say(f"[{number}/{len(study.runs)}] {run.name}")
                 started = time.perf_counter()
+                if evaluator is not None:
+                    evaluator.open(run)  # before minutes of training: there may be too few problems
                 if not is_trained(run) and (stopped := _train(run, directory)) is not None:
                     return stopped
                 if evaluator is not None:

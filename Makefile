@@ -132,7 +132,7 @@ gradient-study: $(STAMP) ## error and bias of each arm's gradient on the demo's 
 	$(PY) -m nemo_ibtpo.experiments.demo --model-only
 	OMP_NUM_THREADS=1 $(PY) -m nemo_ibtpo.cli study gradient recipe=tiny rollout=transformers output_dir=runs/gradient_study
 
-study-smollm2: $(VENV)/.installed-smollm2 ## GRPO and IB-TPO on SmolLM2-135M-Instruct, a short run
+study-smollm2: $(VENV)/.installed-smollm2 ## GRPO and IB-TPO on SmolLM2-135M-Instruct, eight seeds (an hour on two cores)
 	OMP_NUM_THREADS=2 $(PY) -m nemo_ibtpo.cli study run studies/smollm2.yaml
 	$(PY) -m nemo_ibtpo.cli study report studies/smollm2.yaml --docs docs
 

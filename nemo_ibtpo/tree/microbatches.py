@@ -129,11 +129,11 @@ def schedule(
     sizes = [max_tokens // divisor for divisor in (1, 2, 4, 8)]
     pieces: list[list[Piece]] = [[] for _ in sizes]
     for tree, laid in enumerate(layouts):  # one at a time: layouts of long responses take gigabytes
-        for own, cut_up in zip(pieces, _in_sizes(tree, laid, sizes, attention_weight, whole_runs), strict=True):
-            own += cut_up
+        for of_size, new in zip(pieces, _in_sizes(tree, laid, sizes, attention_weight, whole_runs), strict=True):
+            of_size += new
     if not pieces[0]:
         raise ValueError("no tree to schedule: every group was dropped")
-    dealt = (_deal(own, max_tokens, num_ranks, attention_weight) for own in pieces)
+    dealt = (_deal(of_size, max_tokens, num_ranks, attention_weight) for of_size in pieces)
     ranks, loads = min(dealt, key=lambda plan: max(plan[1]))
     passes = -(-max(map(len, ranks)) // multiple_of) * multiple_of
     # The first token of a prompt is in no loss. An empty pass would leave the other ranks waiting.

@@ -17,7 +17,7 @@ output_dir: {directory}/out
 model: {{path: {directory}/model, dtype: fp32}}
 actor: {{device: cpu, max_tokens_per_microbatch: 256}}
 optimizer: {{lr: 1.0e-3}}
-sampler: {{initial_rollouts: 3, rounds: 2, min_new_tokens: 4}}
+sampler: {{initial_rollouts: 3, rounds: 2, min_new_tokens: 4, max_sequences_per_tree: null}}
 rollout:
   max_new_tokens: 24
   max_batch_size: 16

@@ -335,7 +335,8 @@ def _check_window(sampler: SamplerConfig, window: int) -> None:
     )
     refuse_if(
         not 1 <= window <= trajectories,
-        f"sampler.max_sequences_per_tree={window} must lie between 1 and the {trajectories} trajectories of a tree",
+        f"sampler.max_sequences_per_tree={window} must lie between 1 and the {trajectories} trajectories of a tree; "
+        "null grows in rounds",
     )
     for name in ("branch_points", "rollouts_per_branch"):
         refuse_if(

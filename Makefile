@@ -128,9 +128,11 @@ study-windows: $(STAMP) ## train with each window of sequences a tree and report
 	OMP_NUM_THREADS=1 $(PY) -m nemo_ibtpo.cli study run studies/windows.yaml --jobs $(JOBS)
 	$(PY) -m nemo_ibtpo.cli study report studies/windows.yaml
 
-study-carry-over: $(STAMP) ## train with trees carried over and on policy, and report (40 minutes on two cores with JOBS=2)
+study-carry-over: $(STAMP) ## train with trees carried over and on policy, and report (an hour on two cores with JOBS=2)
 	OMP_NUM_THREADS=1 $(PY) -m nemo_ibtpo.cli study run studies/carry_over.yaml --jobs $(JOBS)
 	$(PY) -m nemo_ibtpo.cli study report studies/carry_over.yaml
+	OMP_NUM_THREADS=1 $(PY) -m nemo_ibtpo.cli study run studies/carry_over_one_update.yaml --jobs $(JOBS)
+	$(PY) -m nemo_ibtpo.cli study report studies/carry_over_one_update.yaml
 
 gradient-study: $(STAMP) ## error and bias of each arm's gradient on the demo's base model, without training (40 minutes)
 	$(PY) -m nemo_ibtpo.experiments.demo --model-only

@@ -5,23 +5,24 @@ one node, and a 70B model on eight nodes, eight GPUs an engine. Responses are lo
 and at most 2,048, or of 4,000 and at most 16,384; a branch samples a uniform share of a response. Side by side: 8 and
 12 independent responses, trees of 12 trajectories grown serially and with windows of 2, 4, 8 and 12, trees of 10
 trajectories of which 6 start at the prompt (``start_6``), with a window of 4 also 1.25, 1.5 and 2 times the trees of
-a step in flight, and with one of 2 also 1.25 times.
+a step in flight, with one of 2 also 1.25 times, and 1.5 times 8 independent responses.
 
-Lengths are counted in quanta of some tokens, so that 64 prompts a step take a minute of a processor core. The last
-line is JSON: by fleet and prompts (the long responses marked), by sampler, wall time and tokens of a step over those
-of 8 independent responses, the share of the engines' places that was taken over the step, and the seconds that
-`nemo-ibtpo plan` would predict over those that were simulated. What carry-over draws beyond a cut counts as tokens.
-`growth_share` is the share of a processor core that growth takes, the simulation left out, with 512 prompts a step on
-one engine that is asked after each of its decode steps.
+Lengths are counted in quanta of some tokens, and settings are spread over the processor's cores, so that 64 prompts a
+step take less than a minute. The last line is JSON: by fleet and prompts (the long responses marked), by sampler,
+wall time and tokens of a step over those of 8 independent responses, and the share of the engines' places that was
+taken over the step. With ``--plan`` also the seconds that `nemo-ibtpo plan` predicts over those that were simulated:
+the plan simulates the same growth with other random lengths, perhaps in coarser quanta. What carry-over draws beyond
+a cut counts as tokens. `growth_share` is the share of a processor core that growth takes, the simulation left out,
+with 512 prompts a step on one engine that is asked after each of its decode steps.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import random
 import time
-from collections.abc import Hashable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 
 from measure import report
@@ -34,17 +35,9 @@ from nemo_ibtpo.planning.engine_model import EngineModel, engine_model
 from nemo_ibtpo.planning.memory import engine_memory
 from nemo_ibtpo.planning.model_shape import find_config, shape_of
 from nemo_ibtpo.planning.response_lengths import ResponseLengths, length_in_quanta
-from nemo_ibtpo.planning.sampling import TreeShape, sampling_seconds
+from nemo_ibtpo.planning.sampling import SampledStep, Workload, sampling_seconds, simulate_steps
 from nemo_ibtpo.planning.simulated_engine import SimulatedEngines
-from nemo_ibtpo.tree import growth
-from nemo_ibtpo.tree.branching import make_strategy
-from nemo_ibtpo.tree.carry_over import grow_until_closed
-from nemo_ibtpo.tree.growth import GrowthTask, grow
 from nemo_ibtpo.tree.rollouts import Rollout
-from nemo_ibtpo.tree.steps import FixedWidthSplitter
-from nemo_ibtpo.tree.trees_in_flight import TreesInFlight
-
-growth._IDLE_S = 0.0  # virtual time does not pass while growth waits
 
 ENGINES = 8
 MAX_BATCH = 256
@@ -52,29 +45,10 @@ PROMPT_TOKENS = 256
 SIGMA = 0.7  # of the logarithm of a response's length
 FLEETS = {"8b": "ibtpo-llama-3.1-8b-instruct-1n8g-tp2pp1", "70b": "ibtpo-llama-3.3-70b-instruct-8n8g-tp8pp4"}
 STEPS = 3  # that are measured
-STEPS_BEFORE = 2  # with trees carried over, to get going
-EXCHANGE_PERIOD_S = 0.2  # engines hear no more often of trees that are complete
-START_DELAY = 64  # tokens, as in training
-
-
-@dataclass(frozen=True)
-class Responses:
-    """Of one kind.
-
-    Attributes:
-        lengths: in tokens.
-        step: tokens of a reasoning step.
-        quantum: tokens that everything is counted in.
-    """
-
-    lengths: ResponseLengths
-    step: int
-    quantum: int
-
-
-RESPONSES = {
-    "short": Responses(ResponseLengths(1_000, 2_048, SIGMA), 128, 32),
-    "long": Responses(ResponseLengths(4_000, 16_384, SIGMA), 512, 128),
+SEED = 1_000  # not a plan's
+WORKLOADS = {
+    "short": Workload(ResponseLengths(1_000, 2_048, SIGMA), PROMPT_TOKENS, 128, 32),
+    "long": Workload(ResponseLengths(4_000, 16_384, SIGMA), PROMPT_TOKENS, 512, 128),
 }
 
 
@@ -86,31 +60,6 @@ def engine_of(recipe: str) -> EngineModel:
     return engine_model(shape, memory, config.rollout.tensor_parallel_size, MAX_BATCH, assumptions)
 
 
-def engines_for(model: EngineModel, responses: Responses, engines: int = ENGINES) -> SimulatedEngines:
-    """Engines that are idle, and sample such responses."""
-    prompt = PROMPT_TOKENS // responses.quantum
-    return SimulatedEngines(
-        model, engines, length_in_quanta(responses.lengths, prompt, responses.quantum), responses.quantum
-    )
-
-
-class Verdicts:
-    """A prompt is solved with a probability of its own; the verdict comes at once."""
-
-    def __init__(self) -> None:
-        self._ready: list[tuple[Hashable, float]] = []
-
-    def submit(self, key: Hashable, prompt_id: str, response_tokens: tuple[int, ...]) -> None:
-        """Judge a response."""
-        chance = random.Random(prompt_id).random()
-        self._ready.append((key, float(random.Random(f"{prompt_id} {len(response_tokens)}").random() < chance)))
-
-    def poll(self) -> list[tuple[Hashable, float]]:
-        """The verdicts."""
-        ready, self._ready = self._ready, []
-        return ready
-
-
 def sampler(name: str, window: int | None = None, initial: int = 4, trajectories: int = 12) -> SamplerConfig:
     """The defaults with another window; steps are segments."""
     config = SamplerConfig(**defaults(f"sampler/{name}"))
@@ -118,9 +67,11 @@ def sampler(name: str, window: int | None = None, initial: int = 4, trajectories
     return replace(config, initial_rollouts=initial, rounds=rounds, max_sequences_per_tree=window)
 
 
+BASE = "independent_8"
 SAMPLERS = {
-    "independent_8": (sampler("independent", initial=8), 0.0),
+    BASE: (sampler("independent", initial=8), 0.0),
     "independent_12": (sampler("independent", initial=12), 0.0),
+    "independent_carry_1.5": (sampler("independent", initial=8), 0.5),
     "serial": (sampler("ib", 1), 0.0),
     "window_2": (sampler("ib", 2), 0.0),
     "window_4": (sampler("ib", 4), 0.0),
@@ -132,23 +83,6 @@ SAMPLERS = {
     "carry_1.5": (sampler("ib", 4), 0.5),
     "carry_2": (sampler("ib", 4), 1.0),
 }
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of a step.
-
-    Attributes:
-        wall_s: seconds of sampling.
-        tokens: drawn.
-        occupancy: share of the engines' places that was taken.
-        cpu_s: processor time of growth and simulation, of all steps.
-    """
-
-    wall_s: float
-    tokens: float
-    occupancy: float
-    cpu_s: float
 
 
 class TimedEngines(SimulatedEngines):
@@ -164,125 +98,102 @@ class TimedEngines(SimulatedEngines):
         return rollouts
 
 
-def simulate(
-    model: EngineModel,
-    responses: Responses,
-    prompts: int,
-    config: SamplerConfig,
-    carry_over: float,
-    engines: SimulatedEngines | None = None,
-    steps: int = STEPS,
-) -> Cost:
-    """Sample so many steps, with trees carried over some others before; the mean of a step."""
-    engines = engines or engines_for(model, responses)
-    config = replace(config, min_new_tokens=responses.step // responses.quantum)
-    longest = responses.lengths.cap // responses.quantum
-    parts = {
-        "source": engines,
-        "rewards": Verdicts(),
-        "strategy": make_strategy(config, IB_SCORE, longest),
-        "splitter": FixedWidthSplitter(responses.step // responses.quantum),
-        "max_new_tokens": longest,
-    }
-    began, tasks = time.process_time(), _tasks(PROMPT_TOKENS // responses.quantum)
+@dataclass(frozen=True)
+class Setting:
+    """One row.
 
-    def cost(before: tuple[float, int, float]) -> Cost:
-        seconds = engines.now - before[0]
-        places = (engines.places * engines.now - before[2] * before[0]) / seconds
-        tokens = (engines.sampled - before[1]) * responses.quantum
-        return Cost(seconds / steps, tokens / steps, places / MAX_BATCH, time.process_time() - began)
+    Attributes:
+        fleet, responses, sampler: names.
+        prompts: of a step.
+    """
 
-    if not carry_over:
-        for step in range(steps):
-            grow([next(tasks) for _ in range(prompts)], seed=step, max_in_flight=prompts, **parts)
-            engines.synchronize()
-        return cost((0.0, 0, 0.0))
-    in_flight = TreesInFlight(prompts, prompts + int(carry_over * prompts), max_policy_lag=8, updates_per_step=1)
-    known: dict[str, GrowthTask] = {}
-    for step in range(STEPS_BEFORE + steps):
-        if step == STEPS_BEFORE:
-            before = engines.now, engines.sampled, engines.places
-        drawn = [next(tasks) for _ in range(in_flight.missing)]
-        known |= {task.prompt_id: task for task in drawn}
-        closing = in_flight.begin([task.prompt_id for task in drawn], seed=step, version=step)
-        trees = dict(enumerate(in_flight.trees))
-        step_of_trees = grow_until_closed(
-            trees,
-            known,
-            closing,
-            exchange_period_s=EXCHANGE_PERIOD_S,
-            now=lambda: engines.now,
-            start_delay=START_DELAY // responses.quantum,
-            **parts,
-        )
-        in_flight.end(step_of_trees.carried)
-        engines.synchronize()
-    return cost(before)
+    fleet: str
+    responses: str
+    prompts: int
+    sampler: str
+
+    @property
+    def in_flight(self) -> int | None:
+        """Trees, where unfinished ones are carried over."""
+        share = SAMPLERS[self.sampler][1]
+        return self.prompts + int(share * self.prompts) if share else None
 
 
-def planned(
-    model: EngineModel, responses: Responses, prompts: int, config: SamplerConfig, carry_over: float
-) -> float:
+def simulate(setting: Setting, steps: int) -> SampledStep:
+    """Sample such steps."""
+    workload, (config, _) = WORKLOADS[setting.responses], SAMPLERS[setting.sampler]
+    engines = workload.engines(engine_of(FLEETS[setting.fleet]), ENGINES)
+    config = replace(config, max_trees_in_flight=setting.prompts)
+    return simulate_steps(
+        workload, engines, setting.prompts, setting.in_flight, config, IB_SCORE, steps=steps, seed=SEED
+    )
+
+
+def planned(setting: Setting) -> float:
     """Seconds of a step as `nemo-ibtpo plan` predicts them."""
-    branches = config.trajectories_per_prompt - config.initial_rollouts
-    shape = TreeShape(config.initial_rollouts, branches, 1, config.max_sequences_per_tree)
-    trees = prompts // ENGINES
-    in_flight = trees + int(carry_over * prompts) // ENGINES
+    each = None if setting.in_flight is None else setting.in_flight // ENGINES
     return sampling_seconds(
-        model, ENGINES, trees, in_flight, shape, responses.lengths, PROMPT_TOKENS, carried=carry_over > 0
+        engine_of(FLEETS[setting.fleet]),
+        ENGINES,
+        setting.prompts // ENGINES,
+        each,
+        SAMPLERS[setting.sampler][0],
+        IB_SCORE,
+        WORKLOADS[setting.responses].lengths,
+        PROMPT_TOKENS,
     )
 
 
 def growth_share(name: str) -> float:
     """Share of a core that growth takes with 512 prompts a step on one engine, which draws token by token."""
-    model, responses = engine_of(FLEETS["8b"]), replace(RESPONSES["short"], step=64, quantum=1)
-    engine = TimedEngines(model, 1, length_in_quanta(responses.lengths, PROMPT_TOKENS, 1), 1)
-    cost = simulate(model, responses, 512, *SAMPLERS[name], engine, steps=1)
-    return (cost.cpu_s - engine.simulation_s) / engine.now
+    workload = replace(WORKLOADS["short"], step=64, quantum=1)
+    engines = TimedEngines(
+        engine_of(FLEETS["8b"]), 1, length_in_quanta(workload.lengths, PROMPT_TOKENS, 1), workload.quantum
+    )
+    config = replace(SAMPLERS[name][0], max_trees_in_flight=512)
+    began = time.process_time()
+    simulate_steps(workload, engines, 512, None, config, IB_SCORE, steps=1)
+    return (time.process_time() - began - engines.simulation_s) / engines.now
 
 
-def _tasks(length: int) -> Iterator[GrowthTask]:
-    number = 0
-    while True:
-        first = -(number + 1) * length
-        yield GrowthTask(str(number), tuple(range(first, first + length)))
-        number += 1
+def measure(setting: Setting, steps: int, *, plan: bool) -> tuple[SampledStep, float]:
+    """The steps, and predicted over simulated seconds; 0 where that is not asked for."""
+    step = simulate(setting, steps)
+    return step, planned(setting) / step.seconds if plan else 0.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fleets", nargs="*", choices=FLEETS, default=list(FLEETS))
     parser.add_argument("--samplers", nargs="*", choices=SAMPLERS, default=list(SAMPLERS))
-    parser.add_argument("--responses", nargs="*", choices=RESPONSES, default=list(RESPONSES))
+    parser.add_argument("--responses", nargs="*", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--prompts", nargs="*", type=int, default=[64])
+    parser.add_argument("--steps", type=int, default=STEPS, help="that are measured (default: %(default)s)")
+    parser.add_argument("--plan", action="store_true", help="also print planned_ratio, which takes as long again")
     parser.add_argument("--growth-share", nargs="*", choices=SAMPLERS, default=["window_4"], metavar="SAMPLER")
     options = parser.parse_args()
+    names = [name for name in SAMPLERS if name in {BASE, *options.samplers}]
+    grid = list(itertools.product(options.fleets, options.responses, options.prompts))
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for fleet in options.fleets:
-        model = engine_of(FLEETS[fleet])
-        for mix in options.responses:
-            for prompts in options.prompts:
-                costs = {
-                    name: simulate(model, RESPONSES[mix], prompts, config, carry_over)
-                    for name, (config, carry_over) in SAMPLERS.items()
-                    if name in {"independent_8", *options.samplers}
-                }
-                plans = {name: planned(model, RESPONSES[mix], prompts, *SAMPLERS[name]) for name in costs}
-                base = costs["independent_8"]
-                setting = f"{fleet}_{prompts}" + ("_long" if mix == "long" else "")
-                found[setting] = {
-                    name: {
-                        "wall_ratio": round(cost.wall_s / base.wall_s, 3),
-                        "token_ratio": round(cost.tokens / base.tokens, 3),
-                        "occupancy": round(cost.occupancy, 3),
-                        "planned_ratio": round(plans[name] / cost.wall_s, 3),
-                    }
-                    for name, cost in costs.items()
-                }
-                for name, cost in costs.items():
-                    report(
-                        setting=setting, sampler=name, wall_s=cost.wall_s, cpu_s=cost.cpu_s, **found[setting][name]
-                    )
+    with ProcessPoolExecutor() as pool:
+        jobs = {
+            where: {
+                name: pool.submit(measure, Setting(*where, name), options.steps, plan=options.plan) for name in names
+            }
+            for where in grid
+        }
+        for (fleet, mix, prompts), each in jobs.items():
+            setting = f"{fleet}_{prompts}" + ("_long" if mix == "long" else "")
+            base = each[BASE].result()[0]
+            found[setting] = {}
+            for name, job in each.items():
+                step, ratio = job.result()
+                found[setting][name] = {
+                    "wall_ratio": round(step.seconds / base.seconds, 3),
+                    "token_ratio": round(step.tokens / base.tokens, 3),
+                    "occupancy": round(step.sequences / MAX_BATCH, 3),
+                } | ({"planned_ratio": round(ratio, 3)} if options.plan else {})
+                report(setting=setting, sampler=name, wall_s=step.seconds, **found[setting][name])
     shares = {name: round(growth_share(name), 4) for name in options.growth_share}
     print(json.dumps(found | {"growth_share": shares}))
 

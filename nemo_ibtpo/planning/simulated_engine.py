@@ -4,7 +4,7 @@ The growth is the real one; of a language model there is only how long responses
 in quanta of some tokens. A request waits until a place in the batch and room in the cache are free, oldest first. Its
 prefix is computed, but for what begins like something of its tree that was computed or sampled under the same
 weights. When keys and values fill the cache, the youngest sequence is preempted: it waits in front of the queue, and
-what it had is computed once more.
+what it had is computed once more. A response that was cut off and goes on ends where it would have ended.
 
 Not modelled: the cache of ended sequences being evicted before their tree needs it, prefills that delay some
 sequences of a batch and not others, and time between engine and growth.
@@ -14,16 +14,19 @@ from __future__ import annotations
 
 import heapq
 import random
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from nemo_ibtpo.planning.engine_model import EngineModel
 from nemo_ibtpo.tree.node import FinishReason
 from nemo_ibtpo.tree.rollouts import Rollout, RolloutRequest, Unfinished
 
 LengthOf = Callable[[RolloutRequest], int]
-"""Tokens, in quanta, that a request samples until its response ends; at most ``max_new_tokens``."""
+"""Tokens, in quanta, that a request samples until its response ends; at most ``max_new_tokens``. Not asked for a
+request that goes on with one that was cut off."""
 
 
 @dataclass(eq=False, slots=True)
@@ -134,11 +137,19 @@ class SimulatedEngines:
         self._engines = [_Engine(model, quantum) for _ in range(engines)]
         self._length_of = length_of
         self._sequences: dict[Hashable, _Sequence] = {}
+        # Of responses that were cut off: the first token, the first one that was not drawn, the end.
+        self._cuts: list[tuple[int, int, int]] = []
+        self._going_on: set[int] = set()  # places of those that go on
         self._busy_s = 0.0  # places of the batch x seconds
         self._seconds = 0.0
         self._next_token = 1
         rng = random.Random(0)
         self._logprobs = tuple(-rng.expovariate(3.0) for _ in range(4096))
+
+    @property
+    def count(self) -> int:
+        """How many engines there are."""
+        return len(self._engines)
 
     @property
     def now(self) -> float:
@@ -161,7 +172,7 @@ class SimulatedEngines:
     def submit(self, requests: Sequence[RolloutRequest]) -> None:
         """Accept requests."""
         for request in requests:
-            length = min(self._length_of(request), request.max_new_tokens)
+            length = min(self._left_of(request) or self._length_of(request), request.max_new_tokens)
             engine = self._engine(request.request_id)
             sequence = self._sequences[request.request_id] = _Sequence(request, length, engine)
             if not engine.running and not engine.queue:
@@ -191,7 +202,11 @@ class SimulatedEngines:
     def cut(self, at_least: Mapping[Hashable, int]) -> list[Unfinished]:
         """End all requests."""
         cut = []
+        self._cuts.clear()
+        self._going_on.clear()
         for request_id, sequence in self._sequences.items():
+            first = self._next_token
+            self._cuts.append((first, first + sequence.far, first + sequence.length))
             cut.append(Unfinished(request_id, *self._text(sequence.far)))
             if sequence.running:
                 sequence.engine.leave(sequence)
@@ -200,6 +215,15 @@ class SimulatedEngines:
             engine.queue.clear()
             engine.ends.clear()
         return cut
+
+    def _left_of(self, request: RolloutRequest) -> int:
+        """Quanta that are left of a response that was cut off and goes on; 0 for any other request."""
+        last = request.prefix[-1]
+        place = bisect_right(self._cuts, last, key=itemgetter(0)) - 1
+        if place < 0 or place in self._going_on or last >= self._cuts[place][1]:
+            return 0
+        self._going_on.add(place)  # what begins behind it later is a branch
+        return self._cuts[place][2] - 1 - last
 
     def _finish(self, engine: _Engine, sequence: _Sequence) -> Rollout:
         request = sequence.request

@@ -4,8 +4,8 @@
   more with full recomputation) and attention along the path, at ``mfu`` of the peak, stretched by the pipeline's
   bubble. An update reduces gradients and gathers weights over data- and context-parallel ranks, not
   overlapped.
-- Rollout: trees in outline on simulated engines (``sampling.py``). A decoding step reads the weights and the cache,
-  or multiplies, whichever takes longer.
+- Rollout: real growth on simulated engines (``sampling.py``). A decoding step reads the weights and the cache, or
+  multiplies, whichever takes longer.
 - Refit: ``refit.py``.
 """
 
@@ -23,7 +23,7 @@ from nemo_ibtpo.planning.model_shape import ModelShape
 from nemo_ibtpo.planning.parameters import Layout, static_bytes
 from nemo_ibtpo.planning.refit import refit_seconds
 from nemo_ibtpo.planning.response_lengths import ResponseLengths
-from nemo_ibtpo.planning.sampling import TreeShape, sampling_seconds
+from nemo_ibtpo.planning.sampling import sampling_seconds
 
 
 @dataclass(frozen=True)
@@ -118,20 +118,13 @@ def _rollout(
 ) -> float:
     rollout, sampler, per_step = config.rollout, config.sampler, config.trainer.num_prompts_per_step
     engines = min(len(engine_ranks(config, world_size)), per_step)
-    trees = -(-per_step // engines)
-    carried = sampler.carry_over > 0
     return sampling_seconds(
         engine_model(shape, engine, rollout.tensor_parallel_size, rollout.max_batch_size, assumptions),
         engines,
-        trees,
-        -(-trees_in_flight(config) // engines) if carried else min(trees, sampler.max_trees_in_flight),
-        TreeShape(
-            sampler.initial_rollouts,
-            sampler.trajectories_per_prompt - sampler.initial_rollouts,
-            sampler.branch_points * sampler.rollouts_per_branch,
-            sampler.max_sequences_per_tree,
-        ),
+        -(-per_step // engines),
+        -(-trees_in_flight(config) // engines) if sampler.carry_over else None,
+        sampler,
+        config.ib_score,
         ResponseLengths(work.response, rollout.max_new_tokens, assumptions.length_sigma, assumptions.branch_share),
         work.prompt,
-        carried=carried,
     )

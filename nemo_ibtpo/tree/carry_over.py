@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 
 from nemo_ibtpo.tree.branching import BranchingStrategy
 from nemo_ibtpo.tree.growing_tree import GrowingTree, GrowthTask
-from nemo_ibtpo.tree.growth import WorkInFlight
+from nemo_ibtpo.tree.growth import IDLE_S, WorkInFlight
 from nemo_ibtpo.tree.rollouts import RewardSource, RolloutSource
 from nemo_ibtpo.tree.steps import Splitter
 from nemo_ibtpo.tree.tree import Tree
@@ -100,6 +100,7 @@ def grow_until_closed(
     start_delay: int = 0,
     on_turn: Callable[[int], None] | None = None,
     stall_timeout_s: float = 3600.0,
+    idle_s: float = IDLE_S,
 ) -> StepOfTrees:
     """Grow an owner's share of the trees in flight until the step closes.
 
@@ -107,7 +108,8 @@ def grow_until_closed(
         trees: by their index in the order of the prompts, over all owners; none on a rank without an engine.
         tasks: their prompts, by id.
         closing: the same for all owners.
-        source, rewards, strategy, splitter, max_new_tokens, stall_timeout_s: see :func:`nemo_ibtpo.tree.growth.grow`.
+        source, rewards, strategy, splitter, max_new_tokens, stall_timeout_s, idle_s: see
+            :func:`nemo_ibtpo.tree.growth.grow`.
         exchange: what every owner knows, given what this one knows; a collective over the owners. It is called until
             the step closes, by all owners equally often.
         exchange_period_s: shortest time between two calls.
@@ -120,7 +122,7 @@ def grow_until_closed(
     Raises:
         ValueError, RuntimeError: see :func:`nemo_ibtpo.tree.growth.grow`.
     """
-    work = WorkInFlight(source, rewards, stall_timeout_s, has_window=strategy.window > 1)
+    work = WorkInFlight(source, rewards, stall_timeout_s, idle_s, has_window=strategy.window > 1)
     share = _Share(trees, closing, work)
 
     def start(index: int, tick: int) -> None:

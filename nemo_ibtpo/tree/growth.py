@@ -25,7 +25,7 @@ from nemo_ibtpo.tree.rollouts import RewardSource, RolloutSource
 from nemo_ibtpo.tree.steps import Splitter
 from nemo_ibtpo.tree.tree import Tree
 
-_IDLE_S = 0.001  # a turn of the loop in which nothing happened lasts at least so long: no busy waiting
+IDLE_S = 0.001  # a turn of the loop in which nothing happened lasts at least so long: no busy waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,7 @@ def grow(
     on_progress: Callable[[GrowthProgress], None] | None = None,
     on_tree: Callable[[int, Tree], None] | None = None,
     stall_timeout_s: float = 3600.0,
+    idle_s: float = IDLE_S,
 ) -> list[Tree]:
     """Grow one tree per task and return them in the order of the tasks.
 
@@ -66,6 +67,7 @@ def grow(
         on_progress: called whenever rollouts or rewards have arrived.
         on_tree: called with the index of its task and the tree when one is complete.
         stall_timeout_s: growth gives up when for so long neither a rollout nor a reward has arrived.
+        idle_s: shortest time of a turn in which nothing arrived; 0 where time is simulated.
 
     Raises:
         ValueError: ``max_in_flight`` is below 1, or a reward lies outside [0, 1].
@@ -80,7 +82,7 @@ def grow(
         waiting.append(GrowingTree(index, task, identity, strategy, splitter, max_new_tokens))
         occurrences[task.prompt_id] += 1
     trees = [growing.tree for growing in waiting]
-    work = WorkInFlight(source, rewards, stall_timeout_s, has_window=strategy.window > 1)
+    work = WorkInFlight(source, rewards, stall_timeout_s, idle_s, has_window=strategy.window > 1)
     while waiting or work.growing:
         while waiting and len(work.growing) < max_in_flight:
             work.add(waiting.popleft())
@@ -100,7 +102,7 @@ class WorkInFlight:
     """Carries requests, rollouts and rewards between trees that grow and those who sample and score.
 
     Args:
-        source, rewards, stall_timeout_s: see :func:`grow`.
+        source, rewards, stall_timeout_s, idle_s: see :func:`grow`.
         has_window: whether trees branch before all of their sequences have ended, so that it matters how far they
         are.
 
@@ -110,7 +112,7 @@ class WorkInFlight:
     """
 
     def __init__(
-        self, source: RolloutSource, rewards: RewardSource, stall_timeout_s: float, *, has_window: bool
+        self, source: RolloutSource, rewards: RewardSource, stall_timeout_s: float, idle_s: float, *, has_window: bool
     ) -> None:
         self.growing: dict[int, GrowingTree] = {}
         self.trajectories = 0
@@ -118,6 +120,7 @@ class WorkInFlight:
         self._source = source
         self._rewards = rewards
         self._stall_timeout_s = stall_timeout_s
+        self._idle_s = idle_s
         self._has_window = has_window
         self._in_the_way: dict[int, dict[tuple[int, int], int]] = {}  # by tree
         self._wanted: dict[Hashable, int] = {}  # all of these
@@ -235,8 +238,8 @@ class WorkInFlight:
             if any(growing.awaits_sampler or growing.awaits_rewards for growing in self.growing.values()):
                 raise RuntimeError(self._describe_stall())
             self._last_arrival = now  # what it waits for is another owner's
-        elif now - began < _IDLE_S:
-            time.sleep(_IDLE_S - (now - began))
+        elif now - began < self._idle_s:
+            time.sleep(self._idle_s - (now - began))
 
     def _advance(self, touched: Iterable[GrowingTree]) -> None:
         requests = [request for growing in touched for request in growing.advance()]

@@ -1,72 +1,84 @@
-"""Seconds of sampling that a plan predicts, against real growth on the same simulated engines.
+"""Seconds of sampling that a plan predicts.
 
-Why it matters: the plan decides which window a recipe takes. The figures of the simulation are those of one run of
-``benchmarks/sampling_at_scale.py`` (64 prompts on 8 engines), which takes too long for a test and compares the whole
-grid. Not exercised: engines that are there.
+Why it matters: the plan decides which window a recipe takes. Not exercised: engines that are there; the whole grid of
+``benchmarks/sampling_at_scale.py --plan``, which takes minutes.
 """
 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from nemo_ibtpo.config.loader import compose
+from nemo_ibtpo.config.schema import SamplerConfig
 from nemo_ibtpo.planning.assumptions import Assumptions
 from nemo_ibtpo.planning.engine_model import EngineModel, engine_model
 from nemo_ibtpo.planning.memory import engine_memory
 from nemo_ibtpo.planning.model_shape import find_config, shape_of
 from nemo_ibtpo.planning.response_lengths import ResponseLengths
-from nemo_ibtpo.planning.sampling import TreeShape, sampling_seconds
+from nemo_ibtpo.planning.sampling import Workload, sampling_seconds, simulate_steps
 
-RECIPES = {"8b": "ibtpo-llama-3.1-8b-instruct-1n8g-tp2pp1", "70b": "ibtpo-llama-3.3-70b-instruct-8n8g-tp8pp4"}
-LENGTHS = {"short": ResponseLengths(1_000, 2_048, 0.7), "long": ResponseLengths(4_000, 16_384, 0.7)}
-CHAINS = TreeShape(8, 0, 1, None)
-
-
-def tree(window: int | None) -> TreeShape:
-    return TreeShape(4, 8, 1, window)
+RECIPE = compose("ibtpo-llama-3.1-8b-instruct-1n8g-tp2pp1", [])
+SHORT = ResponseLengths(1_000, 2_048, 0.7)
+CHAINS = replace(RECIPE.sampler, name="independent", initial_rollouts=8, rounds=1, max_sequences_per_tree=None)
 
 
-def engine_of(fleet: str) -> EngineModel:
-    config, assumptions = compose(RECIPES[fleet], []), Assumptions()
-    shape = shape_of(find_config(config.model.path)[0])
-    memory = engine_memory(config, shape, assumptions)
-    return engine_model(shape, memory, config.rollout.tensor_parallel_size, 256, assumptions)
+def trees(window: int | None) -> SamplerConfig:
+    return replace(RECIPE.sampler, max_sequences_per_tree=window)
 
 
-def seconds(fleet: str, lengths: str, shape: TreeShape, trees: int = 8, more: int = 0) -> float:
-    engine = engine_of(fleet)
-    return sampling_seconds(engine, 8, trees, trees + more, shape, LENGTHS[lengths], 256, carried=more > 0)
+def engine() -> EngineModel:
+    assumptions = Assumptions()
+    shape = shape_of(find_config(RECIPE.model.path)[0])
+    return engine_model(shape, engine_memory(RECIPE, shape, assumptions), 1, 256, assumptions)
 
 
-@pytest.mark.parametrize(
-    ("fleet", "lengths", "shape", "more", "simulated"),
-    [
-        ("8b", "short", CHAINS, 0, 28.03),
-        ("8b", "short", tree(1), 0, 119.9),
-        ("8b", "short", tree(4), 0, 48.13),
-        ("8b", "short", tree(8), 0, 36.51),
-        ("8b", "short", tree(4), 4, 23.55),
-        ("8b", "long", CHAINS, 0, 255.2),
-        ("8b", "long", tree(8), 0, 266.6),
-        ("70b", "short", tree(4), 0, 50.91),
-        ("70b", "long", tree(4), 4, 99.07),
-    ],
-)
-def test_seconds_are_those_of_real_growth(
-    fleet: str, lengths: str, shape: TreeShape, more: int, simulated: float
-) -> None:
-    assert seconds(fleet, lengths, shape, more=more) == pytest.approx(simulated, rel=0.1)
+def seconds(
+    sampler: SamplerConfig,
+    lengths: ResponseLengths = SHORT,
+    engines: int = 8,
+    trees: int = 8,
+    in_flight: int | None = None,
+) -> float:
+    return sampling_seconds(engine(), engines, trees, in_flight, sampler, RECIPE.ib_score, lengths, 256)
+
+
+def test_responses_of_one_length_take_the_sum_of_their_decoding_steps() -> None:
+    model, tokens = engine(), 2_048
+    decoding = sum(model.decode_s(32, 32 * (256 + drawn)) for drawn in range(tokens))
+    prefill = 8 * 256 * model.prefill_token_s  # the responses of a prompt share it
+    four = replace(CHAINS, initial_rollouts=4)  # of eight prompts fill the cache
+    assert seconds(four, ResponseLengths(tokens, tokens, 0.7)) == pytest.approx(prefill + decoding, rel=0.002)
+
+
+def test_a_wider_window_takes_less_time() -> None:
+    each = [seconds(trees(window), engines=4) for window in (1, 4, 8)]
+    assert each == sorted(each, reverse=True)
+    assert each[0] > 2.5 * each[-1]
 
 
 def test_rounds_of_one_are_a_window_of_one() -> None:
-    assert seconds("8b", "short", tree(None)) == seconds("8b", "short", tree(1))
+    assert seconds(trees(None), engines=1) == seconds(trees(1), engines=1)
+
+
+def test_carried_trees_take_less_time_for_as_many_tokens() -> None:
+    workload, chains = Workload(SHORT, 256, 128, 32), replace(CHAINS, max_policy_lag=4)
+    whole, carried = (
+        simulate_steps(workload, workload.engines(engine(), 2), 16, in_flight, chains, RECIPE.ib_score)
+        for in_flight in (None, 24)
+    )
+    assert carried.seconds < 0.9 * whole.seconds
+    assert carried.sequences > whole.sequences
+    assert whole.tokens == pytest.approx(16 * 8 * 1_000, rel=0.05)
+    assert carried.tokens == pytest.approx(whole.tokens, rel=0.1)
 
 
 def test_more_trees_than_are_simulated_take_longer_in_proportion() -> None:
-    whole, twice = (seconds("8b", "short", TreeShape(1, 0, 1, None), trees) for trees in (256, 512))
-    assert 1.2 * whole < twice < 2 * whole
+    one = replace(CHAINS, initial_rollouts=1)
+    whole, twice = (seconds(one, engines=1, trees=trees) for trees in (64, 128))
+    assert 1.1 * whole < twice < 2 * whole
 
 
 @pytest.mark.parametrize(("mean", "cap"), [(1_000, 2_048), (1_900, 2_048), (300, 16_384)])

@@ -4,8 +4,9 @@ Two fleets of eight engines, with the memory and the speed that the planner work
 one node, and a 70B model on eight nodes, eight GPUs an engine. Responses are log-normal, with a mean of 1,000 tokens
 and at most 2,048, or of 4,000 and at most 16,384; a branch samples a uniform share of a response. Side by side: 8 and
 12 independent responses, trees of 12 trajectories grown serially and with windows of 2, 4, 8 and 12, trees of 10
-trajectories of which 6 start at the prompt (``start_6``), with a window of 4 also 1.25, 1.5 and 2 times the trees of
-a step in flight, with one of 2 also 1.25 times, and 1.5 times 8 independent responses.
+trajectories of which 6 start at the prompt (``start_6``), with a window of 8 also 1.25, 1.5 and 2 times the trees of
+a step in flight, with one of 4 also 1.5 times, and 1.5 times 8 independent responses. With trees carried over a token
+is at most four policies old, which seldom makes a step wait.
 
 Lengths are counted in quanta of some tokens, and settings are spread over the processor's cores, so that 64 prompts a
 step take less than a minute. The last line is JSON: by fleet and prompts (the long responses marked), by sampler,
@@ -44,8 +45,9 @@ MAX_BATCH = 256
 PROMPT_TOKENS = 256
 SIGMA = 0.7  # of the logarithm of a response's length
 FLEETS = {"8b": "ibtpo-llama-3.1-8b-instruct-1n8g-tp2pp1", "70b": "ibtpo-llama-3.3-70b-instruct-8n8g-tp8pp4"}
-STEPS = 3  # that are measured
+STEPS = 4  # that are measured
 SEED = 1_000  # not a plan's
+MAX_POLICY_LAG = 4
 WORKLOADS = {
     "short": Workload(ResponseLengths(1_000, 2_048, SIGMA), PROMPT_TOKENS, 128, 32),
     "long": Workload(ResponseLengths(4_000, 16_384, SIGMA), PROMPT_TOKENS, 512, 128),
@@ -61,10 +63,12 @@ def engine_of(recipe: str) -> EngineModel:
 
 
 def sampler(name: str, window: int | None = None, initial: int = 4, trajectories: int = 12) -> SamplerConfig:
-    """The defaults with another window; steps are segments."""
+    """The defaults with another window."""
     config = SamplerConfig(**defaults(f"sampler/{name}"))
     rounds = 1 + trajectories - initial if name == "ib" else 1
-    return replace(config, initial_rollouts=initial, rounds=rounds, max_sequences_per_tree=window)
+    return replace(
+        config, initial_rollouts=initial, rounds=rounds, max_sequences_per_tree=window, max_policy_lag=MAX_POLICY_LAG
+    )
 
 
 BASE = "independent_8"
@@ -78,10 +82,10 @@ SAMPLERS = {
     "window_8": (sampler("ib", 8), 0.0),
     "window_12": (sampler("ib", 12), 0.0),
     "start_6": (sampler("ib", 10, initial=6, trajectories=10), 0.0),
-    "carry_1.25_window_2": (sampler("ib", 2), 0.25),
-    "carry_1.25": (sampler("ib", 4), 0.25),
-    "carry_1.5": (sampler("ib", 4), 0.5),
-    "carry_2": (sampler("ib", 4), 1.0),
+    "carry_1.5_window_4": (sampler("ib", 4), 0.5),
+    "carry_1.25": (sampler("ib", 8), 0.25),
+    "carry_1.5": (sampler("ib", 8), 0.5),
+    "carry_2": (sampler("ib", 8), 1.0),
 }
 
 

@@ -160,7 +160,8 @@ class SamplerConfig:
     """Trees grown at once on one engine; with ``carry_over`` this one says how many there are."""
     carry_over: NonNegativeFloat
     """Trees in flight beyond those that a step trains, as a share of these: a step closes when enough trees are
-    complete, and the others go on under the next weights. 0 trains what each step began."""
+    complete, and the others go on under the next weights. 0 trains what each step began. With several updates a step
+    it cost accuracy in a study, with one it did not (docs/results.md)."""
     max_policy_lag: PositiveInt
     """With ``carry_over``, most optimizer steps between the policy that sampled a token and the policy that the step
     which trains it begins with; a step waits for trees that would be too old in the next one."""

@@ -56,6 +56,7 @@ def as_json(plan: Plan, source: str, assumptions: Assumptions, suggestion: Sugge
             "longest_paths": [dataclasses.asdict(path) for path in _paths(plan, assumptions)],
             "step_seconds": plan.step_seconds,
             "grpo_step_seconds": None if (twin := twin_of(plan)) is None else twin.step_seconds,
+            "grpo_carried_step_seconds": None if (twin := _carried_twin(plan)) is None else twin.step_seconds,
             "suggestion": None if suggestion is None else _suggested(suggestion),
             "assumptions": dataclasses.asdict(assumptions),
         },
@@ -91,10 +92,21 @@ def _seconds(plan: Plan) -> Iterator[str]:
     )
     yield "  " + ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in plan.seconds.items())
     if twin := twin_of(plan):
-        yield (
-            f"GRPO at equal tokens, {twin.config.sampler.initial_rollouts} independent responses a prompt: about "
-            f"{twin.step_seconds:,.1f} s (rollout {twin.seconds['rollout']:,.1f} s)"
-        )
+        text = f"GRPO at equal tokens, {twin.config.sampler.initial_rollouts} independent responses a prompt: about "
+        text += _step_and_rollout(twin)
+        if carried := _carried_twin(plan):
+            text += f"; carried over, too, {_step_and_rollout(carried)}"
+        yield text
+
+
+def _carried_twin(plan: Plan) -> Plan | None:
+    """GRPO's step with unfinished groups carried over as the plan's trees are; None where none are."""
+    carry_over = plan.config.sampler.carry_over
+    return twin_of(plan, carry_over=carry_over) if carry_over else None
+
+
+def _step_and_rollout(plan: Plan) -> str:
+    return f"{plan.step_seconds:,.1f} s (rollout {plan.seconds['rollout']:,.1f} s)"
 
 
 def _paths(plan: Plan, assumptions: Assumptions) -> tuple[LongestPath, ...]:

@@ -81,8 +81,13 @@ def make_plan(
     return Plan(config, world_size, shape, positions(hf_config), layout, work, memory, problem, assumptions)
 
 
-def twin_of(plan: Plan) -> Plan | None:
-    """The same with independent responses at equal tokens, as GRPO samples them; None for a plan without branches."""
+def twin_of(plan: Plan, *, carry_over: float = 0.0) -> Plan | None:
+    """The same with independent responses at equal tokens, as GRPO samples them; None for a plan without branches.
+
+    Args:
+        plan: of trees.
+        carry_over: unfinished groups of responses in flight, as ``sampler.carry_over`` counts trees.
+    """
     sampler, share = plan.config.sampler, plan.assumptions.branch_share
     branches = sampler.trajectories_per_prompt - sampler.initial_rollouts
     if not branches:
@@ -92,7 +97,7 @@ def twin_of(plan: Plan) -> Plan | None:
         "sampler.initial_rollouts": round(sampler.initial_rollouts + share * branches),
         "sampler.rounds": 1,
         "sampler.max_sequences_per_tree": None,
-        "sampler.carry_over": 0.0,
+        "sampler.carry_over": carry_over,
     }
     return dataclasses.replace(plan, config=changed(plan.config, independent))
 

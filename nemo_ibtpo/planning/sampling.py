@@ -5,7 +5,7 @@ engines of :mod:`nemo_ibtpo.planning.simulated_engine`. Of a language model ther
 verifier only how often it says yes: a prompt is solved with a probability of its own, and the verdict comes at once.
 Seconds are the mean of some steps.
 
-Declared: a mean response has eight reasoning steps, unless steps are segments; at most eight engines with 64 trees
+Declared: a mean response has eight reasoning steps, unless steps are segments; at most eight engines with 128 trees
 in all are simulated; where an engine alone grows more trees than that, they take longer in proportion.
 """
 
@@ -33,10 +33,10 @@ _STEPS_BEFORE = 4  # with trees carried over, until about as many tokens are beg
 _EXCHANGE_PERIOD_S = 0.2  # engines hear no more often of trees that are complete
 _START_DELAY = 64  # tokens, as in training
 
-_QUANTA = 64  # that the longest response is counted in
+_QUANTA = 128  # that the longest response is counted in
 _STEPS_OF_A_RESPONSE = 8
 _MOST_ENGINES = 8
-_MOST_TREES = 64
+_MOST_TREES = 128
 
 
 @dataclass(frozen=True)

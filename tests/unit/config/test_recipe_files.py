@@ -88,6 +88,17 @@ def test_recipe_fits_an_h100(name: str) -> None:
     assert by_hand - 0.1 < sampling < 1.1 * by_hand
 
 
+@pytest.mark.parametrize("name", LARGE)
+def test_recipe_carries_trees_over_where_that_was_seen_to_cost_nothing(name: str) -> None:
+    """With one update a step and a window of eight, or chains, from the whole distribution (docs/results.md)."""
+    config = compose(name, [])
+    whole = config.rollout.top_p == 1 and config.rollout.top_k == 0
+    assert config.sampler.carry_over == (0.5 if whole else 0.0)
+    if whole:
+        assert config.trainer.num_prompts_per_update == config.trainer.num_prompts_per_step
+        assert config.sampler.max_sequences_per_tree == (8 if config.sampler.name == "ib" else None)
+
+
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_small_recipe_fits_its_ranks(name: str) -> None:
     config = compose(name, [])

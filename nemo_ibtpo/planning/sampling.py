@@ -5,8 +5,9 @@ engines of :mod:`nemo_ibtpo.planning.simulated_engine`. Of a language model ther
 verifier only how often it says yes: a prompt is solved with a probability of its own, and the verdict comes at once.
 Seconds are the mean of some steps.
 
-Declared: a mean response has eight reasoning steps, unless steps are segments; at most eight engines with 128 trees
-in all are simulated; where an engine alone grows more trees than that, they take longer in proportion.
+Declared: a mean response has eight reasoning steps, unless steps are segments; a step makes one update; at most eight
+engines with 128 trees in all are simulated; where an engine alone grows more trees than that, they take longer in
+proportion.
 """
 
 from __future__ import annotations
